@@ -1,0 +1,352 @@
+"""What the balancer does with a packet: the whole decision, pure.
+
+Theory of operation
+-------------------
+A SYN is answered with a cookie and forgotten. The ACK that completes the
+handshake is consumed. The first payload segment proves by its numbers that it
+follows a cookie of ours; a key is taken from it (segments are held until the
+key is whole), the scheduler chooses a backend, a flow is entered, and the
+segment itself, unchanged but for destination, DSCP, TTL and TSecr, is the
+handoff to the bridge. Later packets follow the flow.
+
+For a packet that is no SYN the tests come in this order:
+
+1. Its TSecr names a backend: the flow is established there. Where the table
+   disagrees, the table is right only if the flow is old enough for the
+   server's timestamps to have wrapped; otherwise the entry is stale.
+2. It repeats the flow's first segment: same backend.
+3. It follows a cookie: with payload it opens a flow (over whatever was there),
+   without it is consumed, and with FIN alone it is answered.
+4. It belongs to held segments. 5. It has a table entry.
+6. Nobody knows it: dropped, and a second later reset.
+
+Rules: octets, state, clock and secret in, a verdict out; nothing here blocks,
+reads a clock or touches a socket. No octets raise.
+
+What still dissatisfies: one choice holds for a connection, so a second request
+on it goes to the same backend whatever its URL; and a flow without timestamps
+is lost with the table that knows it.
+"""
+
+import struct
+from random import Random
+
+from balancer import handshake, hold, takeover
+from balancer.config import Config, Service
+from balancer.flows import HALF_CLOSED, OPEN, RESET, Backend, BackendFlow
+from balancer.request import NEED_MORE, choose_key
+from balancer.schedule import make_scheduler
+from common.checksum import change, patch
+from common.cookie import Secrets
+from common.counters import Counters
+from common.flow import RELINK_MS, FlowTable
+from common.seq import add, delta
+from common.unknown import UnknownFlows
+from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
+from common.wire import Malformed, icmp, ipv4, tcp
+from common.wire.tcp import ACK, FIN, RST, SYN, Segment
+
+_U16 = struct.Struct("!H")
+_U32 = struct.Struct("!I")
+_TIMESTAMPS = struct.Struct("!II")
+
+
+class ServiceState:
+    """A service with its backends and scheduler, as the packet path needs it."""
+
+    def __init__(self, config: Service, random: Random) -> None:
+        self.config = config
+        vip = config.vip.packed
+        self.backends = {
+            backend.id: Backend(
+                self, backend,
+                ipv4.Rewrite(ipv4.DST_OFF, vip, backend.address.packed, config.dscp),
+            )
+            for backend in config.backends
+        }
+        self.scheduler = make_scheduler(
+            config.scheduler, config.backends, hash_balance_factor=config.hash_balance_factor,
+            load=lambda backend_id: self.backends[backend_id].flows, random=random,
+        )
+
+
+class Datapath:
+    """Verdicts for packets; see the module. Flow state lives in `flows` and `holds`."""
+
+    def __init__(self, config: Config, secrets: Secrets, *, random: Random) -> None:
+        self._secrets = secrets
+        self._services = {
+            service.vip.packed + _U16.pack(service.port): ServiceState(service, random)
+            for service in config.services
+        }
+        self._vips = {service.vip.packed for service in config.services}
+        timeouts = config.timeouts
+        self.flows: FlowTable[BackendFlow] = FlowTable(
+            config.max_flows, (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms),
+            _forget_flow,
+        )
+        self.holds = hold.HoldTable(config.hold_octets_total)
+        self.unknown = UnknownFlows()
+        self._takeover_limit = takeover.RateLimit(config.takeover_rate)
+        self.counters = Counters()
+
+    def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
+        """Decide about one IPv4 packet.
+
+        packet: from the IP header on; octets past its total length are ignored.
+        now_ms: unix time in ms.
+        """
+        try:
+            if packet[ipv4.DST_OFF:ipv4.DST_OFF + 4] not in self._vips:
+                verdict = PASS
+            elif packet[ipv4.PROTOCOL_OFF] == ipv4.PROTOCOL_TCP:
+                verdict = self._on_tcp(packet, now_ms)
+            elif packet[ipv4.PROTOCOL_OFF] == ipv4.PROTOCOL_ICMP:
+                verdict = self._on_icmp(packet)
+            else:
+                verdict = PASS
+        except Malformed as malformed:
+            verdict = DROP[malformed.reason]
+        self.counters.reasons[verdict.reason] += 1
+        return verdict
+
+    def on_tick(self, now_ms: int) -> list[bytes]:
+        """Let flows expire, and decide about held ones whose time has come.
+
+        Returns: packets to send.
+        """
+        self.flows.expire(now_ms)
+        packets: list[bytes] = []
+        for held in self.holds.expired(now_ms):
+            verdict = self._on_hold_bound(held, now_ms)
+            self.counters.reasons[verdict.reason] += 1
+            packets += verdict.packets
+        return packets
+
+    def on_too_big(self, packet: bytes, mtu: int, now_ms: int) -> list[bytes]:
+        """Answer a packet that, forwarded, exceeds the next link's MTU (RFC 1191 §4).
+
+        packet: as it arrived from the client.
+        """
+        return [icmp.emit_fragmentation_needed(packet, mtu, packet[16:20])]
+
+    # --- TCP ---
+
+    def _on_tcp(self, packet: bytes, now_ms: int) -> Verdict:
+        segment = Segment(packet)
+        service = self._services.get(packet[16:20] + packet[22:24])
+        if service is None:
+            return PASS
+        flags = segment.flags
+        if flags & SYN:
+            return self._on_syn(segment, service, now_ms)
+        key = segment.five_tuple
+        flow = self.flows.get(key)
+        if segment.ts_off and flags & ACK:
+            tsecr = _U32.unpack_from(packet, segment.ts_off + 4)[0]
+            named = service.backends.get(takeover.backend_id(tsecr))
+            if named is not None:
+                return self._on_named(segment, flow, named, tsecr, now_ms)
+        return self._on_unnamed(segment, service, flow, key, now_ms)
+
+    def _on_syn(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
+        if segment.flags & (ACK | FIN | RST):
+            return DROP[DropReason.BAD_FLAGS]
+        source = segment.packet[12:16]
+        if not ipv4.source_is_possible(source) or source == segment.packet[16:20]:
+            return DROP[DropReason.BAD_SOURCE]
+        return send(
+            Event.SYN_ANSWERED,
+            handshake.answer_syn(segment, service.config, self._secrets, now_ms),
+        )
+
+    def _on_named(
+        self, segment: Segment, flow: BackendFlow | None, named: Backend, tsecr: int, now_ms: int
+    ) -> Verdict:
+        """A packet whose TSecr names a backend."""
+        if flow is not None:
+            backend = flow.backend
+            if backend is named or takeover.may_have_wrapped(
+                backend.id, tsecr, now_ms - flow.created_ms
+            ):
+                flow.ts_shift = 0  # the client has seen the server: no more echoes of T0
+                return self._forward(segment, flow, now_ms)
+            self.flows.remove(flow)
+        if not self._takeover_limit.allows(now_ms):
+            return DROP[DropReason.TAKEOVER_LIMITED]
+        return _forward_to(segment, named, 0, Event.TAKEOVER)
+
+    def _on_unnamed(
+        self, segment: Segment, service: ServiceState, flow: BackendFlow | None, key: bytes,
+        now_ms: int,
+    ) -> Verdict:
+        """A packet whose TSecr, if it has one, names no backend."""
+        payload_len = segment.payload_len
+        if flow is not None and payload_len and delta(segment.seq, 1) == flow.client_isn:
+            return self._forward(segment, flow, now_ms)
+        if handshake.follows_cookie(segment, self._secrets, now_ms):
+            return self._on_first(segment, service, now_ms)
+        held = self.holds.get(key)
+        if held is not None:
+            return self._on_held(segment, held, now_ms)
+        if flow is not None:
+            return self._forward(segment, flow, now_ms)
+        if segment.flags & RST:
+            return DROP[DropReason.RESET_UNANSWERED]
+        if self.unknown.is_lost(key, now_ms):
+            return send(Event.RESET, tcp.reset_for(segment))
+        return DROP[DropReason.UNKNOWN_FLOW]
+
+    # --- the first payload ---
+
+    def _on_first(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
+        """The first segment after a handshake of ours."""
+        key = segment.five_tuple
+        held = self.holds.get(key)
+        if held is not None and (
+            held.client_isn != delta(segment.seq, 1) or held.cookie_isn != delta(segment.ack, 1)
+        ):
+            self.holds.remove(held)  # of an older connection on the same ports
+            held = None
+        if segment.flags & RST:
+            if held is not None:
+                self.holds.remove(held)
+            return DROP[DropReason.RESET_UNANSWERED]
+        if held is not None:
+            return self._on_held(segment, held, now_ms)
+        if not segment.payload_len:
+            if segment.flags & FIN:
+                return send(Event.FIN_ANSWERED, handshake.answer_fin(segment))
+            return DROP[DropReason.HANDSHAKE_ACK]
+        chosen = _choose(service.config, segment, segment.payload, bool(segment.flags & FIN))
+        if chosen is not NEED_MORE:
+            return self._open(service, [segment], chosen, now_ms)
+        return self._on_held(segment, hold.Held(service, segment, now_ms), now_ms)
+
+    def _on_held(self, segment: Segment, held: hold.Held, now_ms: int) -> Verdict:
+        """A segment of a flow whose key is not complete yet."""
+        if segment.flags & RST:
+            self.holds.remove(held)
+            return DROP[DropReason.RESET_UNANSWERED]
+        if not segment.seq_len:
+            return DROP[DropReason.HANDSHAKE_ACK]
+        within_bounds = self.holds.add(held, segment)
+        payload, ended = held.prefix()
+        chosen = _choose(held.service.config, segment, payload, ended)
+        if chosen is not NEED_MORE:
+            self.holds.remove(held)
+            return self._open(held.service, held.segments(), chosen, now_ms)
+        return HELD if within_bounds else self._on_hold_bound(held, now_ms)
+
+    def _on_hold_bound(self, held: hold.Held, now_ms: int) -> Verdict:
+        """A bound was reached before the key was complete: hash what is there, or reset."""
+        self.holds.remove(held)
+        segments = held.segments()
+        if held.service.config.hold.policy == "reset":
+            return send(Event.RESET, tcp.reset_for(segments[0]))
+        payload, _ = held.prefix()
+        chosen = _choose(held.service.config, segments[0], payload, complete=True)
+        return self._open(held.service, segments, chosen, now_ms)
+
+    def _open(
+        self, service: ServiceState, segments: list[Segment], chosen: bytes, now_ms: int
+    ) -> Verdict:
+        """Choose a backend, enter the flow and hand its first segments over."""
+        first = segments[0]
+        key = first.five_tuple
+        old = self.flows.get(key)
+        if old is not None:
+            self.flows.remove(old)  # before choosing: it no longer loads its backend
+        backend_id = service.scheduler.pick(chosen)
+        if backend_id is None:
+            return send(DropReason.NO_BACKEND, tcp.reset_for(first))
+        backend = service.backends[backend_id]
+        timestamps = first.timestamps
+        shift = takeover.ts_shift(backend.id, timestamps[1], now_ms) if timestamps else 0
+        flow = BackendFlow(key, backend, delta(first.seq, 1), shift, now_ms)
+        self.flows.insert(flow)
+        self.unknown.forget(key)
+        backend.flows += 1
+        backend.handoffs += 1
+        packets = [
+            packet
+            for segment in segments
+            for packet in self._forward(segment, flow, now_ms).packets
+        ]
+        return send(Event.HANDOFF, *packets)
+
+    # --- forwarding ---
+
+    def _forward(self, segment: Segment, flow: BackendFlow, now_ms: int) -> Verdict:
+        """Send a packet to its flow's backend, and note what it does to the flow."""
+        flags = segment.flags
+        if flags & RST:
+            self.flows.move(flow, RESET, now_ms)
+        elif flags & FIN and flow.state == OPEN:
+            self.flows.move(flow, HALF_CLOSED, now_ms)
+        elif now_ms - flow.seen_ms >= RELINK_MS:
+            self.flows.touch(flow, now_ms)
+        return _forward_to(segment, flow.backend, flow.ts_shift, Event.FORWARDED)
+
+    # --- ICMP ---
+
+    def _on_icmp(self, packet: bytes) -> Verdict:
+        """An ICMP error for the VIP reaches the backend whose segment it quotes."""
+        ipv4.checked_len(packet)
+        if len(packet) <= icmp.ICMP_OFF or packet[icmp.ICMP_OFF] not in icmp.ERRORS:
+            return PASS
+        quote = icmp.Quote(packet)
+        quoted = quote.five_tuple  # of a packet from the VIP to the client
+        service = self._services.get(quoted[0:4] + quoted[8:10])
+        if service is None or packet[16:20] != quoted[0:4]:
+            return PASS
+        flow = self.flows.get(tcp.reverse(quoted))
+        if flow is not None:
+            backend: Backend | None = flow.backend
+        else:
+            tsval = quote.tsval
+            backend = service.backends.get(takeover.backend_id(tsval)) if tsval else None
+        if backend is None:
+            return DROP[DropReason.UNKNOWN_FLOW]
+        if packet[ipv4.TTL_OFF] <= 1:
+            return DROP[DropReason.TTL_EXPIRED]
+        forwarded = bytearray(quote.packet)
+        backend.rewrite.apply(forwarded)
+        return send(Event.ICMP_FORWARDED, bytes(forwarded))
+
+
+def _choose(service: Service, segment: Segment, payload: bytes, complete: bool) -> bytes:
+    """The key in `payload`, or NEED_MORE (never when `complete`)."""
+    source = segment.packet[12:16]
+    sport = _U16.unpack_from(segment.packet, tcp.TCP_OFF)[0]
+    return choose_key(service.key, service.fallback, payload, source, sport, complete)
+
+
+def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event) -> Verdict:
+    """`segment` with its backend's address, DSCP, TTL, and a TSecr that names the backend."""
+    if segment.packet[ipv4.TTL_OFF] <= 1:
+        return DROP[DropReason.TTL_EXPIRED]
+    packet = bytearray(segment.packet)
+    changes = backend.rewrite.apply(packet)
+    if ts_shift and segment.ts_off:
+        off = segment.ts_off + 4
+        tsecr = _U32.unpack_from(packet, off)[0]
+        if tsecr and not takeover.backend_id(tsecr):
+            shifted = add(tsecr, ts_shift)
+            _U32.pack_into(packet, off, shifted)
+            changes += _change_at(off, tsecr, shifted)
+    field = _U16.unpack_from(packet, tcp.CHECKSUM_OFF)[0]
+    _U16.pack_into(packet, tcp.CHECKSUM_OFF, patch(field, changes))
+    backend.packets += 1
+    backend.octets += len(packet)
+    return send(event, bytes(packet))
+
+
+def _change_at(off: int, old: int, new: int) -> int:
+    """The checksum's change for 32 bits at `off`, which need not be even (RFC 1071 §2 (B))."""
+    difference = change(old, new)
+    return difference if off % 2 == 0 else difference << 8
+
+
+def _forget_flow(flow: BackendFlow) -> None:
+    flow.backend.flows -= 1

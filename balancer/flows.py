@@ -1,0 +1,44 @@
+"""The balancer's flow: which backend has it, and since when."""
+
+from common.flow import Flow
+
+# States, in the order in which flows are evicted last.
+OPEN, HALF_CLOSED, RESET = 0, 1, 2
+
+
+class Backend:
+    """A backend of a service, as the packet path needs it, with its counters.
+
+    address: 4 octets. rewrite: turns a packet for the VIP into one for the backend.
+    """
+
+    __slots__ = ("address", "flows", "handoffs", "id", "octets", "packets", "rewrite", "service",
+                 "weight")
+
+    def __init__(self, service, backend, rewrite) -> None:
+        self.service = service
+        self.id = backend.id
+        self.weight = backend.weight
+        self.address = backend.address.packed
+        self.rewrite = rewrite
+        self.flows = self.handoffs = self.packets = self.octets = 0
+
+
+class BackendFlow(Flow):
+    """A flow that has its backend.
+
+    client_isn: tells a retransmitted first segment from a new connection.
+    ts_shift:   what turns an echo of the SYN-ACK's TSval into one that names the backend.
+    created_ms: unix time, to see whether the backend's timestamps can have wrapped.
+    """
+
+    __slots__ = ("backend", "client_isn", "created_ms", "ts_shift")
+
+    def __init__(
+        self, key: bytes, backend: Backend, client_isn: int, ts_shift: int, now_ms: int
+    ) -> None:
+        super().__init__(key, OPEN, now_ms)
+        self.backend = backend
+        self.client_isn = client_isn
+        self.ts_shift = ts_shift
+        self.created_ms = now_ms

@@ -1,0 +1,93 @@
+"""What the data path says of a packet: an action, its reason, and packets to send.
+
+The list of reasons is the same in Python, C, logs and metrics.
+Twin: common/bpf/verdict.h
+"""
+
+from enum import Enum, StrEnum
+from typing import NamedTuple
+
+
+class Action(Enum):
+    """What becomes of the packet that was looked at."""
+
+    PASS = "pass"  # leave it to the host's own stack
+    DROP = "drop"
+    SEND = "send"  # drop it, and send `Verdict.packets`
+    HOLD = "hold"  # keep it; a later packet or a timer lets it go
+
+
+class Reason(StrEnum):
+    """A name that an operator can read; each has a counter."""
+
+    # StrEnum hashes by calling Python code; these are keys on the packet path.
+    __hash__ = str.__hash__
+
+
+class Event(Reason):
+    """Why a packet was passed, held or answered."""
+
+    NOT_OURS = "not_ours"
+    # balancer
+    SYN_ANSWERED = "syn_answered"
+    FIN_ANSWERED = "fin_answered"
+    HELD = "held"
+    HANDOFF = "handoff"
+    FORWARDED = "forwarded"
+    TAKEOVER = "takeover"
+    # packetbridge
+    REPLAYED = "replayed"
+    OPENED = "opened"
+    TO_SERVER = "to_server"
+    TO_CLIENT = "to_client"
+    # both
+    ICMP_FORWARDED = "icmp_forwarded"
+    RESET = "reset"
+
+
+class DropReason(Reason):
+    """Why a packet was dropped, and what that means to an operator."""
+
+    # the octets are not what they claim to be: a fault or an attack
+    MALFORMED_IP = "malformed_ip"
+    MALFORMED_TCP = "malformed_tcp"
+    MALFORMED_ICMP = "malformed_icmp"
+    BAD_SOURCE = "bad_source"  # a source that no host can have
+    BAD_FLAGS = "bad_flags"  # SYN together with ACK, FIN or RST towards the VIP
+    BAD_CHECKSUM = "bad_checksum"  # a handoff damaged under way
+    # sound, but nothing that this path carries
+    FRAGMENT = "fragment"
+    IP_OPTIONS = "ip_options"
+    TTL_EXPIRED = "ttl_expired"
+    TRUNCATED = "truncated"  # longer than the packet queue can carry
+    # the everyday life of a flow
+    HANDSHAKE_ACK = "handshake_ack"  # completes a handshake; nothing to forward yet
+    UNKNOWN_FLOW = "unknown_flow"  # no flow yet: overtaken, stale, or forged
+    TAKEOVER_LIMITED = "takeover_limited"  # more foreign flows than `takeover_rate`
+    RESET_UNANSWERED = "reset_unanswered"  # a RST of no flow: never answered
+    NO_BACKEND = "no_backend"  # every backend has weight 0
+    REPLAY_PENDING = "replay_pending"  # the server has not answered yet
+    REPLAY_DONE = "replay_done"  # the server's half of the replayed handshake
+    FLOW_CLOSED = "flow_closed"  # late packet of a flow that was reset
+    INTERNAL_ERROR = "internal_error"  # our bug; logged
+
+
+class Verdict(NamedTuple):
+    """The data path's answer for one packet.
+
+    packets: whole IPv4 packets with valid checksums, in the order to be sent.
+    """
+
+    action: Action
+    reason: Event | DropReason
+    packets: tuple[bytes, ...] = ()
+
+
+PASS = Verdict(Action.PASS, Event.NOT_OURS)
+HELD = Verdict(Action.HOLD, Event.HELD)
+DROP = {reason: Verdict(Action.DROP, reason) for reason in DropReason}
+
+
+def send(reason: Event | DropReason, *packets: bytes) -> Verdict:
+    """Drop the packet at hand and send `packets`."""
+    return Verdict(Action.SEND, reason, packets)

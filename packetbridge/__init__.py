@@ -1,0 +1,1 @@
+"""The packetbridge: opens handed-over flows at the local server and lets it answer as the VIP."""
