@@ -36,9 +36,9 @@ from balancer.config import Config, Service
 from balancer.flows import HALF_CLOSED, OPEN, RESET, Backend, BackendFlow
 from balancer.request import NEED_MORE, choose_key
 from balancer.schedule import make_scheduler
-from common.checksum import change, patch
+from common.checksum import change_at, patch
 from common.cookie import Secrets
-from common.counters import Counters
+from common.counters import Sample, new_counters
 from common.flow import RELINK_MS, FlowTable
 from common.seq import add, delta
 from common.unknown import UnknownFlows
@@ -48,7 +48,6 @@ from common.wire.tcp import ACK, FIN, RST, SYN, Segment
 
 _U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
-_TIMESTAMPS = struct.Struct("!II")
 
 
 class ServiceState:
@@ -88,7 +87,7 @@ class Datapath:
         self.holds = hold.HoldTable(config.hold_octets_total)
         self.unknown = UnknownFlows()
         self._takeover_limit = takeover.RateLimit(config.takeover_rate)
-        self.counters = Counters()
+        self.counters = new_counters()
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
         """Decide about one IPv4 packet.
@@ -107,7 +106,7 @@ class Datapath:
                 verdict = PASS
         except Malformed as malformed:
             verdict = DROP[malformed.reason]
-        self.counters.reasons[verdict.reason] += 1
+        self.counters[verdict.reason] += 1
         return verdict
 
     def on_tick(self, now_ms: int) -> list[bytes]:
@@ -119,7 +118,7 @@ class Datapath:
         packets: list[bytes] = []
         for held in self.holds.expired(now_ms):
             verdict = self._on_hold_bound(held, now_ms)
-            self.counters.reasons[verdict.reason] += 1
+            self.counters[verdict.reason] += 1
             packets += verdict.packets
         return packets
 
@@ -129,6 +128,28 @@ class Datapath:
         packet: as it arrived from the client.
         """
         return [icmp.emit_fragmentation_needed(packet, mtu, packet[16:20])]
+
+    def samples(self) -> list[Sample]:
+        """What there is to be seen besides `counters`."""
+        samples = [
+            Sample("flows", "gauge", "Flows in the table", {}, len(self.flows)),
+            Sample("held_flows", "gauge", "Flows whose key is not complete", {}, len(self.holds)),
+            Sample("evicted_flows", "counter", "Flows put out by newer ones", {},
+                   self.flows.evicted),
+        ]
+        for service in self._services.values():
+            for backend in service.backends.values():
+                labels = {"service": service.config.name, "backend": str(backend.id)}
+                samples += [
+                    Sample("backend_flows", "gauge", "Flows of a backend", labels, backend.flows),
+                    Sample("backend_handoffs", "counter", "Flows given to a backend", labels,
+                           backend.handoffs),
+                    Sample("backend_packets", "counter", "Packets to a backend", labels,
+                           backend.packets),
+                    Sample("backend_octets", "counter", "Octets to a backend", labels,
+                           backend.octets),
+                ]
+        return samples
 
     # --- TCP ---
 
@@ -304,8 +325,7 @@ class Datapath:
         if flow is not None:
             backend: Backend | None = flow.backend
         else:
-            tsval = quote.tsval
-            backend = service.backends.get(takeover.backend_id(tsval)) if tsval else None
+            backend = service.backends.get(takeover.backend_id(quote.tsval))
         if backend is None:
             return DROP[DropReason.UNKNOWN_FLOW]
         if packet[ipv4.TTL_OFF] <= 1:
@@ -334,18 +354,12 @@ def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event)
         if tsecr and not takeover.backend_id(tsecr):
             shifted = add(tsecr, ts_shift)
             _U32.pack_into(packet, off, shifted)
-            changes += _change_at(off, tsecr, shifted)
+            changes += change_at(off, tsecr, shifted)
     field = _U16.unpack_from(packet, tcp.CHECKSUM_OFF)[0]
     _U16.pack_into(packet, tcp.CHECKSUM_OFF, patch(field, changes))
     backend.packets += 1
     backend.octets += len(packet)
     return send(event, bytes(packet))
-
-
-def _change_at(off: int, old: int, new: int) -> int:
-    """The checksum's change for 32 bits at `off`, which need not be even (RFC 1071 §2 (B))."""
-    difference = change(old, new)
-    return difference if off % 2 == 0 else difference << 8
 
 
 def _forget_flow(flow: BackendFlow) -> None:

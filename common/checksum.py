@@ -40,6 +40,11 @@ def change(old: int, new: int) -> int:
     return (old ^ 0xFFFFFFFF) + new
 
 
+def change_at(off: int, old: int, new: int) -> int:
+    """As `change`, for 32 bits at offset `off`, which need not be even (RFC 1071 §2 (B))."""
+    return change(old, new) << (off & 1) * 8
+
+
 def patch(field: int, changes: int) -> int:
     """The checksum `field` after the sum of `change(...)` terms `changes`."""
     return fold((field ^ 0xFFFF) + changes) ^ 0xFFFF

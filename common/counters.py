@@ -1,17 +1,26 @@
-"""What the data path counts, for metrics and logs."""
+"""What the data path counts, in a form that metrics and logs read."""
 
 from collections import defaultdict
+from typing import NamedTuple
 
 from common.verdict import DropReason, Event
 
+Counters = defaultdict[Event | DropReason, int]
 
-class Counters:
-    """Counts since the start.
 
-    reasons:  packets by what became of them.
-    services: for each service (and, in the balancer, each backend of it) named values.
+def new_counters() -> Counters:
+    """Packets by what became of them, all zero."""
+    return defaultdict(int)
+
+
+class Sample(NamedTuple):
+    """One value at this moment.
+
+    name: without the program's prefix. kind: `counter` or `gauge`. labels: name to value.
     """
 
-    def __init__(self) -> None:
-        self.reasons: defaultdict[Event | DropReason, int] = defaultdict(int)
-        self.services: dict[str, dict[str, int]] = {}
+    name: str
+    kind: str
+    help: str
+    labels: dict[str, str]
+    value: float

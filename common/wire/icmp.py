@@ -49,14 +49,19 @@ class Quote:
         return self.packet[QUOTE_OFF + 12:QUOTE_OFF + 24]
 
     @property
-    def tsval(self) -> int | None:
-        """The quoted segment's TSval, where the quotation goes that far."""
+    def tsval_off(self) -> int:
+        """Where the quoted segment's TSval lies, 0 if the quotation does not go that far."""
         start = QUOTE_TCP_OFF + 20
         if len(self.packet) < start:
-            return None
+            return 0
         end = min(QUOTE_TCP_OFF + (self.packet[QUOTE_TCP_OFF + 12] >> 4) * 4, len(self.packet))
-        off = options.timestamps_off(self.packet, start, end) if end > start else 0
-        return struct.unpack_from("!I", self.packet, off)[0] if off else None
+        return options.timestamps_off(self.packet, start, end) if end > start else 0
+
+    @property
+    def tsval(self) -> int:
+        """The quoted segment's TSval, 0 if the quotation does not go that far."""
+        off = self.tsval_off
+        return struct.unpack_from("!I", self.packet, off)[0] if off else 0
 
 
 def emit_fragmentation_needed(packet: bytes, mtu: int, src: bytes) -> bytes:

@@ -76,13 +76,17 @@ class Rewrite:
 
     off:  SRC_OFF or DST_OFF.
     dscp: codepoint to write, or None to leave the packet's own.
+    hops: what the TTL loses: 1 where a packet passes on, 0 where it is just being made.
     Twin: common/bpf/ipv4.h:rewrite
     """
 
-    __slots__ = ("_changes", "_dscp", "_new", "_off")
+    __slots__ = ("_changes", "_dscp", "_hops", "_new", "_off")
 
-    def __init__(self, off: int, old: bytes, new: bytes, dscp: int | None) -> None:
+    def __init__(
+        self, off: int, old: bytes, new: bytes, dscp: int | None = None, *, hops: int = 1
+    ) -> None:
         self._off = off
+        self._hops = hops
         self._new = new
         self._dscp = dscp
         self._changes = fold(change(_U32.unpack(old)[0], _U32.unpack(new)[0]))
@@ -92,10 +96,11 @@ class Rewrite:
         tos = packet[TOS_OFF]
         new_tos = tos if self._dscp is None else with_dscp(tos, self._dscp)
         ttl = packet[TTL_OFF]
+        new_ttl = ttl - self._hops
         packet[TOS_OFF] = new_tos
-        packet[TTL_OFF] = ttl - 1
+        packet[TTL_OFF] = new_ttl
         field = packet[CHECKSUM_OFF] << 8 | packet[CHECKSUM_OFF + 1]
-        changes = self._changes + change(tos, new_tos) + change(ttl << 8, ttl - 1 << 8)
+        changes = self._changes + change(tos, new_tos) + change(ttl << 8, new_ttl << 8)
         _U16.pack_into(packet, CHECKSUM_OFF, patch(field, changes))
         packet[self._off:self._off + 4] = self._new
         return self._changes

@@ -1,0 +1,387 @@
+"""What the bridge does with a packet: the whole decision, pure.
+
+Theory of operation
+-------------------
+A tagged data segment with a valid cookie is a handoff: the bridge replays the
+client's handshake towards the server and holds the flow's segments meanwhile.
+The server's SYN-ACK tells how its numbers, clock and windows differ from those
+that the cookie promised; from then on every packet is translated both ways.
+
+Packets are told apart by address. To the bridge's own address, with a DSCP and
+port of a service: from the balancer. From a service's server: from the server.
+Anything else is none of ours.
+
+For a packet from the balancer the tests come in this order:
+
+1. It fits its flow's numbers: translated, or held while the server is silent.
+2. It has payload and follows a cookie with another client_isn: a handoff, over
+   whatever flow was there (a reused port).
+3. It has a flow all the same: translated; the stacks will answer it.
+4. Nobody knows it: dropped, and a second later reset.
+
+Rules: octets, state, clock and secret in, a verdict out. A segment without
+payload opens nothing, nor does a cookie that is not ours. No octets raise.
+
+What still dissatisfies: state lives in this process, so when it is killed its
+flows end with a reset.
+"""
+
+import heapq
+from random import Random
+
+from common import cookie
+from common.cookie import Secrets
+from common.counters import Sample, new_counters
+from common.dscp import of_tos
+from common.flow import RELINK_MS, FlowTable
+from common.seq import add, before, delta
+from common.unknown import UnknownFlows
+from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
+from common.wire import Malformed, icmp, ipv4, tcp
+from common.wire.tcp import ACK, FIN, RST, SYN, Segment
+from packetbridge import flows, replay, translate
+from packetbridge.config import Config
+from packetbridge.flows import CLOSING, OPEN, REPLAY, RESET, BridgeFlow
+from packetbridge.replay import Replay
+from packetbridge.translate import ServiceState
+
+_PLAUSIBLE_LEN = 1 << 20  # how far from the last octet seen a client's segment may lie
+_HELD_OCTETS = 64 << 20  # of all flows that wait for their server
+
+
+class Datapath:
+    """Verdicts for packets; see the module. Flow state lives in `flows`.
+
+    foreign_servers: servers (4 octets each) that are not on this host. Their packets of no
+                     flow pass, because direct connections come the same way.
+    """
+
+    def __init__(
+        self, config: Config, secrets: Secrets, *, random: Random,
+        foreign_servers: frozenset[bytes] = frozenset(),
+    ) -> None:
+        del random  # nothing here is left to chance; the balancer's data path has the same form
+        if config.address is None:
+            raise ValueError("the bridge's address is not known")
+        self._bridge = config.address.packed
+        self._secrets = secrets
+        self._replay_ms = config.timeouts.replay_ms
+        states = [ServiceState(service, self._bridge) for service in config.services]
+        self._services = {(state.config.dscp, state.vip_port): state for state in states}
+        self._server_ends = {state.server_end for state in states}
+        self._foreign_servers = foreign_servers
+        timeouts = config.timeouts
+        self.flows: FlowTable[BridgeFlow] = FlowTable(
+            config.max_flows,
+            (timeouts.idle_ms, 2 * timeouts.replay_ms, timeouts.closing_ms, timeouts.reset_ms),
+            self._forget_flow,
+        )
+        self.unknown = UnknownFlows()
+        self.held_octets = 0
+        self._due: list[tuple[int, bytes]] = []  # heap of replays' timers
+        self.counters = new_counters()
+
+    def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
+        """Decide about one IPv4 packet.
+
+        packet: from the IP header on; octets past its total length are ignored.
+        now_ms: unix time in ms.
+        """
+        try:
+            verdict = self._decide(packet, now_ms)
+        except Malformed as malformed:
+            verdict = DROP[malformed.reason]
+        self.counters[verdict.reason] += 1
+        return verdict
+
+    def on_tick(self, now_ms: int) -> list[bytes]:
+        """Let flows expire, repeat SYNs that are due, give up servers that stay silent.
+
+        Returns: packets to send.
+        """
+        self.flows.expire(now_ms)
+        packets = []
+        while self._due and self._due[0][0] <= now_ms:
+            _, key = heapq.heappop(self._due)
+            flow = self.flows.get(key)
+            if flow is None or flow.replay is None or flow.replay.due_ms > now_ms:
+                continue
+            if now_ms >= flow.replay.expires_ms:
+                packets += [self._reset_to_client(flow), *self._reset_to_server(flow)]
+                self._end(flow, now_ms)
+            else:
+                packets.append(flow.replay.repeat(now_ms))
+                heapq.heappush(self._due, (flow.replay.due_ms, key))
+        return packets
+
+    def on_too_big(self, packet: bytes, mtu: int, now_ms: int) -> list[bytes]:
+        """Answer a packet that, translated, exceeds the next link's MTU (RFC 1191 §4).
+
+        packet: as it arrived, from either side.
+        """
+        service = self._services.get((of_tos(packet[ipv4.TOS_OFF]), packet[22:24]))
+        if packet[16:20] == self._bridge and service is not None:
+            quoted = bytearray(packet)  # the client sent it to the VIP
+            service.to_vip.apply(quoted)
+            return [icmp.emit_fragmentation_needed(bytes(quoted), mtu, service.vip)]
+        return [icmp.emit_fragmentation_needed(packet, mtu, self._bridge)]
+
+    def on_shutdown(self, now_ms: int) -> list[bytes]:
+        """Resets for both sides of every flow, which nobody will translate any more."""
+        packets: list[bytes] = []
+        for flow in self.flows:
+            if flow.state in (OPEN, REPLAY):
+                packets += [self._reset_to_client(flow), *self._reset_to_server(flow)]
+            self.flows.remove(flow)
+        return packets
+
+    def samples(self) -> list[Sample]:
+        """What there is to be seen besides `counters`."""
+        return [
+            Sample("flows", "gauge", "Flows in the table", {}, len(self.flows)),
+            Sample("held_octets", "gauge", "Octets that wait for a server", {}, self.held_octets),
+            Sample("evicted_flows", "counter", "Flows put out by newer ones", {},
+                   self.flows.evicted),
+        ]
+
+    def _decide(self, packet: bytes, now_ms: int) -> Verdict:
+        if len(packet) < ipv4.HEADER_LEN:
+            raise Malformed(DropReason.MALFORMED_IP)
+        protocol = packet[ipv4.PROTOCOL_OFF]
+        if packet[16:20] == self._bridge:
+            if protocol == ipv4.PROTOCOL_ICMP:
+                return self._on_icmp(packet)
+            service = self._services.get((of_tos(packet[ipv4.TOS_OFF]), packet[22:24]))
+            if service is not None and protocol == ipv4.PROTOCOL_TCP:
+                return self._on_client(Segment(packet), service, now_ms)
+        if packet[12:16] + packet[20:22] in self._server_ends and protocol == ipv4.PROTOCOL_TCP:
+            return self._on_server(Segment(packet), now_ms)
+        return PASS
+
+    # --- from the client, by way of the balancer ---
+
+    def _on_client(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
+        packet = segment.packet
+        if segment.flags & SYN:
+            return PASS  # no balancer sends one
+        if packet[ipv4.TTL_OFF] <= 1:
+            return DROP[DropReason.TTL_EXPIRED]
+        key = packet[12:16] + packet[20:22] + service.server_end
+        flow = self.flows.get(key)
+        if flow is not None and flow.service is service and _is_plausible(segment, flow):
+            return self._on_known(segment, flow, now_ms)
+        if segment.payload_len and not segment.flags & RST:
+            client_isn = delta(segment.seq, 1)
+            if self._follows_cookie(segment, service, now_ms):
+                if flow is None or flow.client_isn != client_isn or flow.service is not service:
+                    return self._on_handoff(segment, service, flow, now_ms)
+        if flow is not None and flow.service is service:
+            return self._on_known(segment, flow, now_ms)
+        if segment.flags & RST:
+            return DROP[DropReason.RESET_UNANSWERED]
+        if self.unknown.is_lost(key, now_ms):
+            return send(Event.RESET, _reset_from_vip(segment, service))
+        return DROP[DropReason.UNKNOWN_FLOW]
+
+    def _follows_cookie(self, segment: Segment, service: ServiceState, now_ms: int) -> bool:
+        """Whether this is a first data segment: cookie(five_tuple with the VIP, seq−1) = ack−1."""
+        packet = segment.packet
+        five_tuple = packet[12:16] + service.vip + packet[20:24]
+        return bool(segment.flags & ACK) and cookie.check(
+            self._secrets, five_tuple, delta(segment.seq, 1), delta(segment.ack, 1),
+            cookie.epoch_at(now_ms),
+        )
+
+    def _on_handoff(
+        self, segment: Segment, service: ServiceState, old: BridgeFlow | None, now_ms: int
+    ) -> Verdict:
+        """The segment that opens a flow: replay its handshake."""
+        if not segment.checksum_holds():
+            return DROP[DropReason.BAD_CHECKSUM]
+        if old is not None and old.service is not service and old.state == OPEN:
+            # the same client port through another VIP: the server cannot tell them apart
+            return send(Event.RESET, _reset_from_vip(segment, service))
+        if self.held_octets >= _HELD_OCTETS:
+            return DROP[DropReason.REPLAY_PENDING]
+        key = segment.packet[12:16] + segment.packet[20:22] + service.server_end
+        flow = BridgeFlow(key, service, delta(segment.seq, 1), delta(segment.ack, 1), now_ms)
+        flow.replay = Replay(flow, segment, now_ms, self._replay_ms)
+        self.held_octets += flow.replay.hold(segment, flow.client_isn)
+        self._note_client(segment, flow)
+        self.flows.insert(flow)
+        self.unknown.forget(key)
+        heapq.heappush(self._due, (flow.replay.due_ms, key))
+        return send(Event.REPLAYED, flow.replay.syn)
+
+    def _on_known(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
+        """A packet of a flow that there is."""
+        flags = segment.flags
+        if flow.seq_delta is None:
+            return self._on_waiting(segment, flow, now_ms)
+        self._note_client(segment, flow)
+        if flags & RST:
+            self.flows.move(flow, RESET, now_ms)
+        else:
+            self._note_seen(flow, now_ms)
+        return send(Event.TO_SERVER, translate.to_server(segment, flow))
+
+    def _on_waiting(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
+        """A packet of a flow whose server has not answered."""
+        if segment.flags & RST:
+            if flow.replay is None:
+                return DROP[DropReason.FLOW_CLOSED]
+            verdict = send(Event.RESET, *self._reset_to_server(flow))
+            self._end(flow, now_ms)
+            return verdict
+        if flow.replay is None:  # refused or given up; the client has not heard of it
+            return send(Event.RESET, _reset_from_vip(segment, flow.service))
+        if not segment.seq_len or self.held_octets >= _HELD_OCTETS:
+            return DROP[DropReason.REPLAY_PENDING]
+        held = flow.replay.hold(segment, flow.client_isn)
+        if not held:
+            return DROP[DropReason.REPLAY_PENDING]
+        self.held_octets += held
+        self._note_client(segment, flow)
+        return HELD
+
+    # --- from the server ---
+
+    def _on_server(self, segment: Segment, now_ms: int) -> Verdict:
+        packet = segment.packet
+        flow = self.flows.get(packet[16:20] + packet[22:24] + packet[12:16] + packet[20:22])
+        if flow is None:
+            return self._on_orphan(segment)
+        if flow.seq_delta is None:
+            return self._on_answer(segment, flow, now_ms)
+        if segment.flags & SYN:
+            # The server has not seen the handoff; the client will send it again.
+            return DROP[DropReason.REPLAY_DONE]
+        self._note_server(segment, flow)
+        if segment.flags & RST:
+            self.flows.move(flow, RESET, now_ms)
+        else:
+            self._note_seen(flow, now_ms)
+        return send(Event.TO_CLIENT, translate.to_client(segment, flow))
+
+    def _on_orphan(self, segment: Segment) -> Verdict:
+        """A server's packet of no flow: what a killed bridge left behind, if it is marked."""
+        if segment.packet[12:16] in self._foreign_servers:
+            return PASS
+        if segment.flags & RST:
+            return DROP[DropReason.RESET_UNANSWERED]
+        return send(Event.RESET, tcp.reset_for(segment))
+
+    def _on_answer(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
+        """The server's answer to the replayed SYN (RFC 9293 §3.10.7.3)."""
+        flags = segment.flags
+        if flow.replay is None:
+            if flags & RST:
+                return DROP[DropReason.FLOW_CLOSED]
+            return send(Event.RESET, tcp.reset_for(segment))
+        if not flags & ACK or segment.ack != add(flow.client_isn, 1):
+            if flags & RST or not flags & ACK:
+                return DROP[DropReason.REPLAY_PENDING]
+            # TIME_WAIT, or what is left of an older connection: end it, and ask again.
+            again = [flow.replay.syn] if flow.replay.may_repeat_at_once() else []
+            return send(Event.RESET, tcp.reset_for(segment), *again)
+        if flags & RST:
+            refused = self._reset_to_client(flow)
+            self._end(flow, now_ms)
+            return send(Event.RESET, refused)
+        if not flags & SYN:
+            return DROP[DropReason.REPLAY_PENDING]
+        replay.open_flow(flow, segment)
+        packets = [translate.to_server(held, flow) for held in flow.replay.segments()]
+        self._forget_replay(flow)
+        self.flows.move(flow, OPEN, now_ms)
+        return send(Event.OPENED, *packets)
+
+    # --- ICMP ---
+
+    def _on_icmp(self, packet: bytes) -> Verdict:
+        """An error about a packet to a client reaches the server that sent it."""
+        ipv4.checked_len(packet)
+        if len(packet) <= icmp.ICMP_OFF or packet[icmp.ICMP_OFF] not in icmp.ERRORS:
+            return PASS
+        quote = icmp.Quote(packet)
+        quoted = quote.five_tuple  # of a packet from the VIP to the client
+        service = self._services.get((of_tos(packet[ipv4.TOS_OFF]), quoted[8:10]))
+        if service is None or quoted[:4] != service.vip:
+            return PASS
+        flow = self.flows.get(quoted[4:8] + quoted[10:12] + service.server_end)
+        if flow is None or flow.seq_delta is None or flow.service is not service:
+            return DROP[DropReason.UNKNOWN_FLOW]
+        if packet[ipv4.TTL_OFF] <= 1:
+            return DROP[DropReason.TTL_EXPIRED]
+        return send(Event.ICMP_FORWARDED, translate.error_to_server(quote, flow))
+
+    # --- a flow's life ---
+
+    def _note_client(self, segment: Segment, flow: BridgeFlow) -> None:
+        """Keep track of what the client has sent and acknowledged."""
+        end = add(segment.seq, segment.seq_len)
+        if before(flow.client_next, end):
+            flow.client_next = end
+        if segment.flags & FIN:
+            flow.ending |= flows.CLIENT_FIN
+        if segment.flags & ACK and before(flow.server_acked, segment.ack):
+            flow.server_acked = segment.ack
+        if flow.ending & flows.SERVER_FIN and segment.ack == flow.server_next:
+            flow.ending |= flows.SERVER_FIN_ACKED
+
+    def _note_server(self, segment: Segment, flow: BridgeFlow) -> None:
+        """Keep track of what the server has sent and acknowledged."""
+        end = add(segment.seq, segment.seq_len + flow.seq_delta)
+        if before(flow.server_next, end):
+            flow.server_next = end
+        if segment.flags & FIN:
+            flow.ending |= flows.SERVER_FIN
+        if flow.ending & flows.CLIENT_FIN and segment.ack == flow.client_next:
+            flow.ending |= flows.CLIENT_FIN_ACKED
+
+    def _note_seen(self, flow: BridgeFlow, now_ms: int) -> None:
+        if flow.ending == flows.ENDED and flow.state == OPEN:
+            self.flows.move(flow, CLOSING, now_ms)
+        elif now_ms - flow.seen_ms >= RELINK_MS and flow.state != RESET:
+            self.flows.touch(flow, now_ms)
+
+    def _end(self, flow: BridgeFlow, now_ms: int) -> None:
+        """Nothing more comes of a replay; the flow is kept to answer what is still under way."""
+        self._forget_replay(flow)
+        self.flows.move(flow, RESET, now_ms)
+
+    def _forget_replay(self, flow: BridgeFlow) -> None:
+        if flow.replay is not None:
+            self.held_octets -= flow.replay.octets
+            flow.replay = None
+
+    def _forget_flow(self, flow: BridgeFlow) -> None:
+        self._forget_replay(flow)
+
+    def _reset_to_client(self, flow: BridgeFlow) -> bytes:
+        """A RST with exactly the number that the client expects next (RFC 5961 §3.2)."""
+        return tcp.emit(
+            replay.client_five_tuple(flow), flow.server_next, flow.client_next, RST | ACK
+        )
+
+    def _reset_to_server(self, flow: BridgeFlow) -> list[bytes]:
+        """A RST as from the client; before the server has answered, right after the SYN."""
+        seq = flow.client_next if flow.seq_delta is not None else add(flow.client_isn, 1)
+        return [tcp.emit(replay.server_five_tuple(flow), seq, 0, RST)]
+
+
+def _is_plausible(segment: Segment, flow: BridgeFlow) -> bool:
+    """Whether the numbers fit the flow so well that it can be no other connection."""
+    distance = segment.seq - flow.client_next + _PLAUSIBLE_LEN & 0xFFFFFFFF
+    unacked_len = flow.server_next - flow.server_acked & 0xFFFFFFFF
+    return (
+        distance <= 2 * _PLAUSIBLE_LEN
+        and segment.ack - flow.server_acked & 0xFFFFFFFF <= unacked_len
+    )
+
+
+def _reset_from_vip(segment: Segment, service: ServiceState) -> bytes:
+    """The RST that answers a client's segment, from the VIP that it was sent to."""
+    packet = bytearray(segment.packet)
+    packet[16:20] = service.vip
+    return tcp.reset_for(Segment(bytes(packet)))
