@@ -1,157 +1,170 @@
 """The command line of the balancer."""
 
 import argparse
-import json
-import os
-import sys
-from dataclasses import asdict, replace
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
+from typing import Any
 
-from balancer import config, explain
-from common import cli, cookie, settings
+from balancer import config, explain, keygen, schedule
+from common import cli, settings
+from common.flags import flag_name
 from common.settings import COMMAND_LINE, ConfigError
 
+PROGRAM = "balancer"
+FLAGS = (*config.SERVICE_FLAGS, *cli.GLOBAL_FLAGS, "hold_octets_total", "id_bits", "takeover_rate")
+
 _DESCRIPTION = """\
-Balance TCP connections by their content. Answers SYNs for a virtual IP, chooses a
-backend from the client's first octets (an HTTP path, a TLS server name …) and sends
+Balance TCP connections by their content. Answers SYNs for a virtual IP (VIP), chooses
+a backend from the client's first octets (an HTTP path, a TLS server name ...) and sends
 the connection's packets to the packetbridge there. Replies do not come back through
 here: they go from the backend straight to the client.
 
-Without arguments it serves the network of the Vagrantfile."""
+Without arguments it serves the network of the Vagrantfile. It needs root."""
 
-_EPILOG = """\
+_EXAMPLES = """\
 examples:
   sudo balancer keygen                      make the cluster's secret; copy it to all hosts
-  sudo balancer --interface eth0 --vip 192.0.2.10 --backend 192.0.2.20,id=1 --backend 192.0.2.21,id=2
-  balancer check /etc/l3dsr/balancer.toml   is this file right, and what does it say?
-  balancer explain http://example.org/a     which backend, and why?
+  sudo balancer --interface eth0 --vip 192.0.2.10 --backend 192.0.2.20 --backend 192.0.2.21
+  sudo balancer --config balancer.toml      any number of services, as the file says
+  balancer check balancer.toml              is this file right, and what does it say?
+  balancer explain http://example.org/a     which backend would that be, and why?
   balancer replay in.pcap out.pcap          what would it do with this traffic?"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program. Returns: its exit code; 2 is a configuration that cannot be used."""
+    return cli.run(PROGRAM, make_parser(), arguments)
+
+
+def make_parser() -> cli.Parser:
     """The whole command line."""
-    made = cli.parser("balancer", _DESCRIPTION, _EPILOG)
-    cli.add_global_flags(made, str(config.DEFAULT_FILE))
-    one = made.add_argument_group("one service (any number of them in the file)")
-    one.add_argument("--vip", metavar="ADDR", help="the virtual IP (default 192.168.33.10)")
-    one.add_argument("--port", metavar="N", help="its port (default 80)")
-    one.add_argument("--dscp", metavar="N", help="codepoint 1 to 63 that names it (default 3)")
-    one.add_argument("--backend", metavar="ADDR[,id=N][,weight=W]", action="append",
-                     help="a bridge's address; repeatable (default 192.168.33.20,id=1 and .21,id=2)")
-    one.add_argument("--key", metavar="KEY",
-                     help="what is hashed: http.path (default), http.target, http.host+path, "
-                          "http.host, http.header:NAME, http.cookie:NAME, http.query:NAME, "
-                          "tls.sni, payload:N, source, source+port; paths with ,depth=N ,len=N")
-    one.add_argument("--scheduler", metavar="NAME",
-                     help="maglev (default), rendezvous, round-robin, random, least-flows")
-    one.add_argument("--hash-balance-factor", metavar="PERCENT",
-                     help="bound a backend's flows to this share of the fair one (100 or more)")
-    made.set_defaults(run=_serve)
-    commands = made.add_subparsers(metavar="command", title="commands (none: serve)")
+    parser = cli.make_parser(PROGRAM, _DESCRIPTION, _EXAMPLES)
+    _add_config_flags(parser)
+    parser.set_defaults(act=_serve)
+    commands = cli.add_commands(parser)
     _add_keygen(commands)
     _add_check(commands)
     _add_explain(commands)
-    cli.add_replay(commands, config.load, _make_datapath)
-    return made
+    _add_replay(commands)
+    return parser
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the program. Returns: its exit code."""
-    return cli.run("balancer", build_parser().parse_args(argv))
+def _add_config_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("one service (a file has any number of them)")
+    cli.add_flag(group, "vip", "ADDR", "the virtual IP (default 192.168.33.10)")
+    cli.add_flag(group, "port", "N", "its port (default 80)", numeric=True)
+    cli.add_flag(group, "dscp", "N", "codepoint 1 to 63 that names it (default 3)", numeric=True)
+    group.add_argument("--backend", metavar="ADDR[,id=N][,weight=W]", action="append",
+                       help="address of a backend's packetbridge, repeatable; ids never change "
+                            "(default 192.168.33.20,id=1 and 192.168.33.21,id=2)")
+    cli.add_flag(group, "key", "KEY",
+                 "what is hashed: http.path (default), http.target (with its query), "
+                 "http.host+path, http.host, http.header:NAME, http.cookie:NAME, "
+                 "http.query:NAME, tls.sni, payload:N (octets), source, source+port; "
+                 "a path may be followed by ,depth=N and ,len=N")
+    cli.add_flag(group, "fallback", "KEY", "where the payload has no such key (default source)")
+    cli.add_flag(group, "scheduler", "NAME", "maglev (default), " + ", ".join(schedule.NAMES[1:]))
+    cli.add_flag(group, "hash_balance_factor", "PERCENT",
+                 "with a hashing scheduler: a backend's flows at most, in percent of its fair "
+                 "share (100 or more; default: no bound)", numeric=True)
+    group = cli.add_global_flags(parser, str(config.DEFAULT_FILE), config.DEFAULT_QUEUE)
+    cli.add_flag(group, "hold_octets_total", "N",
+                 "bound on all segments that wait for the rest of a key (default 64 MiB)",
+                 numeric=True)
+    cli.add_flag(group, "id_bits", "N", "bits of a backend's id, 1 to 7 (default 7)", numeric=True)
+    cli.add_flag(group, "takeover_rate", "N",
+                 "packets a second that are forwarded on their timestamps alone "
+                 "(default 100000)", numeric=True)
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _load(namespace: argparse.Namespace) -> config.Config:
+    return config.load(getattr(namespace, "config", None), cli.given(namespace, FLAGS))
+
+
+def _serve(namespace: argparse.Namespace) -> int:
+    loaded = _load(namespace)
+    settings.check_rights(PROGRAM)
     from balancer import daemon
 
-    flags = argparse.Namespace(
-        **{key: value for key, value in vars(arguments).items() if key != "run"}
-    )
-    return daemon.run(config.load(flags))
-
-
-def _make_datapath(loaded: config.Config, secrets: cookie.Secrets):
-    from balancer.datapath import Datapath
-
-    return Datapath(loaded, secrets, random=Random(0))
+    return daemon.run(loaded)
 
 
 # --- keygen ---
 
 
-def _add_keygen(commands) -> None:
-    made = commands.add_parser(
-        "keygen", help="make or rotate the cluster's secret",
-        description="Write a new key to FILE (mode 0600). Where FILE holds a key, that one is kept "
-                    "as the previous key, which hosts still accept: copy the file to all hosts, "
-                    "restart them one by one, and no flow is lost.",
+def _add_keygen(commands: Any) -> None:
+    parser = commands.add_parser(
+        "keygen", usage=f"{PROGRAM} keygen [FILE]",
+        help="make or rotate the cluster's secret",
+        description="Make the secret that all balancers and bridges of a cluster share, readable "
+                    "by its owner alone. Where FILE exists its key is rotated: a new one becomes "
+                    "current, and the old one stays accepted as the previous one.",
     )
-    made.add_argument("file", metavar="FILE", nargs="?", default=config.DEFAULT_SECRET)
-    made.set_defaults(run=_keygen)
+    parser.add_argument("file", metavar="FILE", nargs="?", default=config.DEFAULT_SECRET,
+                        help=f"(default {config.DEFAULT_SECRET})")
+    parser.set_defaults(act=_keygen)
 
 
-def _keygen(arguments: argparse.Namespace) -> int:
-    path = Path(arguments.file)
-    previous = None
-    if path.exists():
-        previous = settings.check_secret(COMMAND_LINE, str(path)).current
-    secrets = cookie.Secrets(cookie.new_key(), previous)
-    draft = path.with_name(f".{path.name}.new")
-    try:
-        path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
-        draft.unlink(missing_ok=True)
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(secrets.emit())
-        draft.replace(path)
-    except OSError as error:
-        raise ConfigError(
-            COMMAND_LINE, "FILE", str(path), f"a place to write to ({error.strerror})"
-        ) from None
-    print(f"{path}: {'a new key; the old one is still accepted' if previous else 'a new key'}. "
-          "Copy it to every balancer and bridge of the cluster.")
+def _keygen(namespace: argparse.Namespace) -> int:
+    made = keygen.rotate(Path(namespace.file))
+    what = "a new key; the old one is still accepted" if made.previous else "a new key"
+    print(f"{namespace.file}: {what}. Copy it to every bridge, then to every balancer.")
     return 0
 
 
 # --- check ---
 
 
-def _add_check(commands) -> None:
-    made = commands.add_parser("check", help="validate a configuration and print its services")
-    made.add_argument("file", metavar="FILE", nargs="?")
-    made.add_argument("--json", action="store_true", help="for programs")
-    made.set_defaults(run=_check)
+def _add_check(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check", usage=f"{PROGRAM} check [FLAG ...] [FILE]",
+        help="is this configuration right, and what does it say?",
+        description="Validate a configuration and print its services. Needs no root and changes "
+                    "nothing; an interface that is not there is a warning here.",
+    )
+    parser.add_argument("config", metavar="FILE", nargs="?",
+                        help=f"(default {config.DEFAULT_FILE}, where it exists)")
+    _add_config_flags(parser)
+    cli.add_json(parser)
+    parser.set_defaults(act=_check)
 
 
-def _check(arguments: argparse.Namespace) -> int:
-    loaded = config.load(argparse.Namespace(config=arguments.file))
-    if arguments.json:
-        print(json.dumps(asdict(replace(loaded, services=())) | {
-            "services": [_described(service) for service in loaded.services]
-        }, default=str))
+def _check(namespace: argparse.Namespace) -> int:
+    loaded = _load(namespace)
+    warnings = cli.look_at_host(loaded.file, loaded.interface, loaded.secret_file)
+    if namespace.json:
+        services = [_described(service) for service in loaded.services]
+        cli.print_json({"file": loaded.file, "interface": loaded.interface,
+                        "services": services, "warnings": warnings})
         return 0
-    rows = [("service", "vip", "dscp", "key", "scheduler", "backends")]
-    for service in loaded.services:
-        backends = ", ".join(
-            f"{backend.id}={backend.address}" + (f"*{backend.weight}" if backend.weight != 1 else "")
-            for backend in service.backends
-        )
-        rows.append((service.name, f"{service.vip}:{service.port}", str(service.dscp),
-                     str(service.key), service.scheduler, backends))
-    print(cli.table(rows))
-    try:
-        settings.check_interface(loaded.file, loaded.interface)
-        settings.check_secret(loaded.file, loaded.secret_file)
-    except ConfigError as warning:
-        print(f"on this host it would not start: {warning}", file=sys.stderr)
+    cli.print_table(
+        ("service", "vip", "dscp", "key", "scheduler", "backends"),
+        [(service.name, f"{service.vip}:{service.port}", service.dscp, service.key,
+          _scheduler_of(service), _backends_of(service)) for service in loaded.services],
+    )
+    cli.print_warnings(PROGRAM, warnings)
     return 0
 
 
-def _described(service: config.Service) -> dict[str, object]:
+def _scheduler_of(service: config.Service) -> str:
+    bound = service.hash_balance_factor
+    return f"{service.scheduler}, at most {bound} %" if bound else service.scheduler
+
+
+def _backends_of(service: config.Service) -> str:
+    return " ".join(
+        f"{backend.id}={backend.address}*{backend.weight}" for backend in service.backends
+    )
+
+
+def _described(service: config.Service) -> dict[str, Any]:
+    """A service for programs."""
     return {
-        "name": service.name, "vip": str(service.vip), "port": service.port, "dscp": service.dscp,
-        "key": str(service.key), "scheduler": service.scheduler,
+        "name": service.name, "vip": str(service.vip), "port": service.port,
+        "dscp": service.dscp, "key": str(service.key), "fallback": str(service.fallback),
+        "scheduler": service.scheduler, "hash_balance_factor": service.hash_balance_factor,
         "backends": [
             {"id": backend.id, "address": str(backend.address), "weight": backend.weight}
             for backend in service.backends
@@ -162,54 +175,102 @@ def _described(service: config.Service) -> dict[str, object]:
 # --- explain ---
 
 
-def _add_explain(commands) -> None:
-    made = commands.add_parser(
-        "explain", help="which backend would a request get, and why?",
-        description="Show the key of a request, its hash and table slot, the backend, and the one "
-                    "that would have it if that backend left.",
+def _add_explain(commands: Any) -> None:
+    parser = commands.add_parser(
+        "explain", usage=f"{PROGRAM} explain [FLAG ...] URL | --payload FILE",
+        help="which backend would a request get, and why?",
+        description="Show a request's key, its hash and table slot, the backend, and the runner-up "
+                    "that would get it if that backend left. Nothing is sent. For https the "
+                    "first payload is a ClientHello.",
     )
-    made.add_argument("url", metavar="URL", nargs="?")
-    made.add_argument("--payload", metavar="FILE", help="the client's first octets, instead of a URL")
-    made.add_argument("--service", metavar="NAME", help="(default: the first)")
-    made.add_argument("--source", metavar="ADDR[:PORT]", default="0.0.0.0:0",
-                      help="the client, where the key is its address")
-    made.add_argument("--config", metavar="FILE")
-    made.add_argument("--json", action="store_true", help="for programs")
-    made.set_defaults(run=_explain)
+    parser.add_argument("url", metavar="URL", nargs="?", default=None,
+                        help="http://HOST/PATH, https://HOST/PATH, or /PATH alone")
+    parser.add_argument("--payload", metavar="FILE", default=None,
+                        help="a client's first octets (- for stdin), instead of a URL")
+    parser.add_argument("--header", metavar="'NAME: VALUE'", action="append", default=[],
+                        help="a further header of the request, repeatable")
+    parser.add_argument("--service", metavar="NAME", default=None,
+                        help="where there are several (default: the one with the URL's host "
+                             "and port)")
+    parser.add_argument("--source", metavar="ADDR[:PORT]", default=None,
+                        help="the client, for keys that are made of its address")
+    _add_config_flags(parser)
+    cli.add_json(parser)
+    parser.set_defaults(act=_explain)
 
 
-def _explain(arguments: argparse.Namespace) -> int:
-    loaded = config.load(argparse.Namespace(config=arguments.config))
-    service = explain.find_service(loaded, arguments.service)
-    if service is None:
-        names = ", ".join(known.name for known in loaded.services)
-        raise ConfigError(loaded.file, "--service", arguments.service, f"one of {names}")
-    source, sport = _client(arguments.source)
-    answer = asdict(explain.explain(service, _payload(arguments), source, sport))
-    if arguments.json:
-        print(json.dumps(answer))
-        return 0
-    print(cli.table([(name.replace("_", " "), "-" if value is None else str(value))
-                     for name, value in answer.items()]))
+def _explain(namespace: argparse.Namespace) -> int:
+    loaded = _load(namespace)
+    service = explain.choose_service(loaded, namespace.service, namespace.url)
+    answer = explain.explain(service, _payload_of(namespace), _source_of(namespace.source))
+    if namespace.json:
+        cli.print_json(answer.as_json())
+    else:
+        cli.print_fields(explain.lines(answer))
     return 0
 
 
-def _payload(arguments: argparse.Namespace) -> bytes:
-    if bool(arguments.url) == bool(arguments.payload):
-        raise ConfigError(COMMAND_LINE, "URL", arguments.url, "either a URL or --payload FILE")
-    if arguments.url:
-        return explain.request_for(arguments.url)
+def _payload_of(namespace: argparse.Namespace) -> bytes:
+    if (namespace.url is None) == (namespace.payload is None):
+        raise ConfigError(COMMAND_LINE, "URL", namespace.url, "either a URL or --payload FILE")
+    if namespace.url is not None:
+        return explain.first_payload(namespace.url, namespace.header)
+    path = "/dev/stdin" if namespace.payload == "-" else namespace.payload
     try:
-        return Path(arguments.payload).read_bytes()
+        return Path(path).read_bytes()
     except OSError as error:
         raise ConfigError(
-            COMMAND_LINE, "--payload", arguments.payload, f"a readable file ({error.strerror})"
+            COMMAND_LINE, "--payload", path, f"a readable file ({error.strerror})"
         ) from None
 
 
-def _client(text: str) -> tuple[bytes, int]:
+def _source_of(text: str | None) -> tuple[IPv4Address, int] | None:
+    if text is None:
+        return None
     address, _, port = text.partition(":")
     try:
-        return IPv4Address(address).packed, int(port or 0)
+        return settings.ipv4(address), settings.port_number(port or "1")
     except ValueError:
-        raise ConfigError(COMMAND_LINE, "--source", text, "ADDRESS or ADDRESS:PORT") from None
+        raise ConfigError(
+            COMMAND_LINE, flag_name("source"), text, "ADDR or ADDR:PORT of a client, with IPv4"
+        ) from None
+
+
+# --- replay ---
+
+
+def _add_replay(commands: Any) -> None:
+    parser = commands.add_parser(
+        "replay", usage=f"{PROGRAM} replay [FLAG ...] IN.pcap OUT.pcap",
+        help="what would it do with this traffic?",
+        description="Run a capture through the data path, offline and without root: what would "
+                    "become of each packet, and which packets would be sent? The clock is the "
+                    "capture's. A capture of another server's traffic (its address as --vip) is "
+                    "renumbered as if the balancer had answered its SYNs.",
+    )
+    cli.add_replay_flags(parser)
+    _add_config_flags(parser)
+    parser.set_defaults(act=_replay)
+
+
+def _replay(namespace: argparse.Namespace) -> int:
+    from balancer.datapath import Datapath
+    from balancer.rebase import Rebased
+
+    loaded = _load(namespace)
+    secrets = cli.replay_secrets(namespace, loaded.file, loaded.secret_file)
+    datapath = Datapath(loaded, secrets, random=Random(namespace.seed))
+    rebased = Rebased(datapath, loaded)
+
+    def report() -> list[str]:
+        notes = [
+            f"{sample.labels['service']}: {sample.value:g} connections to backend "
+            f"{sample.labels['backend']}"
+            for sample in datapath.samples() if sample.name == "backend_handoffs"
+        ]
+        if rebased.connections:
+            notes.append(f"{rebased.connections} connections were answered by another server and "
+                         "have been renumbered")
+        return notes
+
+    return cli.replay_capture(rebased, namespace, report)

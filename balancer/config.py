@@ -15,6 +15,7 @@ from common.settings import COMMAND_LINE, ConfigError, Table
 
 DEFAULT_FILE = Path("/etc/l3dsr/balancer.toml")
 DEFAULT_SECRET = "/etc/l3dsr/secret"
+DEFAULT_QUEUE = 33
 DEFAULT_BACKENDS = ("192.168.33.20,id=1", "192.168.33.21,id=2")
 MAX_ID_BITS = 7  # the jump of the timestamps must stay inside PAWS's half circle
 
@@ -40,7 +41,10 @@ class Hold:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A VIP and port with its backends. mss in octets, wscale a shift, as the SYN-ACK offers them."""
+    """A VIP and port with its backends.
+
+    mss: octets; wscale: shift; both as the SYN-ACK offers them.
+    """
 
     name: str
     vip: IPv4Address
@@ -79,7 +83,7 @@ class Config:
     hold_octets_total: int = 64 << 20
     id_bits: int = MAX_ID_BITS
     takeover_rate: int = 100_000
-    queue: int = 33
+    queue: int = DEFAULT_QUEUE
     mark: int = 0x330
     metrics: tuple[str, int] | None = None
     log_level: str = "info"
@@ -107,12 +111,13 @@ def read(table: Table, flags: Mapping[str, Any] | None = None) -> Config:
     """As `load`, from the top table of a file. Raises: ConfigError."""
     given = dict(flags or {})
     service_flags = {key: given.pop(key) for key in SERVICE_FLAGS if key in given}
-    values = _read_globals(table) | _read_globals(Flags(given))
+    overriding = Flags(given)
+    values = _read_globals(table) | _read_globals(overriding)
+    overriding.finish()
     id_max = (1 << values.get("id_bits", MAX_ID_BITS)) - 1
     timeouts = _read_timeouts(table.table("timeouts"))
     tables = service_tables(table, service_flags, _describe)
     services = tuple(_read_service(service, id_max) for service in tables)
-    table.finish()
     _check_services(services, tables)
     return Config(services=services, timeouts=timeouts, file=table.file, **values)
 

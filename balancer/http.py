@@ -1,9 +1,10 @@
 """As much of an HTTP/1 request as a key needs, read from a prefix of the client's stream.
 
-Every reader takes what has arrived so far and says NEED_MORE while the answer
-may still change, so the answer never depends on where segments were cut.
-Searching is left to `re` and `bytes.find`, which run at C speed and once over
-the octets.
+Every reader takes what has arrived so far and says what is known of the octets
+that follow (`Part.rest`), so an answer once given never changes, wherever
+segments were cut. Searching is left to `re` and `bytes.find`, which run at C
+speed; every pattern here takes time linear in the octets, since a client writes
+them.
 
 Source: RFC 9112 §2.2 (empty lines, bare LF), §3 (request line), §3.2 (targets);
         RFC 9113 §3.4 (the HTTP/2 preface, which is no request).
@@ -11,6 +12,7 @@ Source: RFC 9112 §2.2 (empty lines, bare LF), §3 (request line), §3.2 (target
 
 import re
 from enum import Enum
+from typing import NamedTuple
 
 
 class Missing(Enum):
@@ -22,116 +24,140 @@ class Missing(Enum):
 
 NEED_MORE, NO_KEY = Missing.NEED_MORE, Missing.NO_KEY
 
+
+class Part(NamedTuple):
+    """Some octets of a request as far as they have arrived.
+
+    rest: None if they are whole; NEED_MORE if they may go on; NO_KEY if an octet that may not
+          stand there cuts them off.
+    """
+
+    octets: bytes
+    rest: Missing | None
+
+
+class Target(NamedTuple):
+    """The request target; octets and rest as a Part's. end: the offset just past it."""
+
+    octets: bytes
+    rest: Missing | None
+    end: int
+
+
 _TOKEN = rb"[!#$%&'*+.^_`|~0-9A-Za-z-]"
-_METHOD = re.compile(rb"(?:\r?\n){0,16}(" + _TOKEN + rb"{1,32}) ")
+_START = re.compile(rb"(?:\r?\n){0,16}(" + _TOKEN + rb"{1,32}) ([^\x00-\x20\x7f]*)")
 _METHOD_BEGUN = re.compile(rb"(?:\r?\n){0,16}(?:\r|" + _TOKEN + rb"{1,32})?")
-_TARGET_END = re.compile(rb"[\x00-\x20\x7f]")
 _AUTHORITY_END = re.compile(rb"[/?#]")
-_PATH_END = re.compile(rb"[?#]")
 _SECTION_END = re.compile(rb"\n\r?\n")
 _SCHEMES = (b"http://", b"https://")
+_VERSIONS = frozenset((b" HTTP/1.0", b" HTTP/1.0\r", b" HTTP/1.1", b" HTTP/1.1\r"))
+_VERSION_LEN = 10
+_BLANK = b" \t\r"
 
 
-def header_pattern(name: str) -> re.Pattern[bytes]:
-    """What finds the whole line of header `name`; group 1 is its value."""
-    return re.compile(
-        rb"\n" + re.escape(name.encode("ascii")) + rb"[ \t]*:[ \t]*([^\r\n]*?)[ \t]*\r?\n",
-        re.IGNORECASE,
-    )
-
-
-_HOST = header_pattern("host")
-
-
-def target(payload: bytes) -> tuple[bytes, int] | Missing:
-    """The request target so far, and the offset where it ended (-1 while it may go on)."""
-    method = _METHOD.match(payload)
-    if method is None:
-        begun = _METHOD_BEGUN.fullmatch(payload)
-        return NEED_MORE if begun else NO_KEY
-    if method[1] == b"PRI":
+def target(payload: bytes) -> Target | Missing:
+    """The target of the request that begins the stream."""
+    start = _START.match(payload)
+    if start is None:
+        return NEED_MORE if _METHOD_BEGUN.fullmatch(payload) else NO_KEY
+    method, octets = start.groups()
+    if method == b"PRI":
         return NO_KEY
-    start = method.end()
-    end = _TARGET_END.search(payload, start)
-    if end is None:
-        return payload[start:], -1
-    if end[0] not in b" \r\n" or end.start() == start:
-        return NO_KEY
-    return payload[start:end.start()], end.start()
+    end = start.end()
+    if end == len(payload):
+        return Target(octets, NEED_MORE, end)
+    return Target(octets, None if octets and payload[end] in b" \r\n" else NO_KEY, end)
 
 
-def split_target(octets: bytes, ended: bool) -> tuple[bytes | None, bytes] | Missing:
+def split_target(whole: Target) -> tuple[Part | None, Part] | Missing:
     """(authority or None, path with query) of a target in origin or absolute form.
 
     The authority-form of CONNECT and the asterisk of OPTIONS have no path.
     """
+    octets, rest, _ = whole
     if octets[:1] == b"/":
-        return None, octets
+        return None, Part(octets, rest)
     lowered = octets[:8].lower()
     for scheme in _SCHEMES:
         if lowered.startswith(scheme):
-            rest = octets[len(scheme):]
-            end = _AUTHORITY_END.search(rest)
-            if end is None:
-                return (rest, b"/") if ended else NEED_MORE
-            path = rest[end.start():]
-            return rest[:end.start()], path if path[:1] == b"/" else b"/" + path
-    if not ended and any(scheme.startswith(lowered) for scheme in _SCHEMES):
-        return NEED_MORE
-    return NO_KEY
+            return _split_absolute(octets[len(scheme):], rest)
+    begun = any(scheme.startswith(lowered) for scheme in _SCHEMES)
+    return NEED_MORE if begun and rest is NEED_MORE else NO_KEY
 
 
-def until_query(path: bytes, ended: bool) -> tuple[bytes, bool]:
-    """The path without query and fragment, and whether it is whole."""
-    end = _PATH_END.search(path)
-    return (path, ended) if end is None else (path[:end.start()], True)
+def _split_absolute(octets: bytes, rest: Missing | None) -> tuple[Part, Part]:
+    """As split_target, from what follows the scheme; an empty path is `/`."""
+    end = _AUTHORITY_END.search(octets)
+    if end is None:
+        return Part(octets, rest), Part(b"/" if rest is None else b"", rest)
+    path = octets[end.start():]
+    return Part(octets[:end.start()], None), Part(path if path[:1] == b"/" else b"/" + path, rest)
 
 
-def query_value(path: bytes, ended: bool, name: bytes) -> bytes | Missing:
-    """The raw value of the first query parameter `name`."""
-    query = path.partition(b"#")[0].partition(b"?")[2]
-    parameters = query.split(b"&")
-    if not ended and b"#" not in path:
-        parameters.pop()  # the last one may go on
-    for parameter in parameters:
-        found, _, value = parameter.partition(b"=")
-        if found == name:
-            return value
-    return NO_KEY if ended or b"#" in path else NEED_MORE
+def until_query(path: Part) -> Part:
+    """The path without its query."""
+    end = path.octets.find(b"?")
+    return path if end < 0 else Part(path.octets[:end], None)
 
 
-def header(payload: bytes, target_end: int, pattern: re.Pattern[bytes]) -> bytes | Missing:
-    """The first value of the header that `pattern` finds.
+def query_value(path: Part, name: bytes) -> Part | Missing:
+    """The raw value of the first query parameter `name` that has one."""
+    query = b"&" + path.octets.partition(b"?")[2]
+    sought = b"&" + name + b"="
+    found = query.find(sought)
+    if found < 0:
+        return path.rest or NO_KEY
+    start = found + len(sought)
+    end = query.find(b"&", start)
+    return Part(query[start:], path.rest) if end < 0 else Part(query[start:end], None)
 
-    target_end: the offset that `target` gave.
+
+def header(payload: bytes, whole: Target, name: bytes) -> Part | Missing:
+    """The value of the first header `name`, without the blanks around it.
+
+    whole: what `target` gave. name: in lower case.
     """
-    line_end = payload.find(b"\n", target_end) if target_end >= 0 else -1
+    if whole.rest is not None:
+        return whole.rest
+    line_end = payload.find(b"\n", whole.end, whole.end + _VERSION_LEN + 1)
     if line_end < 0:
-        return NEED_MORE
+        return NEED_MORE if len(payload) - whole.end <= _VERSION_LEN else NO_KEY
+    if payload[whole.end:line_end] not in _VERSIONS:
+        return NO_KEY
     section_end = _SECTION_END.search(payload, line_end)
     limit = section_end.start() + 1 if section_end else len(payload)
-    line = pattern.search(payload, line_end, limit)
-    if line is not None:
-        return line[1]
-    return NO_KEY if section_end else NEED_MORE
+    sought = b"\n" + name + b":"
+    found = payload[line_end:limit].lower().find(sought)
+    if found < 0:
+        return NO_KEY if section_end else NEED_MORE
+    start = line_end + found + len(sought)
+    end = payload.find(b"\n", start)
+    if end < 0:
+        return Part(payload[start:].strip(_BLANK), NEED_MORE)
+    return Part(payload[start:end].strip(_BLANK), None)
 
 
-def host(payload: bytes, authority: bytes | None, target_end: int) -> bytes | Missing:
+def host(payload: bytes, whole: Target, authority: Part | None) -> Part | Missing:
     """The host in lower case without port: the target's own, else the Host header's (§3.2.2)."""
-    if authority is None:
-        value = header(payload, target_end, _HOST)
-        if isinstance(value, Missing):
-            return value
-    else:
-        value = authority.rpartition(b"@")[2]
-    name = value[:value.find(b"]") + 1] if value[:1] == b"[" else value.partition(b":")[0]
-    return name.lower() or NO_KEY
+    found = header(payload, whole, b"host") if authority is None else authority
+    if isinstance(found, Missing):
+        return found
+    octets, rest = found
+    if authority is not None:
+        octets = octets.rpartition(b"@")[2]
+    name = octets[:octets.find(b"]") + 1] if octets[:1] == b"[" else octets.partition(b":")[0]
+    return Part(name.lower(), rest) if name else rest or NO_KEY
 
 
-def cookie_value(cookies: bytes, name: bytes) -> bytes | Missing:
-    """The value of cookie `name` in a Cookie header (RFC 6265 §4.2.1)."""
-    for pair in cookies.split(b";"):
-        found, equals, value = pair.strip(b" \t").partition(b"=")
+def cookie_value(payload: bytes, whole: Target, name: bytes) -> Part | Missing:
+    """The value of the first cookie `name` in the first Cookie header (RFC 6265 §4.2.1)."""
+    cookies = header(payload, whole, b"cookie")
+    if isinstance(cookies, Missing):
+        return cookies
+    pairs = cookies.octets.split(b";")
+    last = len(pairs) - 1
+    for index, pair in enumerate(pairs):
+        found, equals, value = pair.strip(_BLANK).partition(b"=")
         if equals and found == name:
-            return value
-    return NO_KEY
+            return Part(value, cookies.rest if index == last else None)
+    return cookies.rest or NO_KEY

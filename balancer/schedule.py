@@ -5,8 +5,11 @@ the same backends give the same choices, on every balancer and after every
 reload. The hash of a key is MurmurHash3 (x86, 32 bits, seed 0); Maglev's slot
 is that hash modulo 65537.
 
-When one of N backends leaves, Maglev moves that backend's keys and a small
-share of the others; `moved_share` measures it.
+When one of N backends leaves, Maglev moves that backend's keys and a small share
+of the others' keys, which `moved_share` measures. With equal weights that is
+nothing for N = 2, about 0.3 % for 10, 0.4 % for 32 and 0.6 % for 127 (ids 1..N,
+medians over who leaves); the greatest seen, 1.2 %, is that of id 11 out of 11.
+Rendezvous moves no other key at all.
 
 Source: Eisenbud et al., "Maglev", NSDI 2016, §3.4; Thaler and Ravishankar,
         "Using name-based mappings to increase hit rates", 1998 (rendezvous);
@@ -90,6 +93,8 @@ class Maglev:
                 yield backend_id
             if len(seen) == len(self._backends):
                 return
+        # A weight too small beside the others' for a slot still counts when those are full.
+        yield from (backend.id for backend in self._backends if backend.id not in seen)
 
     def explain(self, key: bytes) -> Explanation:
         """Hash, slot, backend, and the choice of the table without that backend."""
@@ -112,7 +117,8 @@ class Rendezvous:
 
     def pick(self, key: bytes) -> int | None:
         """The id with the highest score."""
-        return next(self.order(key), None)
+        scored = ((self._score(key, backend), backend.id) for backend in self._backends)
+        return max(scored, default=(0.0, None))[1]
 
     def explain(self, key: bytes) -> Explanation:
         """Backend and the second in score."""
@@ -127,7 +133,11 @@ class Rendezvous:
 
 
 class BoundedLoad:
-    """A hashing scheduler that passes over a backend above its share of the flows.
+    """A hashing scheduler that passes over a backend that has its share of the flows.
+
+    The share is ceil(factor / 100 * weight / total weight * (flows + 1)). Over all backends
+    that is more than there are flows, so one always has room. Flows that a backend of
+    weight 0 still has are not counted.
 
     factor: percent of the fair share, at least 100 (HAProxy's `hash-balance-factor`).
     """
@@ -143,10 +153,11 @@ class BoundedLoad:
 
     def pick(self, key: bytes) -> int | None:
         """The first backend in the key's own order that has room for one more flow."""
-        flows = 1 + sum(self._load(backend_id) for backend_id in self._weights)
+        loads = {backend_id: self._load(backend_id) for backend_id in self._weights}
+        flows = sum(loads.values()) + 1
         for backend_id in self._hashing.order(key):
-            fair = self._factor * flows * self._weights[backend_id]
-            if self._load(backend_id) < math.ceil(fair / (100 * self._total_weight)):
+            share = self._factor * flows * self._weights[backend_id]
+            if loads[backend_id] < _ceil_div(share, 100 * self._total_weight):
                 return backend_id
         return None
 
@@ -232,6 +243,7 @@ def make_scheduler(
     """The scheduler called `name`.
 
     load: the number of flows that a backend id has now.
+    Raises: ValueError if there is no such scheduler.
     """
     if name in HASHING:
         hashing = Maglev(backends) if name == "maglev" else Rendezvous(backends)
@@ -242,15 +254,24 @@ def make_scheduler(
         return RoundRobin(backends)
     if name == "random":
         return Random(backends, random)
-    return LeastFlows(backends, load)
+    if name == "least-flows":
+        return LeastFlows(backends, load)
+    raise ValueError(f"one of {', '.join(NAMES)}, not {name!r}")
 
 
 def moved_share(backends: Sequence[BackendLike], leaving_id: int) -> float:
-    """The share of the other backends' Maglev slots that move when one backend leaves."""
+    """The share of the other backends' Maglev slots that move when one backend leaves.
+
+    backends: at least one with a weight besides the one that leaves.
+    """
     before = Maglev(backends).table
     after = Maglev([backend for backend in backends if backend.id != leaving_id]).table
     others = [(old, new) for old, new in zip(before, after, strict=True) if old != leaving_id]
     return sum(old != new for old, new in others) / len(others)
+
+
+def _ceil_div(numerator: int, denominator: int) -> int:
+    return -(-numerator // denominator)
 
 
 def _eligible(backends: Sequence[BackendLike]) -> list[BackendLike]:

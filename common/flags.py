@@ -49,12 +49,13 @@ def top_table(named: str | None, default: Path) -> Table:
 def service_tables(
     table: Table, given: dict[str, Any], describe: Callable[[dict[str, Any]], Iterable[Table]]
 ) -> list[Table]:
-    """The services of the file or, where it has none, of the flags.
+    """The services of the file or, where it has none, of the flags; the last that is read of both.
 
     given:    flags that describe a service. describe: makes tables of them, defaults filled in.
     Raises: ConfigError where both describe services, or a file stands alone without any.
     """
     tables = table.tables("service")
+    table.finish()  # `[[services]]` is an unknown key before it is a missing one
     if tables and given:
         key, value = next(iter(given.items()))
         raise ConfigError(

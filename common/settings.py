@@ -40,7 +40,10 @@ class Table:
         return ConfigError(self.file, self.prefix + key, value, expected)
 
     def take(self, key: str, read: Callable[[Any], T], default: T) -> T:
-        """The value of `key` as `read` returns it; `read` raises ValueError saying what it expects."""
+        """The value of `key` as `read` returns it.
+
+        read: raises ValueError, which says what it expects.
+        """
         self._known.append(key)
         if key not in self._values:
             return default
@@ -54,7 +57,7 @@ class Table:
         """As `take`, for a key that must be there."""
         if key not in self._values:
             raise self.error(key, None, "a value: this key is required")
-        return self.take(key, read, None)  # type: ignore[arg-type]
+        return self.take(key, read, None)  # type: ignore[return-value]  # it is there
 
     def tables(self, key: str) -> list["Table"]:
         """The array of tables `[[key]]`."""
@@ -164,12 +167,12 @@ def ipv4_port(value: Any) -> tuple[IPv4Address, int]:
     address, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     if not colon:
         raise ValueError("ADDRESS:PORT, such as 192.168.33.10:80")
-    return ipv4(address), port_number(port)
+    return ipv4(address.strip("[]")), port_number(port)
 
 
 def listen(value: Any) -> tuple[str, int]:
     """ADDRESS:PORT to listen on, loopback included."""
-    address, colon, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
+    address, _, port = value.rpartition(":") if isinstance(value, str) else ("", "", "")
     try:
         ip_address(address)
         return address, port_number(port)

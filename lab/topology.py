@@ -1,151 +1,114 @@
 """The network of the Vagrantfile, in namespaces: made in a second, gone without a trace.
 
-    client .1 ─┐
+    client .1 ──────────────┐
     balancer .11 (VIP .10) ─┤ switch, 192.168.33.0/24
-    backend1 .20, server .30 ─┤
-    backend2 .21, server .31 ─┘
+    backend1 .20, server .30┤
+    backend2 .21, server .31┘
+
+    with Lab() as lab:
+        for backend in lab.backends:
+            lab.start_nginx(backend)
+            lab.start_bridge(backend)
+        lab.start_balancer()
+        print(lab.client.curl(f"http://{VIP}/"))
 
 Each node is a namespace with one interface, eth1. Names carry the process id, so
 labs do not meet, and `sweep` can tell the leftovers of dead processes.
 """
 
-import contextlib
-import json
+import atexit
+import itertools
 import os
 import re
-import signal
-import subprocess
-import time
-from collections.abc import Callable
+import shutil
+import sys
+import tempfile
+from collections.abc import Mapping
 from pathlib import Path
+
+from lab import nginx
+from lab.impair import Impairment
+from lab.node import METRICS_PORT, Node, Process, end_all, namespaces, run, wait_until
+
+__all__ = ["VIP", "Lab", "Node", "Process", "program", "run", "sweep", "wait_until"]
 
 PREFIX = "l3dsr"
 SUBNET = "192.168.33"
 VIP = f"{SUBNET}.10"
 CLIENT, BALANCER = f"{SUBNET}.1", f"{SUBNET}.11"
-FAR_CLIENT, FAR_ROUTER = "192.168.34.1", "192.168.34.254"
-NEAR_ROUTER = f"{SUBNET}.254"
+FAR_CLIENT, FAR_ROUTER, NEAR_ROUTER = "192.168.34.1", "192.168.34.254", f"{SUBNET}.254"
+DSCP = 3
+_MORE_CLIENTS_FROM = 100
+_JOURNALS = Path("/run/l3dsr")
 _OFFLOADS = ("tx", "tso", "gso", "gro")
+_counter = itertools.count(1)
 
 
-def run(*words: str, check: bool = True) -> str:
-    """Run a command and return what it prints. Raises: RuntimeError with what it complains of."""
-    done = subprocess.run(words, capture_output=True, text=True, check=False)
-    if check and done.returncode:
-        raise RuntimeError(f"{' '.join(words)}: {done.stderr.strip() or done.stdout.strip()}")
-    return done.stdout
+def bridge_address(number: int) -> str:
+    """Where balancers send packets for backend 1, 2 …"""
+    return f"{SUBNET}.{19 + number}"
 
 
-def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
-    """Wait for a condition. Raises: TimeoutError naming `what`."""
-    deadline = time.monotonic() + timeout_s
-    while not holds():
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {timeout_s:g} s: {what}")
-        time.sleep(0.02)
+def server_address(number: int) -> str:
+    """Where backend 1, 2 … has its nginx."""
+    return f"{SUBNET}.{29 + number}"
 
 
-class Process:
-    """A program in a node, with its output in a file. Stopped by its own process id."""
+def program(name: str) -> list[str]:
+    """The command `balancer` or `packetbridge`, as installed beside this Python, else as module."""
+    script = Path(sys.executable).with_name(name)
+    return [str(script)] if script.exists() else [sys.executable, "-m", name]
 
-    def __init__(self, name: str, command: list[str], output: Path) -> None:
-        self.name = name
-        self.output = output
-        with output.open("wb") as file:
-            self.popen = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=file, stderr=subprocess.STDOUT,
-                start_new_session=True,
-            )
+
+class Backend(Node):
+    """A node with a packetbridge at `address` and a server at `server`."""
+
+    number = 0
 
     @property
-    def pid(self) -> int:
-        """The process id; `ip netns exec` becomes the program, so it is the program's."""
-        return self.popen.pid
+    def address(self) -> str:
+        """The bridge's own address."""
+        return bridge_address(self.number)
 
-    def log(self) -> str:
-        """What it has printed."""
-        return self.output.read_text(errors="replace")
-
-    def wait_for(self, pattern: str, timeout_s: float = 20) -> None:
-        """Wait until it prints `pattern`. Raises: RuntimeError with its output if it does not."""
-        try:
-            wait_until(
-                lambda: bool(re.search(pattern, self.log())) or self.popen.poll() is not None,
-                timeout_s, f"{self.name} prints {pattern!r}",
-            )
-        except TimeoutError:
-            pass
-        if not re.search(pattern, self.log()):
-            raise RuntimeError(f"{self.name} did not get ready:\n{self.log()}")
-
-    def stop(self, number: int = signal.SIGTERM, timeout_s: float = 20) -> int:
-        """Send a signal and wait. Returns: the exit code (negative for a signal)."""
-        if self.popen.poll() is None:
-            self.popen.send_signal(number)
-            try:
-                self.popen.wait(timeout_s)
-            except subprocess.TimeoutExpired:
-                self.popen.kill()
-                self.popen.wait()
-                raise
-        return self.popen.returncode
-
-    def kill(self) -> int:
-        """SIGKILL."""
-        return self.stop(signal.SIGKILL)
-
-
-class Node:
-    """A host of the lab: a namespace with eth1."""
-
-    def __init__(self, lab: "Lab", name: str) -> None:
-        self._lab = lab
-        self.name = name
-        self.namespace = f"{lab.prefix}-{name}"
-
-    def command(self, *words: str) -> list[str]:
-        """A command line that runs in this node."""
-        return ["ip", "netns", "exec", self.namespace, *words]
-
-    def run(self, *words: str, check: bool = True) -> str:
-        """Run a command here and return what it prints. Raises: RuntimeError."""
-        return run(*self.command(*words), check=check)
-
-    def start(self, name: str, *words: str) -> Process:
-        """Start a program here; the lab stops it at the end."""
-        output = self._lab.directory / f"{self.name}-{name}-{len(self._lab.processes)}.log"
-        process = Process(f"{name} on {self.name}", self.command(*words), output)
-        self._lab.processes.append(process)
-        return process
-
-    def octets(self, direction: str) -> int:
-        """Octets that eth1 has sent (`tx`) or received (`rx`)."""
-        counters = json.loads(self.run("ip", "-j", "-s", "link", "show", "eth1"))
-        return counters[0]["stats64"][direction]["bytes"]
+    @property
+    def server(self) -> str:
+        """The server's address."""
+        return server_address(self.number)
 
 
 class Lab:
-    """The network, as a context manager. `directory` holds what its programs write.
+    """The network, as a context manager. Nodes are attributes: `client`, `backend2` …
 
-    far_mtu: put the client behind a router whose link to it has this MTU.
-    extra:   more nodes, name to last octet of their address.
-    offloads: let interfaces segment and coalesce. Off, every packet in the lab is one on a wire.
+    directory: holds what its programs write; without one, a temporary directory.
+    prefix:    of its namespaces; by default unique. mtu: of every interface, in octets.
+    balancers, clients: more of them are balancer2 (.12) … and client2 (.102) …
+    path_mtu:  put the client behind a router whose link to it has this MTU.
+    offloads:  let interfaces segment, coalesce and leave checksums to others. Off, every packet
+               in the lab is one as on a wire.
+    impair:    node to what its wire does, e.g. {"client": {"loss": 0.05, "seed": 7}}.
+    keep:      leave everything running when this process ends; `remove` takes it down.
     """
 
     def __init__(
-        self, directory: Path, *, prefix: str | None = None, backends: int = 2,
-        far_mtu: int | None = None, extra: dict[str, int] | None = None, offloads: bool = False,
+        self, directory: Path | None = None, *, prefix: str | None = None, backends: int = 2,
+        balancers: int = 1, clients: int = 1, mtu: int = 1500, path_mtu: int | None = None,
+        offloads: bool = False, impair: Mapping[str, Mapping[str, float | str]] | None = None,
+        keep: bool = False,
     ) -> None:
-        self.directory = directory
-        self.prefix = prefix or f"{PREFIX}-{os.getpid()}"
-        self.processes: list[Process] = []
-        self._nodes: dict[str, Node] = {}
-        self._backends = backends
-        self._far_mtu = far_mtu
-        self._extra = extra or {}
+        self.prefix = prefix or f"{PREFIX}-{os.getpid()}.{next(_counter)}"
+        self._owns_directory = directory is None
+        self.directory = directory or Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
+        self._counts = {"balancer": balancers, "client": clients, "backend": backends}
+        self._mtu, self._path_mtu = mtu, path_mtu
         self._offloads = offloads
+        self._impair = {name: Impairment(**wire) for name, wire in (impair or {}).items()}
+        self._keep = keep
+        self._nodes: dict[str, Node] = {}
+        if offloads and self._impair:
+            raise ValueError("a bad wire carries packets as on a wire: no offloads with it")
 
     def __enter__(self) -> "Lab":
+        atexit.register(self.down)
         try:
             self.up()
         except BaseException:
@@ -154,108 +117,220 @@ class Lab:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.down()
+        if not self._keep:
+            self.down()
+        atexit.unregister(self.down)
+
+    def __getattr__(self, name: str) -> Node:
+        """A node by its name."""
+        node = self.__dict__.get("_nodes", {}).get(name)
+        if node is None:
+            raise AttributeError(f"the lab has no {name}")
+        return node
 
     def node(self, name: str) -> Node:
         """A node by its name."""
         return self._nodes[name]
 
     @property
-    def client(self) -> Node:
-        """The client."""
-        return self._nodes["client"]
+    def nodes(self) -> list[Node]:
+        """All of them."""
+        return list(self._nodes.values())
 
     @property
-    def balancer(self) -> Node:
-        """The balancer's host."""
-        return self._nodes["balancer"]
+    def backends(self) -> list[Backend]:
+        """All backends, the first one first."""
+        return [node for node in self._nodes.values() if isinstance(node, Backend)]
 
-    def backend(self, number: int) -> Node:
+    def backend(self, number: int) -> Backend:
         """Backend 1, 2 …"""
-        return self._nodes[f"backend{number}"]
+        return self.backends[number - 1]
+
+    # --- programs ---
+
+    @property
+    def secret_file(self) -> Path:
+        """The lab's secret, made when first asked for."""
+        path = self.directory / "secret"
+        if not path.exists():
+            run([*program("balancer"), "keygen", str(path)])
+        return path
+
+    @property
+    def files(self) -> Path:
+        """What every nginx serves under /files/."""
+        path = self.directory / "files"
+        path.mkdir(exist_ok=True)
+        return path
+
+    def start_nginx(self, backend: Backend, **options: object) -> Process:
+        """nginx on a backend, listening. options: of nginx.start."""
+        return nginx.start(  # type: ignore[arg-type]
+            backend, self.directory, **{"address": backend.server} | options
+        )
+
+    def start_balancer(
+        self, *flags: str, node: Node | None = None, defaults: bool = True, ready: bool = True
+    ) -> Process:
+        """The balancer, ready.
+
+        defaults: the lab's backends as flags; without, `flags` or a file of theirs say it all.
+        ready:    wait until it is. Raises: RuntimeError with its output.
+        """
+        described = [
+            word for backend in self.backends
+            for word in ("--backend", f"{backend.address},id={backend.number}")
+        ]
+        return self._start(node or self._nodes["balancer"], "balancer",
+                           described if defaults else [], flags, ready)
+
+    def start_bridge(
+        self, backend: Backend, *flags: str, defaults: bool = True, ready: bool = True
+    ) -> Process:
+        """The packetbridge on a backend, ready; else as `start_balancer`."""
+        described = ["--vip", f"{DSCP}={VIP}:80", "--server", f"{backend.server}:80"]
+        return self._start(backend, "packetbridge", described if defaults else [], flags, ready)
+
+    def start_all(self, *balancer_flags: str) -> tuple[Process, list[Process]]:
+        """nginx and bridge on every backend, and the balancer. Returns: balancer and bridges."""
+        for backend in self.backends:
+            self.start_nginx(backend)
+        bridges = [self.start_bridge(backend) for backend in self.backends]
+        return self.start_balancer(*balancer_flags), bridges
+
+    def _start(
+        self, node: Node, name: str, described: list[str], flags: tuple[str, ...], ready: bool
+    ) -> Process:
+        process = node.start(name, [
+            *program(name), "--interface", "eth1", "--secret-file", str(self.secret_file),
+            "--metrics", f"127.0.0.1:{METRICS_PORT}", *described, *flags,
+        ])
+        return process.wait_for(r"\bready\b") if ready else process
 
     # --- the network ---
 
     def up(self) -> None:
         """Make it."""
         self.directory.mkdir(parents=True, exist_ok=True)
-        self._add_namespace("switch")
-        run("ip", "-n", f"{self.prefix}-switch", "link", "add", "br0", "type", "bridge")
-        run("ip", "-n", f"{self.prefix}-switch", "link", "set", "br0", "up")
-        if self._far_mtu is None:
+        self._add_switch()
+        if self._path_mtu is None:
             self._add_node("client", CLIENT)
         else:
-            self._add_far_client(self._far_mtu)
-        self._add_node("balancer", BALANCER)
-        for number in range(1, self._backends + 1):
-            self._add_node(f"backend{number}", f"{SUBNET}.{19 + number}", f"{SUBNET}.{29 + number}")
-        for name, octet in self._extra.items():
-            self._add_node(name, f"{SUBNET}.{octet}")
+            self._add_far_client(self._path_mtu)
+        for number in range(2, self._counts["client"] + 1):
+            self._add_node(f"client{number}", f"{SUBNET}.{_MORE_CLIENTS_FROM + number}")
+        for number in range(1, self._counts["balancer"] + 1):
+            name = f"balancer{number}" if number > 1 else "balancer"
+            self._add_node(name, f"{SUBNET}.{10 + number}")
+        for number in range(1, self._counts["backend"] + 1):
+            addresses = bridge_address(number), server_address(number)
+            self._add_node(f"backend{number}", *addresses, kind=Backend).number = number
+        if self._path_mtu is not None:
+            self._route_far_client()
 
     def down(self) -> None:
         """Stop what was started, and remove the network."""
-        for process in reversed(self.processes):
-            with contextlib.suppress(Exception):
-                process.stop(timeout_s=5)
-        self.processes.clear()
-        for namespace in namespaces(self.prefix):
-            run("ip", "netns", "delete", namespace, check=False)
+        for node in self.nodes:
+            for process in reversed(node.processes):
+                try:
+                    process.stop(timeout_s=5)
+                except Exception as error:  # the rest has to be taken down all the same
+                    print(f"lab: {process.name}: {error}", file=sys.stderr)
         self._nodes.clear()
+        remove(self.prefix)
+        if self._owns_directory:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
-    def _add_namespace(self, name: str) -> Node:
-        node = self._nodes[name] = Node(self, name)
-        run("ip", "netns", "add", node.namespace)
-        run("ip", "-n", node.namespace, "link", "set", "lo", "up")
+    def _add_switch(self) -> None:
+        switch = self._add_namespace("switch")
+        # No snooping and no learning delay: a plain piece of wire with several ends.
+        _ip(switch, "link", "add", "br0", "mtu", str(self._mtu), "type", "bridge",
+            "stp_state", "0", "forward_delay", "0", "mcast_snooping", "0")
+        _ip(switch, "link", "set", "br0", "up")
+
+    def _add_namespace(self, name: str, kind: type[Node] = Node) -> Node:
+        node = self._nodes[name] = kind(name, f"{self.prefix}-{name}", self.directory)
+        run(["ip", "netns", "add", node.namespace])
+        _ip(node, "link", "set", "lo", "up")
+        # Neighbour discovery would only blur the byte counters.
+        node.run(["sysctl", "-qw", "net.ipv6.conf.all.disable_ipv6=1",
+                  "net.ipv6.conf.default.disable_ipv6=1"], check=False)
         return node
 
-    def _add_node(self, name: str, *addresses: str) -> Node:
-        node = self._add_namespace(name)
-        self._connect(node, "eth1", f"{self.prefix}-switch", f"p-{name}")
-        run("ip", "-n", f"{self.prefix}-switch", "link", "set", f"p-{name}", "master", "br0")
+    def _add_node(self, name: str, *addresses: str, kind: type[Node] = Node) -> Node:
+        node, switch, port = self._add_namespace(name, kind), self._nodes["switch"], f"p-{name}"
+        self._connect(node, "eth1", switch, port)
         for address in addresses:
-            run("ip", "-n", node.namespace, "addr", "add", f"{address}/24", "dev", "eth1")
+            _ip(node, "addr", "add", f"{address}/24", "dev", "eth1")
+        if name in self._impair:
+            port = self._add_bad_wire(name, port)
+        _ip(switch, "link", "set", port, "master", "br0")
+        if name.startswith("client"):
+            node.run(["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535"])
         return node
 
-    def _connect(self, node: Node, interface: str, peer: str, peer_interface: str) -> None:
-        run("ip", "-n", node.namespace, "link", "add", interface, "type", "veth",
-            "peer", "name", peer_interface, "netns", peer)
-        for namespace, name in ((node.namespace, interface), (peer, peer_interface)):
-            run("ip", "-n", namespace, "link", "set", name, "up")
+    def _connect(self, node: Node, interface: str, peer: Node, peer_interface: str) -> None:
+        mtu = ["mtu", str(self._mtu)]
+        _ip(node, "link", "add", interface, *mtu, "type", "veth",
+            "peer", "name", peer_interface, *mtu, "netns", peer.namespace)
+        for end, name in ((node, interface), (peer, peer_interface)):
+            _ip(end, "link", "set", name, "up")
             if not self._offloads:
                 flags = [word for offload in _OFFLOADS for word in (offload, "off")]
-                run("ip", "netns", "exec", namespace, "ethtool", "-K", name, *flags, check=False)
+                end.run(["ethtool", "-K", name, *flags], check=False)
 
-    def _add_far_client(self, mtu: int) -> None:
-        """client .34.1 ── (mtu) ── router ── switch; the client's own MTU stays at 1500."""
+    def _add_bad_wire(self, name: str, port: str) -> str:
+        """Lay a bad wire from a node's port to the switch. Returns: where it comes out."""
+        switch = self._nodes["switch"]
+        self._connect(switch, f"w-{name}", switch, f"x-{name}")
+        switch.start(f"impair-{name}", [
+            sys.executable, "-m", "lab.impair", port, f"w-{name}", *self._impair[name].flags()
+        ]).wait_for("ready")
+        return f"x-{name}"
+
+    def _add_far_client(self, path_mtu: int) -> None:
+        """client .34.1 ── (path_mtu) ── router ── switch; the client's own MTU stays."""
         router = self._add_node("router", NEAR_ROUTER)
         client = self._add_namespace("client")
-        self._connect(client, "eth1", router.namespace, "eth2")
-        run("ip", "-n", client.namespace, "addr", "add", f"{FAR_CLIENT}/24", "dev", "eth1")
-        run("ip", "-n", router.namespace, "addr", "add", f"{FAR_ROUTER}/24", "dev", "eth2")
-        run("ip", "-n", client.namespace, "route", "add", "default", "via", FAR_ROUTER)
-        run("ip", "-n", router.namespace, "link", "set", "eth2", "mtu", str(mtu))
-        router.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        self._connect(client, "eth1", router, "eth2")
+        _ip(client, "addr", "add", f"{FAR_CLIENT}/24", "dev", "eth1")
+        _ip(router, "addr", "add", f"{FAR_ROUTER}/24", "dev", "eth2")
+        _ip(router, "link", "set", "eth2", "mtu", str(path_mtu))
+        _ip(client, "route", "add", "default", "via", FAR_ROUTER)
+        router.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
 
-    def route_far_client(self) -> None:
-        """Tell the hosts on the switch where the far client is."""
+    def _route_far_client(self) -> None:
         for name, node in self._nodes.items():
             if name not in ("switch", "router", "client"):
-                run("ip", "-n", node.namespace, "route", "add", "192.168.34.0/24", "via",
-                    NEAR_ROUTER)
+                _ip(node, "route", "add", f"{FAR_CLIENT}/32", "via", NEAR_ROUTER)
 
 
-def namespaces(prefix: str) -> list[str]:
-    """The namespaces whose names begin with `prefix`-."""
-    listed = [line.split()[0] for line in run("ip", "netns", "list").splitlines() if line]
-    return [name for name in listed if name.startswith(f"{prefix}-")]
+def _ip(node: Node, *words: str) -> None:
+    run(["ip", "-n", node.namespace, *words])
+
+
+def remove(prefix: str) -> None:
+    """End what runs in the namespaces of a lab, and delete them."""
+    for namespace in namespaces(prefix):
+        end_all(namespace)
+        inode = Path(f"/run/netns/{namespace}").stat().st_ino
+        run(["ip", "netns", "delete", namespace], check=False)
+        # Numbers of namespaces come again: a journal must not speak of another one.
+        for journal in _JOURNALS.glob(f"*.{inode}.json"):
+            journal.unlink(missing_ok=True)
 
 
 def sweep() -> None:
     """Remove what labs of dead processes left behind."""
-    for namespace in namespaces(PREFIX):
-        owner = namespace.split("-")[1]
-        if owner.isdecimal() and not Path(f"/proc/{owner}").exists():
-            for pid in run("ip", "netns", "pids", namespace, check=False).split():
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(int(pid), signal.SIGKILL)
-            run("ip", "netns", "delete", namespace, check=False)
+    pattern = re.compile(rf"({PREFIX}-(\d+)\.\d+)-")
+    found = [pattern.match(name) for name in namespaces(PREFIX)]
+    for prefix in {match[1] for match in found if match and not _runs(match[2])}:
+        remove(prefix)
+    for path in Path(tempfile.gettempdir()).glob(f"{PREFIX}-*"):
+        match = pattern.match(path.name)
+        if match and not _runs(match[2]):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _runs(pid: str) -> bool:
+    return Path(f"/proc/{pid}").exists()

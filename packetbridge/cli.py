@@ -2,90 +2,182 @@
 
 import argparse
 import dataclasses
-import json
-import sys
+from collections.abc import Sequence
 from ipaddress import IPv4Address
 from random import Random
+from typing import Any
 
 from common import cli, settings
-from common.cookie import Secrets
-from common.settings import ConfigError
+from common.dscp import of_tos
+from common.settings import COMMAND_LINE, ConfigError
+from common.wire import ipv4, tcp
 from packetbridge import config
 
+PROGRAM = "packetbridge"
+FLAGS = (*config.SERVICE_FLAGS, *cli.GLOBAL_FLAGS, "address", "mode")
+
 _DESCRIPTION = """\
-Let an unmodified server answer for a virtual IP. Takes the connections that a
+Let an unmodified server answer for a virtual IP (VIP). Takes the connections that a
 balancer hands over, opens each one at the local server with the client's own address
 and options, and lets the replies go straight to the client.
 
-Without arguments it serves the first backend of the Vagrantfile's network."""
+Without arguments it serves the first backend of the Vagrantfile's network. It needs
+root."""
 
-_EPILOG = """\
+_EXAMPLES = """\
 examples:
   sudo packetbridge --interface eth0 --vip 3=192.0.2.10:80 --server 192.0.2.30:8080
-  packetbridge check /etc/l3dsr/packetbridge.toml
+  sudo packetbridge --config bridge.toml    any number of services, as the file says
+  packetbridge check bridge.toml            is this file right, and what does it say?
   packetbridge replay in.pcap out.pcap      what would it do with this traffic?"""
 
 
-def build_parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the program. Returns: its exit code; 2 is a configuration that cannot be used."""
+    return cli.run(PROGRAM, make_parser(), arguments)
+
+
+def make_parser() -> cli.Parser:
     """The whole command line."""
-    made = cli.parser("packetbridge", _DESCRIPTION, _EPILOG)
-    cli.add_global_flags(made, str(config.DEFAULT_FILE))
-    made.add_argument("--address", metavar="ADDR",
-                      help="the bridge's own, that balancers send to (default: the interface's first)")
-    made.add_argument("--mode", metavar="MODE", help="auto, splice or adopt (default auto)")
-    group = made.add_argument_group("services (or in the file)")
+    parser = cli.make_parser(PROGRAM, _DESCRIPTION, _EXAMPLES)
+    _add_config_flags(parser)
+    parser.set_defaults(act=_serve)
+    commands = cli.add_commands(parser)
+    _add_check(commands)
+    _add_replay(commands)
+    return parser
+
+
+def _add_config_flags(parser: cli.Parser) -> None:
+    group = parser.add_argument_group("services of one server (a file has any number of both)")
     group.add_argument("--vip", metavar="DSCP=ADDR:PORT", action="append",
-                       help=f"a virtual IP and the codepoint that names it; repeatable "
+                       help="a virtual IP, its port, and the codepoint that names it; repeatable "
                             f"(default {config.DEFAULT_VIP})")
-    group.add_argument("--server", metavar="ADDR:PORT",
-                       help=f"the server behind it (default {config.DEFAULT_SERVER})")
-    made.set_defaults(run=_serve)
-    commands = made.add_subparsers(metavar="command", title="commands (none: serve)")
-    check = commands.add_parser("check", help="validate a configuration and print its services")
-    check.add_argument("file", metavar="FILE", nargs="?")
-    check.add_argument("--json", action="store_true", help="for programs")
-    check.set_defaults(run=_check)
-    cli.add_replay(commands, config.load, _make_datapath)
-    return made
+    cli.add_flag(group, "server", "ADDR:PORT",
+                 f"the server that answers for it (default {config.DEFAULT_SERVER})")
+    group = cli.add_global_flags(parser, str(config.DEFAULT_FILE), config.DEFAULT_QUEUE)
+    cli.add_flag(group, "address", "ADDR",
+                 "the bridge's own, which balancers send to (default: the interface's first)")
+    cli.add_flag(group, "mode", "auto|splice|adopt",
+                 "how connections reach the server (default auto; this version has splice only)")
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the program. Returns: its exit code."""
-    return cli.run("packetbridge", build_parser().parse_args(argv))
+def _load(namespace: argparse.Namespace) -> config.Config:
+    return config.load(getattr(namespace, "config", None), cli.given(namespace, FLAGS))
 
 
-def _serve(arguments: argparse.Namespace) -> int:
+def _serve(namespace: argparse.Namespace) -> int:
+    loaded = _load(namespace)
+    settings.check_rights(PROGRAM)
     from packetbridge import daemon
 
-    flags = argparse.Namespace(
-        **{key: value for key, value in vars(arguments).items() if key != "run"}
+    return daemon.run(loaded)
+
+
+# --- check ---
+
+
+def _add_check(commands: Any) -> None:
+    parser = commands.add_parser(
+        "check", usage=f"{PROGRAM} check [FLAG ...] [FILE]",
+        help="is this configuration right, and what does it say?",
+        description="Validate a configuration and print its services. Needs no root and changes "
+                    "nothing; an interface that is not there is a warning here.",
     )
-    return daemon.run(config.load(flags))
+    parser.add_argument("config", metavar="FILE", nargs="?",
+                        help=f"(default {config.DEFAULT_FILE}, where it exists)")
+    _add_config_flags(parser)
+    cli.add_json(parser)
+    parser.set_defaults(act=_check)
 
 
-def _make_datapath(loaded: config.Config, secrets: Secrets):
-    from packetbridge.datapath import Datapath
-
-    if loaded.address is None:  # no interface to ask; the lab's first bridge
-        loaded = dataclasses.replace(loaded, address=IPv4Address("192.168.33.20"))
-    return Datapath(loaded, secrets, random=Random(0))
-
-
-def _check(arguments: argparse.Namespace) -> int:
-    loaded = config.load(argparse.Namespace(config=arguments.file))
-    if arguments.json:
-        print(json.dumps(dataclasses.asdict(loaded), default=str))
+def _check(namespace: argparse.Namespace) -> int:
+    loaded = _load(namespace)
+    warnings = cli.look_at_host(loaded.file, loaded.interface, loaded.secret_file)
+    if namespace.json:
+        services = [_described(service) for service in loaded.services]
+        cli.print_json({"file": loaded.file, "interface": loaded.interface,
+                        "services": services, "warnings": warnings})
         return 0
-    rows = [("service", "dscp", "vip", "server")]
-    rows += [
-        (service.name, str(service.dscp), f"{service.vip}:{service.port}",
-         f"{service.server}:{service.server_port}")
-        for service in loaded.services
-    ]
-    print(cli.table(rows))
-    try:
-        settings.check_interface(loaded.file, loaded.interface)
-        settings.check_secret(loaded.file, loaded.secret_file)
-    except ConfigError as warning:
-        print(f"on this host it would not start: {warning}", file=sys.stderr)
+    cli.print_table(
+        ("service", "vip", "dscp", "server", "wscale"),
+        [(service.name, f"{service.vip}:{service.port}", service.dscp,
+          f"{service.server}:{service.server_port}", service.wscale)
+         for service in loaded.services],
+    )
+    cli.print_warnings(PROGRAM, warnings)
     return 0
+
+
+def _described(service: config.Service) -> dict[str, Any]:
+    """A service for programs."""
+    return {
+        "name": service.name, "dscp": service.dscp, "vip": str(service.vip),
+        "port": service.port, "server": str(service.server),
+        "server_port": service.server_port, "wscale": service.wscale,
+    }
+
+
+# --- replay ---
+
+
+def _add_replay(commands: Any) -> None:
+    parser = commands.add_parser(
+        "replay", usage=f"{PROGRAM} replay [FLAG ...] IN.pcap OUT.pcap",
+        help="what would it do with this traffic?",
+        description="Run a capture of both sides, the balancer's packets and the server's, through "
+                    "the data path, offline and without root. The clock is the capture's.",
+    )
+    cli.add_replay_flags(parser)
+    _add_config_flags(parser)
+    parser.set_defaults(act=_replay)
+
+
+def _replay(namespace: argparse.Namespace) -> int:
+    from packetbridge.datapath import Datapath
+    from packetbridge.standin import StandIn
+
+    loaded = _load(namespace)
+    secrets = cli.replay_secrets(namespace, loaded.file, loaded.secret_file)
+    address, has_server = _look_through(namespace.source, loaded)
+    loaded = dataclasses.replace(loaded, address=address)
+    datapath = Datapath(loaded, secrets, random=Random(namespace.seed))
+    standin = StandIn(datapath, loaded)
+
+    def report() -> list[str]:
+        notes = [f"the bridge's address is {address}"]
+        if standin.answers:
+            notes.append(f"{standin.answers} handshakes were answered by a stand-in: the capture "
+                         "has no packet of the server")
+        return notes
+
+    return cli.replay_capture(datapath if has_server else standin, namespace, report)
+
+
+def _look_through(path: str, loaded: config.Config) -> tuple[IPv4Address, bool]:
+    """The bridge's address, and whether a server's own packets are in the capture.
+
+    Where it is not configured, the address is the destination of the first tagged packet.
+    Raises: ConfigError.
+    """
+    address = loaded.address
+    ports = {(service.dscp, service.port.to_bytes(2, "big")) for service in loaded.services}
+    ends = {
+        service.server.packed + service.server_port.to_bytes(2, "big")
+        for service in loaded.services
+    }
+    vips = {service.vip.packed for service in loaded.services}
+    has_server = False
+    for packet in cli.packets_of(path):
+        if len(packet) < tcp.OPTIONS_OFF or packet[ipv4.PROTOCOL_OFF] != ipv4.PROTOCOL_TCP:
+            continue
+        has_server = has_server or packet[12:16] + packet[20:22] in ends
+        tagged = (of_tos(packet[ipv4.TOS_OFF]), packet[22:24]) in ports
+        if address is None and tagged and packet[16:20] not in vips:
+            address = IPv4Address(packet[16:20])
+    if address is None:
+        raise ConfigError(
+            COMMAND_LINE, "--address", None,
+            f"the bridge's own address, since {path} has no packet with a service's DSCP and port",
+        )
+    return address, has_server

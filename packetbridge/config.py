@@ -13,6 +13,7 @@ from common.settings import COMMAND_LINE, ConfigError, Table
 
 DEFAULT_FILE = Path("/etc/l3dsr/packetbridge.toml")
 DEFAULT_SECRET = "/etc/l3dsr/secret"
+DEFAULT_QUEUE = 34
 DEFAULT_VIP = "3=192.168.33.10:80"
 DEFAULT_SERVER = "192.168.33.30:80"
 
@@ -35,7 +36,7 @@ class Service:
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
-    """After how long without a packet a flow leaves the table; replay: when a server is given up."""
+    """After how long without a packet a flow leaves the table; replay: a server is given up."""
 
     idle_ms: int = 900_000
     closing_ms: int = 10_000
@@ -57,7 +58,7 @@ class Config:
     mode: str = "auto"
     engine: str = "auto"
     max_flows: int = 1_000_000
-    queue: int = 34
+    queue: int = DEFAULT_QUEUE
     mark: int = 0x332
     metrics: tuple[str, int] | None = None
     log_level: str = "info"
@@ -83,11 +84,12 @@ def read(table: Table, flags: Mapping[str, Any] | None = None) -> Config:
     """As `load`, from the top table of a file. Raises: ConfigError."""
     given = dict(flags or {})
     service_flags = {key: given.pop(key) for key in SERVICE_FLAGS if key in given}
-    values = _read_globals(table) | _read_globals(Flags(given))
+    overriding = Flags(given)
+    values = _read_globals(table) | _read_globals(overriding)
+    overriding.finish()
     timeouts = _read_timeouts(table.table("timeouts"))
     tables = service_tables(table, service_flags, _describe)
     services = tuple(_read_service(service) for service in tables)
-    table.finish()
     _check_services(services, tables)
     return Config(services=services, timeouts=timeouts, file=table.file, **values)
 

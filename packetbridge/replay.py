@@ -106,9 +106,9 @@ def open_flow(flow: BridgeFlow, syn_ack: Segment) -> None:
     answered = options.parse(syn_ack.packet, tcp.OPTIONS_OFF, syn_ack.payload_off)
     timestamps = replay.handoff.timestamps
     if timestamps and answered.timestamps:
-        tsecr = timestamps[1]
-        round_trip_ms = tsecr & 0xFFFFFF if tsecr >> 24 else 0
-        flow.ts_delta = tsecr + round_trip_ms - answered.timestamps[0] & 0xFFFFFFFF
+        # The handoff then echoes just what the server sent. Linux 6.15 and later answers any other
+        # TSecr that completes a handshake with an ACK, and drops the segment.
+        flow.ts_delta = timestamps[1] - answered.timestamps[0] & 0xFFFFFFFF
     offered_wscale = replay.offer.wscale
     if offered_wscale is not None:
         flow.advertised_wscale = flow.service.config.wscale

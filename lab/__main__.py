@@ -1,0 +1,83 @@
+"""`python -m lab`: what `lab/run` becomes once everything is installed."""
+
+import argparse
+import importlib
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from lab.node import REPOSITORY
+
+_DESCRIPTION = """\
+The network of the Vagrantfile in network namespaces: a client, a balancer, and two
+backends with real nginx. It needs root, and touches nothing outside its namespaces."""
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The whole command line."""
+    parser = argparse.ArgumentParser(
+        prog="lab/run", description=_DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", dest="command",
+                                     required=True)
+    demo = commands.add_parser(
+        "demo", help="build it, show that the pair works, take it down",
+        description="Build the network, start the real programs, send real requests, show what "
+                    "happened, and take everything down. Exit code 0 only if every check held.",
+    )
+    demo.add_argument("--json", action="store_true", help="print for programs")
+    test = commands.add_parser(
+        "test", help="run the test suite",
+        description="Run the test suite with pytest. What follows is given to pytest, for "
+                    "example: lab/run test tests/unit -k cookie",
+    )
+    test.add_argument("--repeat", metavar="N", type=int, default=1,
+                      help="so many times in a row, until it fails (default 1)")
+    commands.add_parser("up", help="build it, start everything, and leave it running")
+    commands.add_parser("down", help="take down what `up` left running")
+    shell = commands.add_parser("shell", help="a shell, or a command, on a host of that lab")
+    shell.add_argument("node", metavar="NODE", nargs="?", default="client",
+                       help="client (default), balancer, backend1, backend2 or switch")
+    shell.add_argument("words", metavar="COMMAND ...", nargs=argparse.REMAINDER,
+                       help="instead of a shell")
+    commands.add_parser("bench", help="measure, beside HAProxy and nginx; --help says more",
+                        add_help=False)
+    return parser
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a command. Returns: its exit code."""
+    namespace, rest = make_parser().parse_known_args(arguments)
+    if rest and namespace.command not in ("test", "bench"):
+        make_parser().error(f"unrecognized arguments: {' '.join(rest)}")
+    if namespace.command == "demo":
+        return importlib.import_module("lab.demo").main(namespace.json)
+    if namespace.command == "test":
+        return _test(namespace.repeat, rest)
+    if namespace.command == "bench":
+        return importlib.import_module("lab.bench").main(rest)
+    keep = importlib.import_module("lab.keep")
+    if namespace.command == "shell":
+        return keep.shell(namespace.node, namespace.words)
+    return {"up": keep.up, "down": keep.down}[namespace.command]()
+
+
+def _test(repeat: int, arguments: Sequence[str]) -> int:
+    """pytest, in a process of its own each time. Returns: the first exit code that is not 0."""
+    for number in range(1, repeat + 1):
+        if repeat > 1:
+            print(f"lab: run {number} of {repeat}", flush=True)
+        words = [argument for argument in arguments if argument != "--"]
+        code = subprocess.run([sys.executable, "-m", "pytest", *words], check=False,
+                              cwd=REPOSITORY).returncode
+        if code:
+            return code
+    return 0
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -1,0 +1,207 @@
+"""The demo: the real programs on a network of their own, and a check of each thing they promise."""
+
+import hashlib
+import json
+import os
+import re
+import statistics
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from lab.topology import CLIENT, VIP, Backend, Lab, Node, Process
+
+URLS = (
+    "/", "/index.html", "/css/site.css", "/img/logo.png", "/api/users/7?verbose=1",
+    "/video/1/part/2", "/search?q=dsr", "/a/rather/long/path/with/many/parts/in/it.html",
+)
+FILE_OCTETS = 64 << 20
+_BALANCER_SHARE_MAX = 0.05
+_RETRANSMISSION_S = 0.15  # Linux waits for 0.2 s at least
+_RUN_OF_PROGRAM = ("python_", "process_")
+_REASON = re.compile(r'.*packets_total{reason="(\w+)"}')
+
+
+@dataclass
+class Report:
+    """What was seen. checks: a sentence and whether it held, with what was seen."""
+
+    checks: list[dict[str, object]] = field(default_factory=list)
+    urls: list[dict[str, str]] = field(default_factory=list)
+    file: dict[str, object] = field(default_factory=dict)
+    octets: dict[str, int] = field(default_factory=dict)
+    counters: dict[str, dict[str, int]] = field(default_factory=dict)
+
+    @property
+    def held(self) -> bool:
+        """Whether every check did."""
+        return bool(self.checks) and all(check["held"] for check in self.checks)
+
+    def check(self, sentence: str, held: bool, seen: str = "") -> None:
+        """Note whether something held."""
+        self.checks.append({"check": sentence, "held": bool(held), "seen": seen})
+
+
+def main(as_json: bool) -> int:
+    """Run it. Returns: 0 only if every check held."""
+    started = time.monotonic()
+    report = Report()
+    try:
+        with Lab() as lab:
+            _run(lab, report)
+    except (RuntimeError, TimeoutError) as failure:
+        report.check("the lab and its programs run", False, str(failure))
+    seconds = time.monotonic() - started
+    if as_json:
+        print(json.dumps({"held": report.held, "seconds": round(seconds, 1)} | asdict(report),
+                         indent=2))
+    else:
+        _print(report, seconds)
+    return 0 if report.held else 1
+
+
+def _run(lab: Lab, report: Report) -> None:
+    hosts = [lab.balancer, *lab.backends]
+    before = [_state(host) for host in hosts]
+    balancer, bridges = lab.start_all()
+    report.check("balancer and bridges are ready", True)
+    _ask_urls(lab, report)
+    _ask_directly(lab.client, lab.backends[0], report)
+    _fetch_file(lab, report)
+    for process in (balancer, *bridges):
+        report.counters[process.name] = _counters(process)
+    codes = [process.stop() for process in (balancer, *bridges)]
+    report.check("SIGTERM ends the programs with exit code 0", not any(codes), f"{codes}")
+    after = [_state(host) for host in hosts]
+    report.check("addresses, rules and sysctls of the hosts are as they were", before == after,
+                 "" if before == after else f"{before} became {after}")
+
+
+def _ask_urls(lab: Lab, report: Report) -> None:
+    """Each URL twice; nginx answers with its name, the URI, and the client that it sees."""
+    seen_clients, seconds = set(), []
+    for url in URLS:
+        first, again = (
+            lab.client.curl(f"http://{VIP}{url}", "-w", "%{time_total}").split() for _ in range(2)
+        )
+        seconds += [float(answer[-1]) for answer in (first, again)]
+        report.urls.append({"url": url, "first": first[0], "again": again[0]})
+        seen_clients |= {answer[2].rpartition(":")[0] for answer in (first, again)}
+        if [first[1], again[1]] != [url, url]:
+            report.check(f"{url} is answered", False, f"{first} {again}")
+    report.check("the same URL gets the same backend",
+                 all(answer["first"] == answer["again"] for answer in report.urls))
+    used = sorted({answer["first"] for answer in report.urls})
+    report.check("every backend gets some of them", len(used) == len(lab.backends), ", ".join(used))
+    report.check("nginx sees the client's own address", seen_clients == {CLIENT},
+                 ", ".join(sorted(seen_clients)))
+    typical_s = statistics.median(seconds)
+    report.check("no connection waits for a retransmission", typical_s < _RETRANSMISSION_S,
+                 f"{typical_s * 1000:.1f} ms, the median of {len(seconds)}")
+
+
+def _ask_directly(client: Node, backend: Backend, report: Report) -> None:
+    answer = client.curl(f"http://{backend.server}/direct").split()
+    report.check("a connection straight to a server is left alone",
+                 answer[:2] == [backend.name, "/direct"], " ".join(answer))
+
+
+def _fetch_file(lab: Lab, report: Report) -> None:
+    """A large file: its checksum, and what of it crossed the balancer."""
+    path = lab.files / "large"
+    path.write_bytes(os.urandom(FILE_OCTETS))
+    fetched = lab.directory / "fetched"
+    before = _through(lab.balancer), lab.client.octets("rx")
+    started = time.monotonic()
+    lab.client.curl(f"http://{VIP}/files/large", "-o", str(fetched), timeout_s=120)
+    seconds = time.monotonic() - started
+    through, served = _through(lab.balancer) - before[0], lab.client.octets("rx") - before[1]
+    sums = _sha256(path), _sha256(fetched)
+    report.file = {"octets": FILE_OCTETS, "sha256_served": sums[0], "sha256_fetched": sums[1],
+                   "seconds": round(seconds, 2)}
+    report.octets = {"to_client": served, "into_balancer": through}
+    report.check("a large file arrives octet for octet", sums[0] == sums[1],
+                 f"{FILE_OCTETS >> 20} MiB in {seconds:.1f} s")
+    report.check("replies do not cross the balancer", through < served * _BALANCER_SHARE_MAX,
+                 f"{through / served:.1%} of the octets, requests and ACKs")
+
+
+def _through(balancer: Node) -> int:
+    return balancer.octets("rx")
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _counters(process: Process) -> dict[str, int]:
+    """The program's own counters that are not zero."""
+    found = {}
+    for name, value in process.metrics().items():
+        if value and not name.startswith(_RUN_OF_PROGRAM):
+            found[name.removeprefix("l3dsr_")] = int(value)
+    return found
+
+
+def _state(host: Node) -> list[str]:
+    """What the programs may change on a host."""
+    rules = host.run(["iptables-save"], check=False) + host.run(["nft", "list", "ruleset"],
+                                                                check=False)
+    sysctls = ("net.ipv4.tcp_fwmark_accept", "net.ipv4.fwmark_reflect", "net.ipv4.ip_forward")
+    return [
+        *(line for line in rules.splitlines() if line.startswith("-A") or "l3dsr" in line.lower()),
+        *host.run(["ip", "-br", "-4", "addr"]).splitlines(),
+        *host.run(["sysctl", *sysctls]).splitlines(),
+    ]
+
+
+# --- for people ---
+
+
+def _print(report: Report, seconds: float) -> None:
+    _section("which backend answers which URL", [
+        (answer["url"], answer["first"], answer["again"]) for answer in report.urls
+    ], ("URL", "first", "again"))
+    if report.octets:
+        _section(f"octets, for a file of {FILE_OCTETS:,}", [
+            ("received by the client", f"{report.octets['to_client']:>12,}"),
+            ("received by the balancer", f"{report.octets['into_balancer']:>12,}"),
+        ])
+    _print_counters(report.counters)
+    _section("checks", [
+        (f"{_mark(check['held'])} {check['check']}", str(check["seen"])) for check in report.checks
+    ])
+    count = sum(bool(check["held"]) for check in report.checks)
+    print(f"{_mark(report.held)} {count} of {len(report.checks)} checks held, in {seconds:.1f} s",
+          flush=True)
+
+
+def _print_counters(counters: dict[str, dict[str, int]]) -> None:
+    """What became of packets, a row for each reason and a column for each program."""
+    columns = {
+        program: {match[1]: found[match[0]] for match in map(_REASON.search, found) if match}
+        for program, found in counters.items()
+    }
+    reasons = dict.fromkeys(reason for found in columns.values() for reason in found)
+    widths = {program: max(len(program), 9) for program in columns}
+    _section("packets, by what became of them", [
+        (reason, *(f"{found.get(reason, 0):>{widths[program]},}"
+                   for program, found in columns.items())) for reason in reasons
+    ], ("reason", *columns))
+
+
+def _mark(held: object) -> str:
+    return "✓" if held else "✗"
+
+
+def _section(title: str, rows: list[tuple[str, ...]], head: tuple[str, ...] = ()) -> None:
+    if not rows:
+        return
+    lines = [head, *rows] if head else rows
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    print(title)
+    for line in lines:
+        cells = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        print(("  " + "  ".join(cells)).rstrip())
+    print()
