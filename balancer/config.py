@@ -195,7 +195,7 @@ def _read_service(table: Table, id_max: int) -> Service:
         fallback=table.take("fallback", _key_spec, KeySpec("source")),
         scheduler=table.take("scheduler", settings.choice(*schedule.NAMES), "maglev"),
         hash_balance_factor=table.take("hash_balance_factor", settings.whole(100, 65535), None),
-        mss=table.take("mss", settings.whole(536, 65495), 1460),
+        mss=table.take("mss", settings.whole(536, 3960), 1460),
         wscale=table.take("wscale", settings.whole(0, WSCALE_MAX), 7),
         sack=table.take("sack", settings.flag, True),
         timestamps=table.take("timestamps", settings.flag, True),

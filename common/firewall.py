@@ -96,7 +96,9 @@ class Nftables:
             + " }\n"
             for hook in _HOOKS
         )
-        _run(["nft", "-f", "-"], f"table ip {_nft_name(owner)} {{\n{chains}}}\n")
+        table = f"table ip {_nft_name(owner)}"
+        # one transaction, which replaces what a killed predecessor left
+        _run(["nft", "-f", "-"], f"{table}\ndelete {table}\n{table} {{\n{chains}}}\n")
 
     def remove(self, owner: str) -> None:
         """Take the table away, if it is there."""
@@ -116,12 +118,24 @@ class Iptables:
         lines = ["*raw"]
         lines += [f":{_chain(owner, hook)} - [0:0]" for hook in _HOOKS]
         lines += [f"-A {_chain(owner, rule.hook)} {rule.iptables()}" for rule in rules]
-        lines += [f"-I {built_in} -j {_chain(owner, hook)}" for hook, built_in in _HOOKS.items()]
+        # Naming a chain empties it; a jump that a killed predecessor left is taken over.
+        lines += [
+            f"-I {built_in} -j {_chain(owner, hook)}" for hook, built_in in _HOOKS.items()
+            if not self._has_jump(built_in, _chain(owner, hook))
+        ]
         try:
             _run(["iptables-restore", "-w", "--noflush"], "\n".join([*lines, "COMMIT", ""]))
         except FirewallError:
             self.remove(owner)
             raise
+
+    @staticmethod
+    def _has_jump(built_in: str, chain: str) -> bool:
+        try:
+            _run(["iptables", "-w", "-t", "raw", "-C", built_in, "-j", chain])
+        except FirewallError:
+            return False
+        return True
 
     def remove(self, owner: str) -> None:
         """Take the chains away, if they are there."""

@@ -90,7 +90,7 @@ class FlowTable(Generic[F]):
         self._on_remove(flow)
 
     def expire(self, now_ms: int, limit: int = 10_000) -> list[F]:
-        """Remove and return up to `limit` flows that were idle for longer than their state's timeout."""
+        """Remove and return up to `limit` flows idle for longer than their state's timeout."""
         gone: list[F] = []
         for head, timeout_ms in zip(self._heads, self._timeouts_ms, strict=True):
             while len(gone) < limit:

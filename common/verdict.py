@@ -40,6 +40,7 @@ class Event(Reason):
     OPENED = "opened"
     TO_SERVER = "to_server"
     TO_CLIENT = "to_client"
+    PROBED = "probed"
     # both
     ICMP_FORWARDED = "icmp_forwarded"
     RESET = "reset"

@@ -86,10 +86,10 @@ def _serve(config: Config, changes: Host, datapath: Datapath, foreign: set[IPv4A
             changes.set_sysctl(sysctl, "1")
         means = changes.install_rules(rules(config, foreign))
         services = ", ".join(
-            f"{service.name} (DSCP {service.dscp}) to {service.server}:{service.server_port}, splice"
+            f"{service.name} (DSCP {service.dscp}) to {service.server}:{service.server_port}"
             for service in config.services
         )
-        engine.run(f"ready: {services}; at {config.address}, portable engine by {means}")
+        engine.run(f"ready: {services}; splice, at {config.address}, portable engine by {means}")
         engine.send_all(datapath.on_shutdown(clock_ms()))
     finally:
         changes.undo()

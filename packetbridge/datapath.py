@@ -171,10 +171,12 @@ class Datapath:
         if flow is not None and flow.service is service and _is_plausible(segment, flow):
             return self._on_known(segment, flow, now_ms)
         if segment.payload_len and not segment.flags & RST:
-            client_isn = delta(segment.seq, 1)
-            if self._follows_cookie(segment, service, now_ms):
-                if flow is None or flow.client_isn != client_isn or flow.service is not service:
-                    return self._on_handoff(segment, service, flow, now_ms)
+            is_new = (
+                flow is None or flow.service is not service
+                or flow.client_isn != delta(segment.seq, 1)
+            )
+            if is_new and self._follows_cookie(segment, service, now_ms):
+                return self._on_handoff(segment, service, flow, now_ms)
         if flow is not None and flow.service is service:
             return self._on_known(segment, flow, now_ms)
         if segment.flags & RST:
@@ -250,7 +252,7 @@ class Datapath:
         packet = segment.packet
         flow = self.flows.get(packet[16:20] + packet[22:24] + packet[12:16] + packet[20:22])
         if flow is None:
-            return self._on_orphan(segment)
+            return self._on_orphan(segment, now_ms)
         if flow.seq_delta is None:
             return self._on_answer(segment, flow, now_ms)
         if segment.flags & SYN:
@@ -263,13 +265,26 @@ class Datapath:
             self._note_seen(flow, now_ms)
         return send(Event.TO_CLIENT, translate.to_client(segment, flow))
 
-    def _on_orphan(self, segment: Segment) -> Verdict:
-        """A server's packet of no flow: what a killed bridge left behind, if it is marked."""
+    def _on_orphan(self, segment: Segment, now_ms: int) -> Verdict:
+        """A server's packet of no flow: what a killed bridge left behind, if it is marked.
+
+        Its client may wait in silence for ever, and its numbers are not known any more. A bare
+        ACK with numbers that cannot fit makes it say them (RFC 9293 §3.10.7.4): its answer comes
+        here as a packet of an unknown flow, and is reset like any other, as is the server.
+        """
         if segment.packet[12:16] in self._foreign_servers:
             return PASS
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
-        return send(Event.RESET, tcp.reset_for(segment))
+        server_end = segment.packet[12:16] + segment.packet[20:22]
+        client, port = segment.packet[16:20], segment.packet[22:24]
+        probes = [
+            tcp.emit(service.vip + client + service.vip_port + port, segment.seq, 0, ACK)
+            for service in self._services.values() if service.server_end == server_end
+        ]
+        if self.unknown.is_lost(segment.five_tuple, now_ms):
+            return send(Event.RESET, *probes, tcp.reset_for(segment))
+        return send(Event.PROBED, *probes)
 
     def _on_answer(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
         """The server's answer to the replayed SYN (RFC 9293 §3.10.7.3)."""

@@ -25,7 +25,8 @@ class BridgeFlow(Flow):
     client_isn, cookie_isn: of the client's handshake.
     seq_delta:    cookie_isn − server_isn; None until the server has answered.
     ts_delta:     added to the server's TSval.
-    server_wscale, advertised_wscale: shifts of the server's windows, as sent and as the client reads them.
+    server_wscale, advertised_wscale: shifts of the server's windows, as it sends them and as
+                  the client reads them.
     client_wscale: shift to apply to the client's windows where the server takes them unscaled.
     client_next, server_next: the sequence numbers after the last octet seen of each side, as
                   the client knows them. server_acked: what the client has acknowledged.

@@ -16,6 +16,7 @@ from packetbridge.flows import BridgeFlow
 FIRST_TIMEOUT_MS = 1000
 MAX_SEGMENTS = 64
 MAX_OCTETS = 128 << 10
+MAX_MSS = 3960  # with headers it must fit into what the packet queue copies (common/queue.py)
 _MAX_EAGER_SYNS = 3
 _U16 = struct.Struct("!H")
 
@@ -86,7 +87,7 @@ def _emit_syn(flow: BridgeFlow, handoff: Segment, offer: cookie.Offer) -> bytes:
     """The client's SYN, as far as the cookie and the handoff tell it."""
     timestamps = handoff.timestamps
     offered = Options(
-        mss=offer.mss,
+        mss=min(offer.mss, MAX_MSS),
         sack=offer.sack,
         wscale=offer.wscale,
         timestamps=(timestamps[0], 0) if timestamps else None,

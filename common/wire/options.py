@@ -50,7 +50,7 @@ def walk(packet: bytes | bytearray, start: int, end: int) -> Iterator[tuple[int,
 
 
 def parse(packet: bytes | bytearray, start: int, end: int) -> Options:
-    """Read the options of a SYN or SYN-ACK; one of the wrong length is ignored, the last one counts."""
+    """Read the options of a SYN or SYN-ACK; a wrong length is ignored, the last one counts."""
     mss = timestamps = wscale = None
     sack = False
     for kind, off, length in walk(packet, start, end):
