@@ -161,6 +161,8 @@ class Datapath:
         flags = segment.flags
         if flags & SYN:
             return self._on_syn(segment, service, now_ms)
+        if packet[ipv4.TTL_OFF] <= 1:
+            return DROP[DropReason.TTL_EXPIRED]
         key = segment.five_tuple
         flow = self.flows.get(key)
         if segment.ts_off and flags & ACK:
@@ -173,8 +175,7 @@ class Datapath:
     def _on_syn(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
         if segment.flags & (ACK | FIN | RST):
             return DROP[DropReason.BAD_FLAGS]
-        source = segment.packet[12:16]
-        if not ipv4.source_is_possible(source) or source == segment.packet[16:20]:
+        if not _may_be_answered(segment):
             return DROP[DropReason.BAD_SOURCE]
         return send(
             Event.SYN_ANSWERED,
@@ -214,6 +215,8 @@ class Datapath:
             return self._forward(segment, flow, now_ms)
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
+        if not _may_be_answered(segment):
+            return DROP[DropReason.BAD_SOURCE]
         if self.unknown.is_lost(key, now_ms):
             return send(Event.RESET, tcp.reset_for(segment))
         return DROP[DropReason.UNKNOWN_FLOW]
@@ -241,8 +244,9 @@ class Datapath:
             return DROP[DropReason.HANDSHAKE_ACK]
         chosen = _choose(service.config, segment, segment.payload, bool(segment.flags & FIN))
         if chosen is not NEED_MORE:
-            return self._open(service, [segment], chosen, now_ms)
-        return self._on_held(segment, hold.Held(service, segment, now_ms), now_ms)
+            return self._open(service, [segment], chosen, now_ms, now_ms)
+        held = hold.Held(service, service.config.hold, segment, now_ms)
+        return self._on_held(segment, held, now_ms)
 
     def _on_held(self, segment: Segment, held: hold.Held, now_ms: int) -> Verdict:
         """A segment of a flow whose key is not complete yet."""
@@ -256,7 +260,7 @@ class Datapath:
         chosen = _choose(held.service.config, segment, payload, ended)
         if chosen is not NEED_MORE:
             self.holds.remove(held)
-            return self._open(held.service, held.segments(), chosen, now_ms)
+            return self._open(held.service, held.segments(), chosen, held.arrived_ms, now_ms)
         return HELD if within_bounds else self._on_hold_bound(held, now_ms)
 
     def _on_hold_bound(self, held: hold.Held, now_ms: int) -> Verdict:
@@ -267,12 +271,16 @@ class Datapath:
             return send(Event.RESET, tcp.reset_for(segments[0]))
         payload, _ = held.prefix()
         chosen = _choose(held.service.config, segments[0], payload, complete=True)
-        return self._open(held.service, segments, chosen, now_ms)
+        return self._open(held.service, segments, chosen, held.arrived_ms, now_ms)
 
     def _open(
-        self, service: ServiceState, segments: list[Segment], chosen: bytes, now_ms: int
+        self, service: ServiceState, segments: list[Segment], chosen: bytes, arrived_ms: int,
+        now_ms: int,
     ) -> Verdict:
-        """Choose a backend, enter the flow and hand its first segments over."""
+        """Choose a backend, enter the flow and hand its first segments over.
+
+        arrived_ms: when the first of them came; waiting for others is no part of the round trip.
+        """
         first = segments[0]
         key = first.five_tuple
         old = self.flows.get(key)
@@ -283,7 +291,7 @@ class Datapath:
             return send(DropReason.NO_BACKEND, tcp.reset_for(first))
         backend = service.backends[backend_id]
         timestamps = first.timestamps
-        shift = takeover.ts_shift(backend.id, timestamps[1], now_ms) if timestamps else 0
+        shift = takeover.ts_shift(backend.id, timestamps[1], arrived_ms) if timestamps else 0
         flow = BackendFlow(key, backend, delta(first.seq, 1), shift, now_ms)
         self.flows.insert(flow)
         self.unknown.forget(key)
@@ -314,7 +322,7 @@ class Datapath:
     def _on_icmp(self, packet: bytes) -> Verdict:
         """An ICMP error for the VIP reaches the backend whose segment it quotes."""
         ipv4.checked_len(packet)
-        if len(packet) <= icmp.ICMP_OFF or packet[icmp.ICMP_OFF] not in icmp.ERRORS:
+        if not icmp.is_about_tcp(packet):
             return PASS
         quote = icmp.Quote(packet)
         quoted = quote.five_tuple  # of a packet from the VIP to the client
@@ -335,6 +343,12 @@ class Datapath:
         return send(Event.ICMP_FORWARDED, bytes(forwarded))
 
 
+def _may_be_answered(segment: Segment) -> bool:
+    """Whether the source is one that a host on the network can have, and not the VIP."""
+    source = segment.packet[12:16]
+    return ipv4.source_is_possible(source) and source != segment.packet[16:20]
+
+
 def _choose(service: Service, segment: Segment, payload: bytes, complete: bool) -> bytes:
     """The key in `payload`, or NEED_MORE (never when `complete`)."""
     source = segment.packet[12:16]
@@ -344,8 +358,6 @@ def _choose(service: Service, segment: Segment, payload: bytes, complete: bool) 
 
 def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event) -> Verdict:
     """`segment` with its backend's address, DSCP, TTL, and a TSecr that names the backend."""
-    if segment.packet[ipv4.TTL_OFF] <= 1:
-        return DROP[DropReason.TTL_EXPIRED]
     packet = bytearray(segment.packet)
     changes = backend.rewrite.apply(packet)
     if ts_shift and segment.ts_off:

@@ -10,8 +10,9 @@ with ten octets, and is then hashed by those when the time bound comes.
 """
 
 import heapq
+from typing import Any
 
-from balancer.config import Service
+from balancer.config import Hold
 from common.seq import delta
 from common.wire.tcp import FIN, Segment
 
@@ -21,18 +22,22 @@ _TOO_FAR = 1 << 20  # no held segment can be so far from the first
 class Held:
     """The segments of one flow, from its first octet on.
 
-    key:       the five-tuple. client_isn, cookie_isn: of its handshake.
-    expires_ms: when the time bound comes.
+    service:    whose it is; nothing here looks into it.
+    key:        the five-tuple. client_isn, cookie_isn: of its handshake.
+    arrived_ms: when the first segment came. expires_ms: when the time bound comes.
     """
 
-    __slots__ = ("_by_seq", "client_isn", "cookie_isn", "expires_ms", "key", "octets", "service")
+    __slots__ = ("_bound", "_by_seq", "arrived_ms", "client_isn", "cookie_isn", "expires_ms",
+                 "key", "octets", "service")
 
-    def __init__(self, service: Service, first: Segment, now_ms: int) -> None:
+    def __init__(self, service: Any, bound: Hold, first: Segment, now_ms: int) -> None:
         self.service = service
+        self._bound = bound
         self.key = first.five_tuple
         self.client_isn = delta(first.seq, 1)
         self.cookie_isn = delta(first.ack, 1)
-        self.expires_ms = now_ms + service.hold.time_ms
+        self.arrived_ms = now_ms
+        self.expires_ms = now_ms + bound.time_ms
         self.octets = 0
         self._by_seq: dict[tuple[int, int], Segment] = {}
 
@@ -50,7 +55,7 @@ class Held:
     @property
     def is_full(self) -> bool:
         """Whether a bound on segments or octets is reached."""
-        bound = self.service.hold
+        bound = self._bound
         return len(self._by_seq) >= bound.segments or self.octets >= bound.octets
 
     def segments(self) -> list[Segment]:

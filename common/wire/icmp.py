@@ -14,6 +14,7 @@ HEADER_LEN = 8
 DEST_UNREACHABLE, SOURCE_QUENCH, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 4, 11, 12
 FRAGMENTATION_NEEDED = 4  # code of DEST_UNREACHABLE (RFC 1191 §4)
 ERRORS = (DEST_UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM)
+_ERROR_OCTETS = tuple(bytes([kind]) for kind in ERRORS)
 ICMP_OFF = ipv4.HEADER_LEN
 CHECKSUM_OFF = ICMP_OFF + 2
 QUOTE_OFF = ICMP_OFF + HEADER_LEN
@@ -22,6 +23,18 @@ _QUOTED_LEN = 8
 _MAX_ERROR_LEN = 576  # RFC 1812 §4.3.2.3
 
 _U16 = struct.Struct("!H")
+
+
+def is_about_tcp(packet: bytes) -> bool:
+    """Whether this is an error that quotes TCP, or too little to say what.
+
+    packet: one whose IP header holds.
+    """
+    off = QUOTE_OFF + ipv4.PROTOCOL_OFF
+    return (
+        packet[ICMP_OFF:ICMP_OFF + 1] in _ERROR_OCTETS
+        and packet[off:off + 1] in (b"", bytes([ipv4.PROTOCOL_TCP]))
+    )
 
 
 class Quote:

@@ -117,7 +117,6 @@ def options_that_the_service_lacks_are_not_answered(case: Case) -> None:
 def options_are_found_whatever_the_padding(case: Case) -> None:
     """NOPs and unknown options anywhere do not hide the known ones: three NOPs at the start, TCP
     Fast Open, MPTCP, experimental ones, and none aligned."""
-    client = Client()
     mss, sack, ts, wscale = b"\x02\4\5\xb4", b"\4\2", b"\x08\x0a\0\0\x23\x28\0\0\0\0", b"\3\3\7"
     cases = [
         b"\1\1\1" + mss + sack + ts + wscale,
@@ -174,8 +173,9 @@ def a_syn_that_asks_for_ecn_is_answered_without(case: Case) -> None:
     repeated."""
     client = Client()
 
-    case.sends("syn_answered", client.syn(LINUX, tos=0xB8 | 2) if False else changed(
-        client.syn(LINUX, tos=0xB8), flags="SEC"), client.syn_ack(ANSWER))
+    syn = changed(client.syn(LINUX, tos=0xB8), flags="SEC")
+
+    case.sends("syn_answered", syn, client.syn_ack(ANSWER))
 
 
 @book.case()

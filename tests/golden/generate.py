@@ -9,11 +9,21 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.golden import balancer_handshake
+from tests.golden import (
+    balancer_flows,
+    balancer_handoff,
+    balancer_handshake,
+    balancer_hold,
+    balancer_refused,
+    balancer_request,
+)
 from tests.golden.case import Case
 
 FOLDER = Path(__file__).parent
-BOOKS = (balancer_handshake.book,)
+BOOKS = (
+    balancer_handshake.book, balancer_handoff.book, balancer_request.book, balancer_hold.book,
+    balancer_flows.book, balancer_refused.book,
+)
 
 
 def tell_all() -> Iterator[Case]:

@@ -195,7 +195,7 @@ def test_a_killed_bridge_leaves_no_client_hanging():
             )
             wait_until(lambda: lab.client.octets("rx") > 5_000_000, 30, "the download runs")
             bridge.kill()
-            again = lab.start_bridge(lab.backend1)
+            lab.start_bridge(lab.backend1)
 
             assert download.result(90).strip().endswith("56")  # reset by the peer
 

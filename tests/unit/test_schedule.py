@@ -239,8 +239,8 @@ def test_a_full_backends_keys_go_on_in_their_own_order(
     assert followers == {2, 3, 4, 5}  # what is too much is spread, not pushed on to one
 
 
-def test_a_share_is_rounded_up_exactly() -> None:
-    """110 % of 1/11 of 10 flows is 1, not a hair more as floating point has it."""
+def test_a_share_that_is_a_whole_number_is_not_rounded_up() -> None:
+    """110 % of 1/11 of 10 flows is 1: who has one flow is passed over."""
     flows = dict.fromkeys(range(1, 12), 1)
     del flows[11], flows[10]
     bounded = BoundedLoad(

@@ -1,0 +1,357 @@
+"""Flows after their handoff: forwarded, taken over, stale, unknown, and at their end."""
+
+from scapy.packet import Packet
+
+from tests.golden.case import Book, Case
+from tests.golden.stacks import (
+    CLIENT_CLOCK,
+    NOP,
+    REQUEST,
+    VIP,
+    Client,
+    balancer_config,
+    changed,
+    named,
+    timestamps,
+    to_bridge,
+    whole,
+)
+
+book = Book("balancer", balancer_config)
+HOUR_MS = 3_600_000
+BY_SOURCE = {"key": "source"}
+
+
+def _open(case: Case, client: Client, backend_id: int = 1) -> None:
+    """The client's request opens its flow."""
+    request = client.segment("PA", payload=REQUEST)
+    tsecr = named(backend_id, 1) if client.timestamps else None
+    case.sends("handoff", request, to_bridge(request, backend_id, tsecr=tsecr))
+
+
+def _forwards(case: Case, *packets: Packet, to: int = 1) -> None:
+    for packet in packets:
+        case.sends("forwarded", packet, to_bridge(packet, to))
+
+
+def _reset(client: Client, ack: int) -> Packet:
+    """The reset of an unknown flow whose client acknowledges `ack`."""
+    return whole(src=VIP, dst=client.address, sport=client.vip_port, dport=client.port,
+                 seq=client.cookie_isn + ack, flags="R")
+
+
+@book.case()
+def everything_of_a_flow_goes_to_its_backend(case: Case) -> None:
+    """ACKs, window updates, keep-alives with an octet and without, zero-window probes, urgent data,
+    more requests: all are forwarded as they are."""
+    client = Client(timestamps=False)
+    end = 1 + len(REQUEST)
+
+    _open(case, client)
+    _forwards(
+        case,
+        client.segment("A", end, 1000),
+        client.segment("A", end, 1000, window=0),
+        client.segment("A", end, 1000, window=65535),
+        client.segment("A", end - 1, 1000),
+        client.segment("A", end - 1, 1000, payload=b"\0"),
+        client.segment("PAU", end, 1000, payload=b"urgent", urgent=6),
+        client.segment("A", end + 6, 1000, payload=b"x" * 1400),
+        client.segment("PA", end + 1406, 2000, payload=REQUEST),
+    )
+
+
+@book.case()
+def ecn_bits_stay_and_the_dscp_is_replaced(case: Case) -> None:
+    """Whatever DSCP a client sends, the bridge gets the service's; the two ECN bits, and the flags
+    ECE and CWR, are the client's own."""
+    client = Client(timestamps=False)
+    end = 1 + len(REQUEST)
+
+    _open(case, client)
+    for tos in (0, 1, 2, 3, 0x20, 0xB8, 0xBB, 0xFC, 0xFF):
+        _forwards(case, client.segment("A", end, 9, tos=tos),
+                  client.segment("AEC", end, 9, tos=tos))
+
+
+@book.case()
+def sack_blocks_are_forwarded_untouched(case: Case) -> None:
+    """SACK blocks, one to four, are the bridge's business, and pass the balancer as they are."""
+    client = Client()
+    cookie = client.cookie_isn
+    end = 1 + len(REQUEST)
+
+    _open(case, client)
+    for count in (1, 2, 3):
+        blocks = tuple(cookie + 1000 * edge & 0xFFFFFFFF for edge in range(2, 2 + 2 * count))
+        options = [*timestamps(CLIENT_CLOCK, named(1, 9)), NOP, NOP, ("SAck", blocks)]
+        _forwards(case, client.segment("A", end, 1000, options=options))
+    blocks = tuple(cookie + 1000 * edge & 0xFFFFFFFF for edge in range(2, 10))
+    _forwards(case, client.segment("A", end, 1000, options=[NOP, NOP, ("SAck", blocks)]))
+
+
+@book.case(backends=(1, 2))
+def a_flow_that_nobody_knows_is_taken_over_by_its_echo(case: Case) -> None:
+    """A TSecr that names a backend is enough: the packet goes there although the table is empty
+    (another balancer opened the flow, or this one was restarted), and no entry is made."""
+    client = Client()
+    for backend_id in (1, 2, 1):
+        for packet in (
+            client.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(backend_id, 77))),
+            client.segment("PA", 500, 9000, REQUEST, ts=(CLIENT_CLOCK, named(backend_id, 0))),
+            client.segment("FA", 600, 9000, ts=(CLIENT_CLOCK, named(backend_id, (1 << 24) - 1))),
+        ):
+            case.sends("takeover", packet, to_bridge(packet, backend_id))
+
+
+@book.case(backends=(1, 2), weights={1: 1, 2: 0})
+def a_backend_that_takes_no_new_flows_keeps_its_own(case: Case) -> None:
+    """Weight 0 drains a backend: new flows go elsewhere, and those that name it still reach it."""
+    client = Client()
+    packet = client.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(2, 77)))
+
+    case.sends("takeover", packet, to_bridge(packet, 2))
+    _open(case, Client(40001))
+
+
+@book.case(takeover_rate=2)
+def takeovers_are_limited_in_rate(case: Case) -> None:
+    """Anybody can write a TSecr, so packets that have nothing else to show are limited to a rate;
+    the limit recovers with time, and flows of the table are not subject to it."""
+    client = Client()
+    packet = client.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(1, 77)))
+
+    for _ in range(2):
+        case.sends("takeover", packet, to_bridge(packet))
+    case.drops("takeover_limited", packet)
+    _open(case, Client(40001))
+    _forwards(case, Client(40001).segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(1, 77))))
+    case.wait(500)
+    case.sends("takeover", packet, to_bridge(packet))
+    case.drops("takeover_limited", packet)
+
+
+@book.case(backends=(1, 2), weights={2: 0})
+def an_entry_that_the_echo_contradicts_is_stale(case: Case) -> None:
+    """The table says backend 1, the echo says 2, and the flow is far too young for the server's
+    clock to have come so far: another balancer gave these ports to 2, and the entry goes."""
+    client = Client(40000)
+    reused = Client(40000, isn=0x7777_0000)
+    packet = reused.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(2, 30)))
+
+    _open(case, client)
+    case.wait(60_000)
+    case.sends("takeover", packet, to_bridge(packet, 2))
+    case.drops("unknown_flow", client.segment("PA", 900, payload=b"x", options=[]))
+
+
+@book.case(backends=(1, 2), weights={2: 0}, timeouts={"idle": 1000000})
+def an_old_flow_whose_timestamps_wrapped_stays_where_it_is(case: Case) -> None:
+    """After 2^24 ms the server's clock runs into the next id; the table, which knows how old the
+    flow is, is right then, up to 2 s of difference between the clocks."""
+    client = Client()
+
+    _open(case, client)
+    case.wait(1000)
+    case.wait(5 * HOUR_MS)
+    age_ms = 5 * HOUR_MS + 1000
+    assert named(1, age_ms) >> 24 == 2
+    _forwards(case, client.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(1, age_ms))),
+              client.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(1, age_ms + 2000))))
+    beyond = client.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(1, age_ms + 2001)))
+    case.sends("takeover", beyond, to_bridge(beyond, 2))
+
+
+@book.case()
+def an_echo_that_names_nobody_leaves_it_to_the_table(case: Case) -> None:
+    """An id that no backend of the service has says nothing: the flow's entry decides, and without
+    one the flow is unknown."""
+    client, stranger = Client(), Client(40001)
+
+    _open(case, client)
+    for backend_id in (2, 127, 128, 255):
+        _forwards(case, client.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(backend_id, 5))))
+        case.drops("unknown_flow",
+                   stranger.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(backend_id, 5))))
+
+
+@book.case()
+def an_unknown_flow_is_dropped_first_and_reset_a_second_later(case: Case) -> None:
+    """A packet of no flow may have overtaken the first, so it is dropped; if the flow is still
+    unknown a second later it is lost, and the next packet is answered with the reset that its
+    sender's stack accepts. Then patience begins anew."""
+    client = Client(timestamps=False)
+    packet = client.segment("PA", 500, 9000, payload=REQUEST)
+
+    case.drops("unknown_flow", packet)
+    case.wait(999)
+    case.drops("unknown_flow", packet)
+    case.wait(1)
+    case.sends("reset", packet, _reset(client, 9000))
+    case.drops("unknown_flow", packet)
+    case.wait(1000)
+    case.sends("reset", packet, _reset(client, 9000))
+
+
+@book.case()
+def a_packet_without_ack_is_reset_with_one(case: Case) -> None:
+    """What has no acknowledgment is reset by acknowledging all that it has, FIN included
+    (RFC 9293 §3.10.7.1)."""
+    client = Client(timestamps=False)
+    packet = client.segment("FP", 500, 0, payload=b"four")
+
+    case.drops("unknown_flow", packet)
+    case.wait(1000)
+    case.sends("reset", packet, whole(
+        src=VIP, dst=client.address, sport=80, dport=client.port, seq=0, ack=client.isn + 505,
+        flags="RA",
+    ))
+
+
+@book.case()
+def an_unknown_flow_that_comes_back_after_a_minute_is_new(case: Case) -> None:
+    """What was seen more than a minute ago says nothing about a packet of now."""
+    client = Client(timestamps=False)
+    packet = client.segment("A", 500, 9000)
+
+    case.drops("unknown_flow", packet)
+    case.wait(60_001)
+    case.drops("unknown_flow", packet)
+    case.wait(1000)
+    case.sends("reset", packet, _reset(client, 9000))
+
+
+@book.case()
+def a_reset_of_no_flow_is_never_answered(case: Case) -> None:
+    """A reset is never answered with a reset, however often and late it comes."""
+    client = Client(timestamps=False)
+
+    for flags in ("R", "RA", "RPA", "RF"):
+        case.drops("reset_unanswered", client.segment(flags, 500, 9000))
+        case.wait(1500)
+        case.drops("reset_unanswered", client.segment(flags, 500, 9000))
+
+
+@book.case()
+def an_unknown_flow_from_an_impossible_source_gets_no_reset(case: Case) -> None:
+    """No reset is sent to multicast, loopback or to the VIP itself, whatever comes from there."""
+    for source in ("127.0.0.1", "224.0.0.1", "255.255.255.255", "0.0.0.0", VIP):
+        packet = Client(address=source, timestamps=False).segment("PA", 500, 9000, payload=b"x")
+        case.drops("bad_source", packet)
+        case.wait(1000)
+        case.drops("bad_source", packet)
+
+
+@book.case(backends=(1, 2), services=[{"key": "http.path"}], weights={1: 1, 2: 0})
+def a_new_connection_on_the_ports_of_an_old_one_starts_afresh(case: Case) -> None:
+    """A SYN on a closed flow's ports is answered with a new cookie; its first payload opens a new
+    flow over the old entry, even where that was never closed."""
+    old, new = Client(timestamps=False), Client(timestamps=False, isn=0x6000_0000)
+    answer = [("MSS", 1460), NOP, NOP, ("SAckOK", b""), NOP, ("WScale", 7)]
+
+    _open(case, old)
+    _forwards(case, old.segment("FA", 500, 9000))
+    case.sends("syn_answered", new.syn(answer), new.syn_ack(answer))
+    case.drops("handshake_ack", new.segment("A"))
+    _open(case, new)
+    _forwards(case, new.segment("A", 500, 9000))
+    repeated = new.segment("PA", payload=REQUEST)
+    _forwards(case, repeated)
+
+
+@book.case(services=[{"scheduler": "round-robin"}], backends=(1, 2))
+def a_repeated_first_segment_keeps_its_backend(case: Case) -> None:
+    """The first segment sent again goes where it went before, with more data or less; only another
+    connection is given to the next backend."""
+    client, other = Client(timestamps=False), Client(40001, timestamps=False)
+
+    _open(case, client, 1)
+    case.wait(1000)
+    _forwards(case, client.segment("PA", payload=REQUEST),
+              client.segment("PA", payload=REQUEST + b"more"),
+              client.segment("FPA", payload=REQUEST[:5]), to=1)
+    _open(case, other, 2)
+    again = Client(isn=0x6100_0000, timestamps=False)
+    _open(case, again, 1)
+
+
+@book.case(services=[{"scheduler": "least-flows"}], backends=(1, 2, 3))
+def the_backend_with_the_fewest_flows_is_chosen(case: Case) -> None:
+    """Least-flows fills the backends evenly; flows that reuse ports do not count twice, and those
+    that end make room."""
+    for port, backend_id in ((40000, 1), (40001, 2), (40002, 3), (40003, 1)):
+        _open(case, Client(port, timestamps=False), backend_id)
+    _open(case, Client(40001, isn=5, timestamps=False), 2)
+    _open(case, Client(40004, timestamps=False), 2)
+    gone = Client(40002, timestamps=False)
+    _forwards(case, gone.segment("R", 500), to=3)
+    case.wait(10_100)
+    _open(case, Client(40005, timestamps=False), 3)
+    _open(case, Client(40006, timestamps=False), 3)
+    _open(case, Client(40007, timestamps=False), 1)
+
+
+@book.case(timeouts={"idle": 60, "half_closed": 20, "reset": 5})
+def a_flow_leaves_after_its_state_s_timeout(case: Case) -> None:
+    """An open flow leaves when idle, a half-closed one earlier, a reset one soon; a packet in time
+    keeps it."""
+    idle, half, reset, busy = (Client(port, timestamps=False) for port in range(40000, 40004))
+    for client in (idle, half, reset, busy):
+        _open(case, client)
+    _forwards(case, half.segment("FA", 500, 9000), reset.segment("RA", 500, 9000))
+
+    case.wait(4900)
+    _forwards(case, half.segment("A", 501, 9001), reset.segment("A", 501, 9001))
+    case.wait(5100)
+    case.drops("unknown_flow", reset.segment("A", 501, 9001))
+    _forwards(case, busy.segment("A", 500, 9000), half.segment("A", 501, 9001))
+    case.wait(20_100)
+    case.drops("unknown_flow", half.segment("A", 501, 9001))
+    _forwards(case, busy.segment("A", 500, 9000))
+    case.wait(30_000)
+    case.drops("unknown_flow", idle.segment("A", 500, 9000))
+    _forwards(case, busy.segment("A", 500, 9000))
+
+
+@book.case(max_flows=2)
+def a_full_table_forgets_the_flow_that_was_idle_longest(case: Case) -> None:
+    """A new flow is always entered; the one that has been silent longest gives way, and one that
+    was reset before all others."""
+    first, second, third, fourth = (Client(port, timestamps=False) for port in range(40000, 40004))
+
+    _open(case, first)
+    case.wait(1000)
+    _open(case, second)
+    case.wait(1000)
+    _forwards(case, first.segment("A", 500, 9000))
+    case.wait(1000)
+    _open(case, third)
+    case.drops("unknown_flow", second.segment("A", 500, 9000))
+    _forwards(case, third.segment("RA", 500, 9000))
+    _open(case, fourth)
+    case.drops("unknown_flow", third.segment("A", 500, 9000))
+    _forwards(case, first.segment("A", 500, 9000))
+
+
+@book.case()
+def a_reset_ends_a_flow_and_reaches_its_backend(case: Case) -> None:
+    """A client's reset is forwarded, with timestamps or without, with ACK or without."""
+    for port, flags in ((40000, "R"), (40001, "RA")):
+        client = Client(port)
+        _open(case, client)
+        _forwards(case, client.segment(flags, 500, 9000, options=[]),
+                  client.segment(flags, 500, 9000, ts=(CLIENT_CLOCK, named(1, 40))))
+
+
+@book.case(services=[{"port": 80}, {"port": 443, "dscp": 11, "key": "source"}])
+def flows_of_two_services_are_apart(case: Case) -> None:
+    """The same client port towards two ports of the VIP is two flows, each with its service's
+    DSCP."""
+    web, tls = Client(timestamps=False), Client(timestamps=False, vip_port=443)
+    hello = tls.segment("PA", payload=b"\x16\x03\x01")
+
+    _open(case, web)
+    case.sends("handoff", hello, to_bridge(hello, dscp=11))
+    packet = tls.segment("A", 500, 9000)
+    case.sends("forwarded", packet, to_bridge(packet, dscp=11))
+    _forwards(case, changed(web.segment("A", 500, 9000), window=7))

@@ -1,0 +1,257 @@
+"""Segments that wait for the rest of their key: in what order they leave, and how long they stay.
+
+The key lies in the Host header, behind octets that any bound can cut off.
+"""
+
+from tests.golden.case import Book, Case
+from tests.golden.stacks import (
+    CLIENT_CLOCK,
+    VIP,
+    Client,
+    balancer_config,
+    named,
+    to_bridge,
+    whole,
+)
+
+book = Book("balancer", balancer_config)
+KEY = {"key": "http.host"}
+REQUEST = b"GET /hold HTTP/1.1\r\nAccept: text/html\r\nHost: h.example\r\n\r\n"
+FIRST, SECOND, THIRD = REQUEST[:20], REQUEST[20:40], REQUEST[40:]
+
+
+def _parts(client: Client, flags: str = "PA") -> tuple:
+    """The request in three segments, and then as the bridge gets them."""
+    return tuple(
+        client.segment(flags, seq, payload=part)
+        for seq, part in ((1, FIRST), (21, SECOND), (41, THIRD))
+    )
+
+
+def _reset(client: Client) -> object:
+    """The reset that a client's stack accepts as the answer to its first segments."""
+    return whole(src=VIP, dst=client.address, sport=80, dport=client.port,
+                 seq=client.cookie_isn + 1, flags="R")
+
+
+@book.case(services=[KEY])
+def held_segments_leave_in_order_once_the_key_is_whole(case: Case) -> None:
+    """Segments are held, unacknowledged, until the last part of the key has come; then all leave in
+    the order of the stream, each with the same echo."""
+    client = Client()
+    first, second, third = _parts(client)
+
+    case.holds(first)
+    case.wait(10)
+    case.holds(second)
+    case.wait(10)
+    case.sends("handoff", third,
+               *(to_bridge(part, tsecr=named(1, 1)) for part in (first, second, third)))
+
+
+@book.case(services=[KEY])
+def segments_after_a_gap_wait_for_it_to_be_filled(case: Case) -> None:
+    """A third segment that overtakes the second is held as well, and they leave in order."""
+    client = Client(timestamps=False)
+    first, second, third = _parts(client)
+
+    case.holds(first, third)
+    case.sends("handoff", second, *map(to_bridge, (first, second, third)))
+
+
+@book.case(services=[KEY])
+def segments_before_the_first_are_sent_again(case: Case) -> None:
+    """Segments that come before the first belong to no flow yet; the first is held and waits for
+    their retransmission."""
+    client = Client(timestamps=False)
+    first, second, third = _parts(client)
+
+    case.drops("unknown_flow", third, second)
+    case.holds(first)
+    case.wait(200)
+    case.holds(second)
+    case.sends("handoff", third, *map(to_bridge, (first, second, third)))
+
+
+@book.case(services=[KEY])
+def a_repeated_segment_is_held_once(case: Case) -> None:
+    """What is sent again while it is held replaces its twin, and leaves once."""
+    client = Client(timestamps=False)
+    first, second, third = _parts(client)
+    again = client.segment("PA", 1, payload=FIRST, id=7)
+
+    case.holds(first, second, again, second)
+    case.sends("handoff", third, *map(to_bridge, (again, second, third)))
+
+
+@book.case(services=[KEY])
+def overlapping_segments_leave_as_they_came(case: Case) -> None:
+    """A retransmission that is cut elsewhere overlaps what is held; the key is read across them,
+    and all of them leave."""
+    client = Client(timestamps=False)
+    first = client.segment("PA", 1, payload=REQUEST[:30])
+    over = client.segment("PA", 11, payload=REQUEST[10:45])
+    rest = client.segment("PA", 40, payload=REQUEST[39:])
+
+    case.holds(first, over)
+    case.sends("handoff", rest, *map(to_bridge, (first, over, rest)))
+
+
+@book.case(services=[KEY])
+def a_first_segment_that_comes_again_with_more_completes_the_key(case: Case) -> None:
+    """A client that sends its first octets again together with the rest opens the flow by it."""
+    client = Client(timestamps=False)
+    first = client.segment("PA", 1, payload=FIRST)
+    all_of_it = client.segment("PA", 1, payload=REQUEST)
+
+    case.holds(first)
+    case.sends("handoff", all_of_it, *map(to_bridge, (first, all_of_it)))
+
+
+@book.case(services=[KEY])
+def a_fin_ends_the_waiting(case: Case) -> None:
+    """After a FIN no more octets come: what is there decides, whether the FIN came with data or
+    alone."""
+    one, other = Client(timestamps=False), Client(40001, timestamps=False)
+    first, last = one.segment("PA", payload=FIRST), one.segment("FPA", 21, payload=SECOND)
+    alone = other.segment("PA", payload=FIRST)
+    fin = other.segment("FA", 21)
+
+    case.holds(first)
+    case.sends("handoff", last, *map(to_bridge, (first, last)))
+    case.holds(alone)
+    case.sends("handoff", fin, *map(to_bridge, (alone, fin)))
+
+
+@book.case(services=[KEY])
+def a_bare_ack_says_nothing_while_segments_are_held(case: Case) -> None:
+    """A window update of a held flow is dropped: there is nobody to tell."""
+    client = Client(timestamps=False)
+    first, second, third = _parts(client)
+
+    case.holds(first)
+    case.drops("handshake_ack", client.segment("A", 21, window=600), client.segment("A"))
+    case.holds(second)
+    case.sends("handoff", third, *map(to_bridge, (first, second, third)))
+
+
+@book.case(services=[KEY])
+def a_reset_lets_held_segments_go(case: Case) -> None:
+    """A client that resets while its segments are held leaves nothing behind: the rest follows no
+    flow."""
+    client = Client(timestamps=False)
+    first, second, _ = _parts(client)
+
+    case.holds(first)
+    case.drops("reset_unanswered", client.segment("R", 21))
+    case.drops("unknown_flow", second)
+    case.wait(4000)
+    case.sends("reset", second, _reset(client))
+
+
+@book.case(services=[KEY])
+def a_new_connection_takes_the_place_of_held_segments(case: Case) -> None:
+    """A new first segment on the same ports belongs to a new connection; what was held of the old
+    one is forgotten."""
+    old = Client(timestamps=False)
+    new = Client(timestamps=False, isn=0x5555_0000)
+    old_first, _, old_third = _parts(old)
+    first, second, third = _parts(new)
+
+    case.holds(old_first, old_third, first, second)
+    case.sends("handoff", third, *map(to_bridge, (first, second, third)))
+
+
+@book.case(services=[{**KEY, "hold": {"segments": 2}}])
+def at_the_bound_on_segments_what_is_there_decides(case: Case) -> None:
+    """When as many segments as may be are held, they go to the backend that the fallback chooses,
+    and the rest follows them."""
+    client = Client()
+    first, second, third = _parts(client)
+
+    case.holds(first)
+    case.sends("handoff", second,
+               *(to_bridge(part, tsecr=named(1, 1)) for part in (first, second)))
+    case.sends("forwarded", third, to_bridge(third, tsecr=named(1, 1)))
+
+
+@book.case(services=[{**KEY, "hold": {"segments": 2, "policy": "reset"}}])
+def at_the_bound_on_segments_the_client_is_reset(case: Case) -> None:
+    """With the policy `reset` the client of an endless request gets a reset that its stack
+    accepts, and nothing is left of the flow."""
+    client = Client()
+    first, second, third = _parts(client)
+
+    case.holds(first)
+    case.sends("reset", second, _reset(client))
+    case.drops("unknown_flow", third)
+
+
+@book.case(services=[{**KEY, "hold": {"octets": 140}}])
+def at_the_bound_on_octets_what_is_there_decides(case: Case) -> None:
+    """The bound on octets counts whole packets, of 60 octets and of 80 here."""
+    client = Client(timestamps=False)
+    first, second, _ = _parts(client)
+    large = client.segment("PA", 41, payload=b"x: " + b"y" * 37)
+
+    assert (len(first), len(second), len(large)) == (60, 60, 80)
+    case.holds(first, second)
+    case.sends("handoff", large, *map(to_bridge, (first, second, large)))
+
+
+@book.case(services=[KEY], hold_octets_total=150)
+def at_the_bound_over_all_flows_what_is_there_decides(case: Case) -> None:
+    """The sum over all flows is bounded too: the flow whose segment goes beyond it is decided, the
+    others stay."""
+    one, other = Client(timestamps=False), Client(40001, timestamps=False)
+    first, second, third = _parts(one)
+    other_first, _, _ = _parts(other)
+
+    case.holds(first, other_first)
+    case.sends("handoff", second, *map(to_bridge, (first, second)))
+    case.sends("forwarded", third, to_bridge(third))
+    case.holds(other.segment("PA", 21, payload=SECOND))
+
+
+@book.case(services=[{**KEY, "hold": {"time": 3}}])
+def at_the_bound_on_time_what_is_there_decides(case: Case) -> None:
+    """Three seconds after its first segment a flow is handed over by a timer, and what comes later
+    follows it."""
+    client = Client(timestamps=False)
+    first, second, third = _parts(client)
+
+    case.holds(first)
+    case.wait(1500)
+    case.holds(second)
+    case.timers_send(1500, *map(to_bridge, (first, second)))
+    case.wait(50)
+    case.sends("forwarded", third, to_bridge(third))
+
+
+@book.case(services=[{**KEY, "hold": {"time": 0.5, "policy": "reset"}}])
+def at_the_bound_on_time_the_client_is_reset(case: Case) -> None:
+    """With the policy `reset` a timer resets a client whose request does not come to its end."""
+    client = Client(timestamps=False)
+    first, second, _ = _parts(client)
+
+    case.holds(first)
+    case.timers_send(500, _reset(client))
+    case.drops("unknown_flow", second)
+
+
+@book.case(services=[KEY])
+def waiting_does_not_count_as_round_trip(case: Case) -> None:
+    """The handshake's round trip ends with the first segment, however long the rest of the key
+    takes to come."""
+    client = Client()
+    first, second, third = _parts(client)
+
+    case.wait(20)
+    case.holds(first)
+    case.wait(150)
+    case.holds(second)
+    case.wait(150)
+    case.sends("handoff", third,
+               *(to_bridge(part, tsecr=named(1, 20)) for part in (first, second, third)))
+    ack = client.segment("A", 60, 9, ts=(CLIENT_CLOCK, named(1, 400)))
+    case.sends("forwarded", ack, to_bridge(ack))
