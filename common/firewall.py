@@ -1,12 +1,15 @@
 """The few rules that bring packets to a program, in nftables or iptables.
 
 Rules stand in the raw hooks, before connection tracking. A kernel may lack
-nftables' `queue` and still have the NFQUEUE target, so both are tried and the
-first that works is taken. All rules of a program are in one table (nftables)
-or in chains (iptables) of its own, made and removed at once.
+nftables' `queue` and still have the NFQUEUE target, so all ways are tried and
+the first that works is taken. All rules of a program are in one table
+(nftables) or in chains (iptables) of its own, and are replaced at once: while
+one set of rules follows another, no packet passes in between.
 """
 
+import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -14,7 +17,7 @@ _HOOKS = {"prerouting": "PREROUTING", "output": "OUTPUT"}
 
 
 class FirewallError(Exception):
-    """Neither nftables nor iptables can do it; says what is missing."""
+    """It cannot be done this way, or in any; says what is missing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,7 @@ class Rule:
     protocol: str | None = None
     sport: int | None = None
     dport: int | None = None
+    icmp_type: int | None = None
     dscp: int | None = None
     mark: int | None = None
     fragment: bool = False
@@ -50,6 +54,7 @@ class Rule:
             f"ip protocol {self.protocol}" if self.protocol else "",
             f"{self.protocol} sport {self.sport}" if self.sport else "",
             f"{self.protocol} dport {self.dport}" if self.dport else "",
+            f"icmp type {self.icmp_type}" if self.icmp_type is not None else "",
             f"meta mark {self.mark:#x}" if self.mark is not None else "",
             "notrack" if self.queue is None else f"queue num {self.queue}",
             "bypass" if self.bypass and self.queue is not None else "",
@@ -66,6 +71,7 @@ class Rule:
             "-f" if self.fragment else "",
             f"--sport {self.sport}" if self.sport else "",
             f"--dport {self.dport}" if self.dport else "",
+            f"--icmp-type {self.icmp_type}" if self.icmp_type is not None else "",
             f"-m dscp --dscp {self.dscp}" if self.dscp is not None else "",
             f"-m mark --mark {self.mark:#x}" if self.mark is not None else "",
             "-j CT --notrack" if self.queue is None else f"-j NFQUEUE --queue-num {self.queue}",
@@ -74,105 +80,154 @@ class Rule:
         return " ".join(word for word in words if word)
 
 
-class Firewall(Protocol):
-    """One way to install rules under a name."""
+class Way(Protocol):
+    """One way to install rules under the name of their owner."""
 
     name: str
 
-    def install(self, owner: str, rules: list[Rule]) -> None: ...
-    def remove(self, owner: str) -> None: ...
+    def install(self, owner: str, rules: Sequence[Rule]) -> None:
+        """Install rules in place of those that the owner has. Raises: FirewallError."""
+
+    def remove(self, owner: str) -> None:
+        """Remove the owner's rules, if there are any. Raises: FirewallError if they stay."""
+
+    def missing(self) -> str:
+        """What this host would need for it; empty if nothing is seen to be missing."""
 
 
 class Nftables:
     """A table of our own."""
 
     name = "nftables"
+    _NEEDS = (
+        ("accept", "CONFIG_NF_TABLES_IPV4"),
+        ("queue num 0", "CONFIG_NFT_QUEUE"),
+        ("notrack", "CONFIG_NFT_CT"),
+    )
 
-    def install(self, owner: str, rules: list[Rule]) -> None:
-        """Raises: FirewallError; nothing is installed then."""
+    def install(self, owner: str, rules: Sequence[Rule]) -> None:
+        """As Way."""
+        _run(["nft", "-f", "-"], self.script(owner, rules))
+
+    def remove(self, owner: str) -> None:
+        """As Way."""
+        if not _refusal(["nft", "list", "table", "ip", _table(owner)]):
+            _run(["nft", "delete", "table", "ip", _table(owner)])
+
+    def missing(self) -> str:
+        """As Way. A table that is checked, but not made."""
+        if not shutil.which("nft"):
+            return "nft is not installed (package nftables)"
+        for words, option in self._NEEDS:
+            script = f"table ip l3dsr_probe {{\n chain probe {{\n  {words}\n }}\n}}\n"
+            if _refusal(["nft", "-c", "-f", "-"], script):
+                return f"the kernel has no {option}"
+        return ""
+
+    @staticmethod
+    def script(owner: str, rules: Sequence[Rule]) -> str:
+        """One transaction: the old table away, if there is one, and the new one there."""
+        table = f"table ip {_table(owner)}"
         chains = "".join(
-            f" chain {hook} {{ type filter hook {hook} priority raw; policy accept;\n"
+            f" chain {hook} {{\n  type filter hook {hook} priority raw; policy accept;\n"
             + "".join(f"  {rule.nft()}\n" for rule in rules if rule.hook == hook)
             + " }\n"
             for hook in _HOOKS
         )
-        table = f"table ip {_nft_name(owner)}"
-        # one transaction, which replaces what a killed predecessor left
-        _run(["nft", "-f", "-"], f"{table}\ndelete {table}\n{table} {{\n{chains}}}\n")
-
-    def remove(self, owner: str) -> None:
-        """Take the table away, if it is there."""
-        try:
-            _run(["nft", "delete", "table", "ip", _nft_name(owner)])
-        except FirewallError:
-            pass
+        return f"{table}\ndelete {table}\n{table} {{\n{chains}}}\n"
 
 
 class Iptables:
-    """Chains of our own in the raw table, whichever kernel interface iptables speaks."""
+    """Chains of our own in the raw table. name: which iptables, of those that there may be."""
 
-    name = "iptables"
-
-    def install(self, owner: str, rules: list[Rule]) -> None:
-        """Raises: FirewallError; nothing is installed then."""
-        lines = ["*raw"]
-        lines += [f":{_chain(owner, hook)} - [0:0]" for hook in _HOOKS]
-        lines += [f"-A {_chain(owner, rule.hook)} {rule.iptables()}" for rule in rules]
-        # Naming a chain empties it; a jump that a killed predecessor left is taken over.
-        lines += [
-            f"-I {built_in} -j {_chain(owner, hook)}" for hook, built_in in _HOOKS.items()
-            if not self._has_jump(built_in, _chain(owner, hook))
-        ]
-        try:
-            _run(["iptables-restore", "-w", "--noflush"], "\n".join([*lines, "COMMIT", ""]))
-        except FirewallError:
-            self.remove(owner)
-            raise
-
-    @staticmethod
-    def _has_jump(built_in: str, chain: str) -> bool:
-        try:
-            _run(["iptables", "-w", "-t", "raw", "-C", built_in, "-j", chain])
-        except FirewallError:
-            return False
-        return True
-
-    def remove(self, owner: str) -> None:
-        """Take the chains away, if they are there."""
-        for hook, built_in in _HOOKS.items():
-            chain = _chain(owner, hook)
-            for arguments in (["-D", built_in, "-j", chain], ["-F", chain], ["-X", chain]):
-                try:
-                    _run(["iptables", "-w", "-t", "raw", *arguments])
-                except FirewallError:
-                    pass
-
-
-FIREWALLS: tuple[Firewall, ...] = (Nftables(), Iptables())
-
-
-def install(owner: str, rules: list[Rule]) -> Firewall:
-    """Install `rules` in the first way that works. Raises: FirewallError."""
-    refusals = []
-    for firewall in FIREWALLS:
-        try:
-            firewall.install(owner, rules)
-            return firewall
-        except FirewallError as refusal:
-            refusals.append(f"{firewall.name}: {refusal}")
-    raise FirewallError(
-        "no packets can be queued: the kernel needs CONFIG_NFT_QUEUE with the package nftables, or "
-        "CONFIG_NETFILTER_XT_TARGET_NFQUEUE with the package iptables (" + "; ".join(refusals) + ")"
+    _NEEDS = (
+        ("-j ACCEPT", "raw table (CONFIG_IP_NF_RAW, or CONFIG_NFT_COMPAT)"),
+        ("-j NFQUEUE --queue-num 0", "CONFIG_NETFILTER_XT_TARGET_NFQUEUE"),
+        ("-j CT --notrack", "CONFIG_NETFILTER_XT_TARGET_CT"),
+        ("-m dscp --dscp 3", "CONFIG_NETFILTER_XT_MATCH_DSCP"),
+        ("-m mark --mark 1", "CONFIG_NETFILTER_XT_MATCH_MARK"),
     )
 
+    def __init__(self, name: str) -> None:
+        self.name = name
 
-def remove(owner: str) -> None:
-    """Remove what any of the ways may have installed."""
-    for firewall in FIREWALLS:
-        firewall.remove(owner)
+    def install(self, owner: str, rules: Sequence[Rule]) -> None:
+        """As Way."""
+        jumps = {hook for hook in _HOOKS if self._jump("-C", owner, hook)}
+        self._restore(self.script(owner, rules, jumps))
+
+    def remove(self, owner: str) -> None:
+        """As Way."""
+        for hook in _HOOKS:
+            chain = _chain(owner, hook)
+            if _refusal(self._raw("-S", chain)):
+                continue
+            while self._jump("-D", owner, hook):
+                pass
+            _run(self._raw("-F", chain))
+            _run(self._raw("-X", chain))
+
+    def missing(self) -> str:
+        """As Way. A chain that nothing jumps to."""
+        if not shutil.which(self.name):
+            return f"{self.name} is not installed (package iptables)"
+        chain = "L3DSR-PROBE"
+        try:
+            for words, option in self._NEEDS:
+                try:
+                    self._restore(f"*raw\n:{chain} - [0:0]\n-A {chain} {words}\nCOMMIT\n")
+                except FirewallError:
+                    return f"the kernel has no {option}"
+        finally:
+            for act in ("-F", "-X"):
+                _refusal(self._raw(act, chain))
+        return ""
+
+    @staticmethod
+    def script(owner: str, rules: Sequence[Rule], jumps: set[str]) -> str:
+        """One transaction: chains of ours that there are become empty, and all are filled.
+
+        jumps: the hooks from where there is a jump to our chain already.
+        """
+        return "\n".join([
+            "*raw",
+            *(f":{_chain(owner, hook)} - [0:0]" for hook in _HOOKS),
+            *(f"-A {_chain(owner, rule.hook)} {rule.iptables()}" for rule in rules),
+            *(f"-I {built_in} -j {_chain(owner, hook)}"
+              for hook, built_in in _HOOKS.items() if hook not in jumps),
+            "COMMIT\n",
+        ])
+
+    def _raw(self, act: str, *words: str) -> list[str]:
+        return [self.name, "-w", "-t", "raw", act, *words]
+
+    def _jump(self, act: str, owner: str, hook: str) -> bool:
+        """-C: whether there is a jump to our chain. -D: whether there was one to remove."""
+        return not _refusal(self._raw(act, _HOOKS[hook], "-j", _chain(owner, hook)))
+
+    def _restore(self, script: str) -> None:
+        _run([f"{self.name}-restore", "-w", "--noflush"], script)
 
 
-def _nft_name(owner: str) -> str:
+WAYS: dict[str, Way] = {
+    way.name: way
+    for way in (Nftables(), Iptables("iptables"), Iptables("iptables-nft"),
+                Iptables("iptables-legacy"))
+}
+
+
+def none_works(refusals: dict[str, str]) -> FirewallError:
+    """What to tell an operator when no way works.
+
+    refusals: the name of each way, and what it said.
+    """
+    reasons = "; ".join(
+        f"{name}: {WAYS[name].missing() or refusal}" for name, refusal in refusals.items()
+    )
+    return FirewallError(f"packets cannot be queued; one of these ways must work: {reasons}")
+
+
+def _table(owner: str) -> str:
     return "l3dsr_" + owner.replace("-", "_")
 
 
@@ -181,10 +236,17 @@ def _chain(owner: str, hook: str) -> str:
 
 
 def _run(command: list[str], stdin: str = "") -> None:
+    refusal = _refusal(command, stdin)
+    if refusal:
+        raise FirewallError(refusal)
+
+
+def _refusal(command: list[str], stdin: str = "") -> str:
+    """Run a command. Returns: what it complains of, in one line; nothing if it does not."""
     try:
         done = subprocess.run(command, input=stdin, capture_output=True, text=True, check=False)
     except OSError as error:
-        raise FirewallError(f"{command[0]} cannot be run ({error.strerror})") from None
-    if done.returncode:
-        message = " ".join(done.stderr.split()) or f"exit code {done.returncode}"
-        raise FirewallError(message[:300])
+        return f"{command[0]} cannot be run ({error.strerror})"
+    if not done.returncode:
+        return ""
+    return " ".join(done.stderr.split())[:300] or f"{command[0]}: exit code {done.returncode}"

@@ -1,4 +1,4 @@
-"""The data path's counters for Prometheus. Nothing here stands on the packet path."""
+"""The counters for Prometheus, where they are asked for. Nothing here stands on the packet path."""
 
 from collections.abc import Iterator
 from typing import Protocol
@@ -7,18 +7,19 @@ from prometheus_client import CollectorRegistry, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from common.counters import Counters, Sample
+from common.settings import ConfigError
 
 
 class Observed(Protocol):
-    """A data path, as far as it is looked at."""
+    """What is looked at: an engine, or a data path."""
 
     counters: Counters
 
     def samples(self) -> list[Sample]: ...
 
 
-class _Collector:
-    """Reads the data path when it is asked to."""
+class Collector:
+    """Reads the counters when it is asked to."""
 
     def __init__(self, program: str, observed: Observed) -> None:
         self._prefix = f"l3dsr_{program}_"
@@ -32,7 +33,7 @@ class _Collector:
         for reason, count in list(self._observed.counters.items()):
             packets.add_metric([reason.value], count)
         yield packets
-        families: dict[str, Metric] = {}
+        families: dict[str, CounterMetricFamily | GaugeMetricFamily] = {}
         for sample in self._observed.samples():
             family = families.get(sample.name)
             if family is None:
@@ -43,8 +44,15 @@ class _Collector:
         yield from families.values()
 
 
-def serve(program: str, observed: Observed, address: str, port: int) -> None:
-    """Answer Prometheus on address:port, in a thread of its own. Raises: OSError."""
+def serve(program: str, observed: Observed, file: str, address: str, port: int) -> None:
+    """Answer Prometheus on address:port, in a thread of its own.
+
+    Raises: ConfigError, naming `file`.
+    """
     registry = CollectorRegistry()
-    registry.register(_Collector(program, observed))  # type: ignore[arg-type]
-    start_http_server(port, address, registry=registry)
+    registry.register(Collector(program, observed))
+    try:
+        start_http_server(port, address, registry=registry)
+    except OSError as error:
+        remedy = f"an address and port of this host that are free ({error.strerror or error})"
+        raise ConfigError(file, "metrics", f"{address}:{port}", remedy) from None

@@ -13,13 +13,20 @@ from common import cookie
 T = TypeVar("T")
 COMMAND_LINE = "command line"
 SYS_NET = Path("/sys/class/net")
+_SHOWN_LEN = 200
 
 
 class ConfigError(Exception):
-    """A value that cannot be used: where it stands, what it is, and what would be right."""
+    """A value that cannot be used: where it stands, what it is, and what would be right.
+
+    As text it is one line, whatever the value is.
+    """
 
     def __init__(self, file: str, key: str, value: object, expected: str) -> None:
-        super().__init__(f"{file}: {key} = {value!r}: expected {expected}")
+        shown = repr(value)
+        if len(shown) > _SHOWN_LEN:
+            shown = shown[:_SHOWN_LEN] + "…"
+        super().__init__(" ".join(f"{file}: {key} = {shown}: expected {expected}".split()))
         self.file, self.key, self.value, self.expected = file, key, value, expected
 
 

@@ -1,15 +1,16 @@
 """The bridge's effects: the rules, two sysctls, the queue, the sockets."""
 
-import dataclasses
 import logging
+from dataclasses import replace
 from ipaddress import IPv4Address
 from random import SystemRandom
 
-from common import firewall, host, log, metrics, settings
-from common.engine import Engine, clock_ms
+from common import daemon, host, log, settings
+from common.daemon import Claim
 from common.firewall import Rule
-from common.host import Busy, Host, Locks
-from common.queue import QueueError, RawSender
+from common.host import Host
+from common.queue import RawSender
+from common.wire import icmp
 from packetbridge.config import Config
 from packetbridge.datapath import Datapath
 
@@ -17,7 +18,30 @@ PROGRAM = "packetbridge"
 logger = logging.getLogger(__name__)
 
 # With these, the server's sockets inherit the mark of the SYN that opened them (ip-sysctl.rst).
-_SYSCTLS = ("net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect")
+_SYSCTLS = {"net/ipv4/tcp_fwmark_accept": "1", "net/ipv4/fwmark_reflect": "1"}
+
+
+class Senders:
+    """Packets to servers leave with `mark`, which their answers inherit; those to clients with +1.
+
+    servers: addresses, 4 octets each.
+    """
+
+    def __init__(self, mark: int, servers: frozenset[bytes]) -> None:
+        """Raises: OSError."""
+        self._servers = servers
+        self._to_server, self._to_client = RawSender(mark), RawSender(mark + 1)
+
+    def send(self, packet: bytes) -> int:
+        """As RawSender."""
+        if packet[16:20] in self._servers:
+            return self._to_server.send(packet)
+        return self._to_client.send(packet)
+
+    @property
+    def failures(self) -> int:
+        """As RawSender."""
+        return self._to_server.failures + self._to_client.failures
 
 
 def run(config: Config) -> int:
@@ -28,29 +52,43 @@ def run(config: Config) -> int:
     settings.check_rights(PROGRAM)
     settings.check_interface(config.file, config.interface)
     secrets = settings.check_secret(config.file, config.secret_file)
-    config = dataclasses.replace(config, address=_own_address(config))
+    config = replace(config, address=_own_address(config))
+    host.check_sysctls(config.file, _SYSCTLS)
     log.set_up(config.log_level, config.log_format)
-    locks = Locks()
-    changes = Host(PROGRAM, config.queue)
-    try:
-        _lock(config, locks)
-        changes.recover()
-        foreign = {service.server for service in config.services
-                   if not host.is_local(str(service.server))}
-        datapath = Datapath(
-            config, secrets, random=SystemRandom(),
-            foreign_servers=frozenset(server.packed for server in foreign),
+    foreign = _foreign_servers(config)
+    datapath = Datapath(
+        config, secrets, random=SystemRandom(),
+        foreign_servers=frozenset(server.packed for server in foreign),
+    )
+
+    def change(changes: Host) -> str:
+        for name, value in _SYSCTLS.items():
+            changes.set_sysctl(name, value)
+        way = changes.install_rules(rules(config, foreign))
+        services = ", ".join(
+            f"{service.name} (DSCP {service.dscp}) to {service.server}:{service.server_port}"
+            for service in config.services
         )
-        if config.metrics:
-            metrics.serve(PROGRAM, datapath, *config.metrics)
-        _serve(config, changes, datapath, foreign)
-    except (Busy, QueueError, firewall.FirewallError, OSError) as error:
-        logger.error("%s", error)
-        return 1
-    finally:
-        changes.undo()
-        locks.release()
-    return 0
+        return f"ready: {services}; splice, at {config.address}, portable engine by {way}"
+
+    servers = frozenset(service.server.packed for service in config.services)
+    return daemon.serve(
+        PROGRAM, config, datapath, Senders(config.mark, servers), _claims(config), change,
+        datapath.on_shutdown,
+    )
+
+
+def _claims(config: Config) -> list[Claim]:
+    """Each VIP and port, and each server: another bridge's rules would take the same packets."""
+    ends = dict.fromkeys(
+        (key, f"{address}:{port}")
+        for service in config.services
+        for key, address, port in (("vip", service.vip, service.port),
+                                   ("server", service.server, service.server_port))
+    )
+    return [
+        Claim(f"{PROGRAM}/{key}/{end}", key, end, f"a {key} of its own") for key, end in ends
+    ]
 
 
 def _own_address(config: Config) -> IPv4Address:
@@ -74,60 +112,32 @@ def _own_address(config: Config) -> IPv4Address:
     )
 
 
-def _serve(config: Config, changes: Host, datapath: Datapath, foreign: set[IPv4Address]) -> None:
-    to_server, to_client = RawSender(config.mark), RawSender(config.mark + 1)
-    servers = {service.server.packed for service in config.services}
-    engine = Engine(
-        datapath, config.queue,
-        lambda packet: to_server if packet[16:20] in servers else to_client,
-    )
-    try:
-        for sysctl in _SYSCTLS:
-            changes.set_sysctl(sysctl, "1")
-        means = changes.install_rules(rules(config, foreign))
-        services = ", ".join(
-            f"{service.name} (DSCP {service.dscp}) to {service.server}:{service.server_port}"
-            for service in config.services
-        )
-        engine.run(f"ready: {services}; splice, at {config.address}, portable engine by {means}")
-        engine.send_all(datapath.on_shutdown(clock_ms()))
-    finally:
-        changes.undo()
-        engine.close()
-        to_server.close()
-        to_client.close()
-
-
-def _lock(config: Config, locks: Locks) -> None:
-    locks.take(
-        f"queue/{config.queue}",
-        f"another balancer or packetbridge has queue {config.queue}: stop it, or give another "
-        "number with --queue",
-    )
-    for service in config.services:
-        locks.take(
-            f"dscp/{service.dscp}",
-            f"another packetbridge on this host takes DSCP {service.dscp}: stop it first",
-        )
+def _foreign_servers(config: Config) -> set[IPv4Address]:
+    """Servers that are not this host's, but are reached through it, as containers are."""
+    servers = {service.server for service in config.services}
+    foreign = {server for server in servers if not host.is_local(str(server))}
+    for server in sorted(foreign):
+        logger.info("%s is no address of this host: taken for a server behind it", server)
+    return foreign
 
 
 def rules(config: Config, foreign: set[IPv4Address]) -> list[Rule]:
     """Tagged packets to the bridge's address, and marked ones of the servers, to the queue."""
     made = []
     for service in config.services:
-        tagged = {"hook": "prerouting", "queue": config.queue, "interface": config.interface,
-                  "destination": str(config.address), "dscp": service.dscp}
+        tagged = Rule("prerouting", config.queue, config.interface,
+                      destination=str(config.address), dscp=service.dscp)
         made += [
-            Rule(protocol="tcp", dport=service.port, **tagged),
-            Rule(protocol="tcp", fragment=True, **tagged),
-            Rule(protocol="icmp", **tagged),
+            replace(tagged, protocol="tcp", dport=service.port),
+            replace(tagged, protocol="tcp", fragment=True),
+            *(replace(tagged, protocol="icmp", icmp_type=error) for error in icmp.ERRORS),
         ]
-        server = {"queue": config.queue, "source": str(service.server), "protocol": "tcp",
-                  "sport": service.server_port}
+        server = Rule("output", config.queue, source=str(service.server), protocol="tcp",
+                      sport=service.server_port)
         if service.server in foreign:
-            made.append(Rule("prerouting", bypass=True, **server))
+            made.append(replace(server, hook="prerouting", bypass=True))
         else:
-            made.append(Rule("output", mark=config.mark, **server))
+            made.append(replace(server, mark=config.mark))
     for mark in (config.mark, config.mark + 1):
         made.append(Rule("output", None, mark=mark))
     made.append(Rule("prerouting", None, interface="lo", mark=config.mark))

@@ -68,6 +68,7 @@ class Datapath:
         self._replay_ms = config.timeouts.replay_ms
         states = [ServiceState(service, self._bridge) for service in config.services]
         self._services = {(state.config.dscp, state.vip_port): state for state in states}
+        self._dscps = {service.dscp for service in config.services}
         self._server_ends = {state.server_end for state in states}
         self._foreign_servers = foreign_servers
         timeouts = config.timeouts
@@ -151,9 +152,12 @@ class Datapath:
         if packet[16:20] == self._bridge:
             if protocol == ipv4.PROTOCOL_ICMP:
                 return self._on_icmp(packet)
-            service = self._services.get((of_tos(packet[ipv4.TOS_OFF]), packet[22:24]))
+            dscp = of_tos(packet[ipv4.TOS_OFF])
+            service = self._services.get((dscp, packet[22:24]))
             if service is not None and protocol == ipv4.PROTOCOL_TCP:
                 return self._on_client(Segment(packet), service, now_ms)
+            if dscp in self._dscps and protocol == ipv4.PROTOCOL_TCP:
+                ipv4.checked_len(packet)  # with options, or a fragment, its ports are elsewhere
         if packet[12:16] + packet[20:22] in self._server_ends and protocol == ipv4.PROTOCOL_TCP:
             return self._on_server(Segment(packet), now_ms)
         return PASS
@@ -181,6 +185,8 @@ class Datapath:
             return self._on_known(segment, flow, now_ms)
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
+        if not ipv4.source_is_possible(packet[12:16]):
+            return DROP[DropReason.BAD_SOURCE]
         if self.unknown.is_lost(key, now_ms):
             return send(Event.RESET, _reset_from_vip(segment, service))
         return DROP[DropReason.UNKNOWN_FLOW]
@@ -316,7 +322,7 @@ class Datapath:
     def _on_icmp(self, packet: bytes) -> Verdict:
         """An error about a packet to a client reaches the server that sent it."""
         ipv4.checked_len(packet)
-        if len(packet) <= icmp.ICMP_OFF or packet[icmp.ICMP_OFF] not in icmp.ERRORS:
+        if not icmp.is_about_tcp(packet):
             return PASS
         quote = icmp.Quote(packet)
         quoted = quote.five_tuple  # of a packet from the VIP to the client

@@ -25,7 +25,7 @@ class Replay:
     """What is kept while the server has not answered.
 
     offer:      what the client offered. handoff: the first data segment.
-    syn:        the packet to the server. due_ms: when it is sent again.
+    syn:        the packet to the server. due_ms: when it is sent again, or given up.
     expires_ms: when the server is given up.
     octets:     of all held segments.
     """
@@ -38,8 +38,8 @@ class Replay:
         self.handoff = handoff
         self.syn = _emit_syn(flow, handoff, self.offer)
         self._timeout_ms = FIRST_TIMEOUT_MS
-        self.due_ms = now_ms + FIRST_TIMEOUT_MS
         self.expires_ms = now_ms + patience_ms
+        self.due_ms = min(now_ms + FIRST_TIMEOUT_MS, self.expires_ms)
         self._eager_syns = 0
         self.octets = 0
         self._by_seq: dict[tuple[int, int], Segment] = {}
@@ -62,7 +62,7 @@ class Replay:
     def repeat(self, now_ms: int) -> bytes:
         """The SYN once more; the next time it waits twice as long."""
         self._timeout_ms *= 2
-        self.due_ms = now_ms + self._timeout_ms
+        self.due_ms = min(now_ms + self._timeout_ms, self.expires_ms)
         return self.syn
 
     def may_repeat_at_once(self) -> bool:

@@ -1,0 +1,42 @@
+"""What a service manager and an administrator say to a daemon, and what it answers them."""
+
+import logging
+import os
+import signal
+import socket
+
+log = logging.getLogger(__name__)
+
+
+class Signals:
+    """SIGTERM and SIGINT ask it to stop, SIGUSR1 for a report. Only noted here, acted on later.
+
+    From its making on, no such signal ends the process before its changes are undone.
+    """
+
+    def __init__(self) -> None:
+        self.stop = False
+        self.report = False
+        signal.signal(signal.SIGTERM, self._on_stop)
+        signal.signal(signal.SIGINT, self._on_stop)
+        signal.signal(signal.SIGUSR1, self._on_report)
+
+    def _on_stop(self, *_: object) -> None:
+        self.stop = True
+
+    def _on_report(self, *_: object) -> None:
+        self.report = True
+
+
+def notify(state: str) -> None:
+    """Tell systemd, if it started us (sd_notify(3)). state: e.g. `READY=1`."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    if address[0] == "@":
+        address = "\0" + address[1:]
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        try:
+            channel.sendto(state.encode(), address)
+        except OSError as error:
+            log.warning("systemd cannot be told %s: %s", state, error)

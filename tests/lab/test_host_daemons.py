@@ -1,0 +1,288 @@
+"""The real programs on a host: what they change, what they refuse, and what remains of them."""
+
+import json
+import re
+import signal
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from netns import inside, state, tcp_packet
+
+from lab.node import Node, Process, wait_until
+from lab.topology import BALANCER, CLIENT, VIP, Lab, bridge_address, program, server_address
+
+BRIDGE, SERVER = bridge_address(1), server_address(1)
+SYN, ACK = 2, 16
+TAG = 3 << 2
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    with Lab(backends=1) as network:
+        yield network
+
+
+def start(lab: Lab, name: str, *flags: str, ready: bool = True) -> Process:
+    if name == "balancer":
+        return lab.start_balancer(*flags, ready=ready)
+    return lab.start_bridge(lab.backend1, *flags, ready=ready)
+
+
+def host_of(lab: Lab, name: str) -> Node:
+    return lab.balancer if name == "balancer" else lab.backend1
+
+
+def refused(process: Process) -> str:
+    """The one line that a program says when it refuses to start."""
+    assert process.popen.wait(20) == 2
+    (line,) = process.log().splitlines()
+    return line
+
+
+both = pytest.mark.parametrize("name", ["balancer", "packetbridge"])
+
+
+@both
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+def test_the_host_is_as_it_was_after(lab: Lab, name: str, number: int) -> None:
+    host = host_of(lab, name)
+    before = state(host)
+
+    process = start(lab, name)
+    during = state(host)
+    code = process.stop(number)
+
+    assert code == 0
+    assert during != before
+    assert state(host) == before
+    assert re.search(r"counters: .*flows=0", process.log())
+
+
+@both
+def test_the_next_start_cleans_up_after_a_killed_one(lab: Lab, name: str) -> None:
+    host = host_of(lab, name)
+    before = state(host)
+
+    start(lab, name).kill()
+    left = state(host)
+    again = start(lab, name)
+    running = state(host)
+    code = again.stop()
+
+    assert left == running != before
+    assert f"undoing what a killed {name} left on this host" in again.log()
+    assert code == 0
+    assert state(host) == before
+
+
+@both
+@pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.3, 0.4])
+def test_a_signal_during_the_start_leaves_nothing(lab: Lab, name: str, delay_s: float) -> None:
+    host = host_of(lab, name)
+    before = state(host)
+    process = start(lab, name, ready=False)
+
+    time.sleep(delay_s)
+    code = process.stop()
+
+    assert code in (0, -signal.SIGTERM)  # the latter while Python itself still starts
+    assert state(host) == before
+
+
+def test_a_dead_balancers_packets_are_dropped_and_no_client_is_reset(lab: Lab) -> None:
+    start(lab, "balancer").kill()
+
+    with inside(lab.client), pytest.raises(TimeoutError):
+        socket.create_connection((VIP, 80), timeout=1.5)
+
+    with inside(lab.client), pytest.raises(ConnectionRefusedError):  # while the VIP itself is there
+        socket.create_connection((VIP, 81), timeout=1.5)
+
+
+def test_a_dead_bridges_packets_are_dropped_and_direct_connections_live(lab: Lab) -> None:
+    lab.start_nginx(lab.backend1)
+    with inside(lab.client):
+        answers = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_TCP)
+    answers.settimeout(0.5)
+    start(lab, "packetbridge").kill()
+
+    _send(lab.client, tcp_packet(CLIENT, BRIDGE, 80, ACK, payload=b"x", tos=TAG))
+
+    with pytest.raises(TimeoutError):
+        answers.recv(100)
+    answers.close()
+    assert "backend1" in lab.client.curl(f"http://{SERVER}/direct")
+
+
+def test_only_tagged_packets_are_looked_at_by_the_bridge(lab: Lab) -> None:
+    bridge = start(lab, "packetbridge")
+
+    for tos in (0, 4 << 2, TAG, TAG | 1):
+        _send(lab.client, tcp_packet(CLIENT, BRIDGE, 80, ACK, payload=b"x", tos=tos, sport=tos + 1))
+    _send(lab.client, tcp_packet(CLIENT, BRIDGE, 81, ACK, payload=b"x", tos=TAG))
+
+    def counted() -> dict[str, float]:
+        metrics = bridge.metrics()
+        return {key: value for key, value in metrics.items() if "packets_total{reason" in key}
+
+    wait_until(lambda: bool(counted()), 2, "the bridge has seen a packet")
+    assert counted() == {'l3dsr_packetbridge_packets_total{reason="unknown_flow"}': 2.0}
+
+
+def _send(node: Node, packet: bytes) -> None:
+    with inside(node):
+        sender = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW)
+    sender.sendto(packet, (socket.inet_ntoa(packet[16:20]), 0))
+    sender.close()
+
+
+def test_a_host_answers_ping_to_the_vip_itself(lab: Lab) -> None:
+    start(lab, "balancer")
+    request = bytes.fromhex("0800f7f8 0000 0007".replace(" ", ""))
+    with inside(lab.client):
+        client = socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_ICMP)
+    client.settimeout(5)
+
+    client.sendto(request, (VIP, 0))
+
+    with client:
+        assert client.recv(100)[20:] == bytes.fromhex("0000fff800000007")
+
+
+# --- refusals ---
+
+
+def test_a_second_balancer_for_a_vip_is_refused(lab: Lab) -> None:
+    first = start(lab, "balancer")
+    before = state(lab.balancer)
+
+    second = start(lab, "balancer", "--queue", "50", "--metrics", "127.0.0.1:9102", ready=False)
+
+    assert refused(second) == (
+        f"balancer: command line: vip = '{VIP}': expected a VIP of its own: "
+        f"another balancer (pid {first.pid}) has it; stop that one first"
+    )
+    assert state(lab.balancer) == before
+    assert first.running
+
+
+def test_a_second_balancer_with_the_same_queue_is_refused(lab: Lab) -> None:
+    first = start(lab, "balancer")
+    before = state(lab.balancer)
+
+    second = start(lab, "balancer", "--vip", "192.168.33.99", ready=False)
+
+    assert refused(second) == (
+        "balancer: command line: queue = 33: expected a queue number of its own: "
+        f"another balancer (pid {first.pid}) has it; stop that one first"
+    )
+    assert state(lab.balancer) == before
+
+
+def test_another_programs_queue_is_refused(lab: Lab) -> None:
+    first = lab.start_balancer()
+
+    process = lab.start_bridge(lab.backend1, "--queue", "33")
+    on_one_host = lab.balancer.start("packetbridge", [
+        *program("packetbridge"), "--secret-file", str(lab.secret_file), "--queue", "33",
+        "--server", f"{BALANCER}:80", "--address", BALANCER,
+    ])
+
+    assert process.running  # another host, another queue 33
+    assert refused(on_one_host) == (
+        "packetbridge: command line: queue = 33: expected the number of a queue that is free: "
+        f"the program with netlink port {first.pid} has it"
+    )
+
+
+@pytest.mark.parametrize("flags, refusal", [
+    (("--queue", "50"), f"vip = '{VIP}:80': expected a vip of its own"),
+    (("--queue", "50", "--vip", "7=192.168.33.99:80"),
+     f"server = '{SERVER}:80': expected a server of its own"),
+], ids=["the same VIP", "the same server"])
+def test_a_second_bridge_is_refused(lab: Lab, flags: tuple[str, ...], refusal: str) -> None:
+    first = start(lab, "packetbridge")
+    before = state(lab.backend1)
+    described = ["--server", f"{SERVER}:80"]
+
+    second = lab.start_bridge(lab.backend1, *described, *flags, "--metrics", "127.0.0.1:9102",
+                              defaults=False, ready=False)
+
+    line = refused(second)
+    assert refusal in line
+    assert f"another packetbridge (pid {first.pid}) has it; stop that one first" in line
+    assert state(lab.backend1) == before
+
+
+@both
+@pytest.mark.parametrize("flags, said", [
+    (("--interface", "eth7"), "interface = 'eth7': expected an interface of this host: eth1, lo"),
+    (("--secret-file", "/nonexistent"), "secret_file = '/nonexistent': expected"),
+    (("--metrics", "192.0.2.1:9101"), "metrics = '192.0.2.1:9101': expected an address and port"),
+], ids=["interface", "secret", "metrics"])
+def test_what_cannot_work_is_refused_and_the_host_untouched(
+    lab: Lab, name: str, flags: tuple[str, ...], said: str
+) -> None:
+    before = state(host_of(lab, name))
+
+    line = refused(start(lab, name, *flags, ready=False))
+
+    assert line.startswith(f"{name}: command line: {said}")
+    assert state(host_of(lab, name)) == before
+
+
+@both
+def test_who_has_no_right_to_it_is_told_so(lab: Lab, name: str) -> None:
+    process = host_of(lab, name).start(name, [
+        "setpriv", "--bounding-set", "-net_admin", *program(name),
+    ])
+
+    assert refused(process) == (
+        f"{name}: {name}: user = 0: expected root, or the capabilities NET_ADMIN and NET_RAW: "
+        f"sudo {name}"
+    )
+
+
+# --- what they say ---
+
+
+@both
+def test_counters_are_logged_when_asked_for(lab: Lab, name: str) -> None:
+    process = start(lab, name, "--log-format", "json")
+
+    process.popen.send_signal(signal.SIGUSR1)
+
+    process.wait_for(r"counters: .*send_failures=0")
+    entries = [json.loads(line) for line in process.log().splitlines()]
+    assert entries[0]["message"].startswith("ready: ")
+    assert {"time", "level", "message"} == set(entries[0])
+
+
+def test_systemd_is_told_through_the_programs_own_socket(lab: Lab) -> None:
+    path = lab.directory / "notify"
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(path))
+        manager.settimeout(20)
+        process = lab.balancer.start("balancer", [
+            "env", f"NOTIFY_SOCKET={path}", *program("balancer"),
+            "--secret-file", str(lab.secret_file),
+        ])
+
+        said = manager.recv(100)
+        process.stop()
+
+        assert (said, manager.recv(100)) == (b"READY=1", b"STOPPING=1")
+
+
+def test_journals_leave_with_their_programs(lab: Lab) -> None:
+    balancer = start(lab, "balancer")
+    journal = Path(f"/run/l3dsr/balancer-33.{lab.balancer.inode}.json")
+
+    kinds = [change["kind"] for change in json.loads(journal.read_text())["changes"]]
+    balancer.stop()
+
+    assert set(kinds) == {"firewall", "address"}
+    assert not journal.exists()
