@@ -99,7 +99,7 @@ class Case:
         if self.foreign_servers:
             yield f"foreign_servers = {_value(list(self.foreign_servers))}"
         # timers must have run to the end of the story, and some more
-        yield f"run_on_ms = {self.now_ms - self.received[-1][0] + 10 * TICK_MS}"
+        yield f"run_on_ms = {self.now_ms - self.received[-1][0] + 5 * TICK_MS}"
         yield "verdicts = ["
         for (time_ms, _), (verdict, note) in zip(self.received, self.verdicts, strict=True):
             yield f'    "{verdict}",  # {(time_ms - START_MS) / 1000:+.3f} {note}'

@@ -16,6 +16,10 @@ from tests.golden import (
     balancer_hold,
     balancer_refused,
     balancer_request,
+    bridge_endings,
+    bridge_handoff,
+    bridge_refused,
+    bridge_translation,
 )
 from tests.golden.case import Case
 
@@ -23,6 +27,8 @@ FOLDER = Path(__file__).parent
 BOOKS = (
     balancer_handshake.book, balancer_handoff.book, balancer_request.book, balancer_hold.book,
     balancer_flows.book, balancer_refused.book,
+    bridge_handoff.book,
+    bridge_translation.book, bridge_endings.book, bridge_refused.book,
 )
 
 

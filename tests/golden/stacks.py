@@ -184,14 +184,14 @@ def icmp_error(
 
 def balancer_config(
     *, backends: Sequence[int] = (1,), weights: dict[int, int] | None = None,
-    services: Sequence[dict[str, Any]] = (), **config: Any,
+    services: Sequence[dict[str, Any]] = ({},), **config: Any,
 ) -> dict[str, Any]:
     """A balancer's TOML: one service on VIP:80 unless `services` are given.
 
     backends: ids, of every service. config: keys at the top.
     """
     tables = []
-    for described in services or [{}]:
+    for described in services:
         service = {"vip": VIP, "port": 80, "dscp": DSCP, **described}
         service["backend"] = [
             {"id": backend_id, "address": BRIDGES[backend_id],
