@@ -33,9 +33,9 @@ class Backend:
 class Hold:
     """Bounds on the segments of one flow that wait for the rest of their key."""
 
-    segments: int = 16
+    segments: int = 512
     octets: int = 16384
-    time_ms: int = 3000
+    time_ms: int = 10_000
     policy: str = "hash"
 
 

@@ -17,7 +17,8 @@ For a packet that is no SYN the tests come in this order:
 2. It repeats the flow's first segment: same backend.
 3. It follows a cookie: with payload it opens a flow (over whatever was there),
    without it is consumed, and with FIN alone it is answered.
-4. It belongs to held segments. 5. It has a table entry.
+4. It belongs to held segments, and may have to be acknowledged (balancer/hold.py).
+5. It has a table entry.
 6. Nobody knows it: dropped, and a second later reset.
 
 Rules: octets, state, clock and secret in, a verdict out; nothing here blocks,
@@ -33,6 +34,7 @@ from random import Random
 
 from balancer import handshake, hold, takeover
 from balancer.config import Config, Service
+from balancer.delivery import Deliveries, Delivery
 from balancer.flows import HALF_CLOSED, OPEN, RESET, Backend, BackendFlow
 from balancer.request import NEED_MORE, choose_key
 from balancer.schedule import make_scheduler
@@ -82,9 +84,10 @@ class Datapath:
         timeouts = config.timeouts
         self.flows: FlowTable[BackendFlow] = FlowTable(
             config.max_flows, (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms),
-            _forget_flow,
+            self._forget_flow,
         )
         self.holds = hold.HoldTable(config.hold_octets_total)
+        self.deliveries = Deliveries(config.hold_octets_total)
         self.unknown = UnknownFlows()
         self._takeover_limit = takeover.RateLimit(config.takeover_rate)
         self.counters = new_counters()
@@ -110,12 +113,12 @@ class Datapath:
         return verdict
 
     def on_tick(self, now_ms: int) -> list[bytes]:
-        """Let flows expire, and decide about held ones whose time has come.
+        """Let flows expire, repeat what is ours to deliver, decide about held flows in time.
 
         Returns: packets to send.
         """
         self.flows.expire(now_ms)
-        packets: list[bytes] = []
+        packets = self.deliveries.due(now_ms, self.flows.get)
         for held in self.holds.expired(now_ms):
             verdict = self._on_hold_bound(held, now_ms)
             self.counters[verdict.reason] += 1
@@ -244,7 +247,7 @@ class Datapath:
             return DROP[DropReason.HANDSHAKE_ACK]
         chosen = _choose(service.config, segment, segment.payload, bool(segment.flags & FIN))
         if chosen is not NEED_MORE:
-            return self._open(service, [segment], chosen, now_ms, now_ms)
+            return self._open(service, [segment], chosen, now_ms)
         held = hold.Held(service, service.config.hold, segment, now_ms)
         return self._on_held(segment, held, now_ms)
 
@@ -255,31 +258,48 @@ class Datapath:
             return DROP[DropReason.RESET_UNANSWERED]
         if not segment.seq_len:
             return DROP[DropReason.HANDSHAKE_ACK]
-        within_bounds = self.holds.add(held, segment)
+        self.holds.add(held, segment)
         payload, ended = held.prefix()
         chosen = _choose(held.service.config, segment, payload, ended)
         if chosen is not NEED_MORE:
-            self.holds.remove(held)
-            return self._open(held.service, held.segments(), chosen, held.arrived_ms, now_ms)
-        return HELD if within_bounds else self._on_hold_bound(held, now_ms)
+            return self._open_held(held, chosen, now_ms)
+        if held.is_awaited:
+            self.holds.take(held)  # joined, they may be within the bounds again
+        if self.holds.is_at_bound(held):
+            return self._on_hold_bound(held, now_ms)
+        if held.is_awaited:
+            wscale = held.service.config.wscale
+            return send(Event.ACKNOWLEDGED, handshake.acknowledge(segment, held, wscale))
+        return HELD
 
     def _on_hold_bound(self, held: hold.Held, now_ms: int) -> Verdict:
         """A bound was reached before the key was complete: hash what is there, or reset."""
-        self.holds.remove(held)
-        segments = held.segments()
-        if held.service.config.hold.policy == "reset":
-            return send(Event.RESET, tcp.reset_for(segments[0]))
+        service = held.service.config
+        if service.hold.policy == "reset":
+            self.holds.remove(held)
+            return send(Event.RESET, tcp.reset_for(held.first))
         payload, _ = held.prefix()
-        chosen = _choose(held.service.config, segments[0], payload, complete=True)
-        return self._open(held.service, segments, chosen, held.arrived_ms, now_ms)
+        return self._open_held(held, _choose(service, held.first, payload, complete=True), now_ms)
+
+    def _open_held(self, held: hold.Held, chosen: bytes, now_ms: int) -> Verdict:
+        """Let held segments go to the backend that their key chooses."""
+        self.holds.remove(held)
+        segments = held.segments(held.service.config.mss - held.first.options_len)
+        verdict = self._open(held.service, segments, chosen, now_ms, held.arrived_ms)
+        flow = self.flows.get(held.key)
+        if held.taken and flow is not None:
+            server_first = add(held.cookie_isn, 1)
+            self.deliveries.add(flow, Delivery(verdict.packets, server_first, now_ms))
+        return verdict
 
     def _open(
-        self, service: ServiceState, segments: list[Segment], chosen: bytes, arrived_ms: int,
-        now_ms: int,
+        self, service: ServiceState, segments: list[Segment], chosen: bytes, now_ms: int,
+        arrived_ms: int | None = None,
     ) -> Verdict:
         """Choose a backend, enter the flow and hand its first segments over.
 
-        arrived_ms: when the first of them came; waiting for others is no part of the round trip.
+        arrived_ms: when the first of them came, if it had to wait: that is no part of the round
+                    trip.
         """
         first = segments[0]
         key = first.five_tuple
@@ -291,7 +311,9 @@ class Datapath:
             return send(DropReason.NO_BACKEND, tcp.reset_for(first))
         backend = service.backends[backend_id]
         timestamps = first.timestamps
-        shift = takeover.ts_shift(backend.id, timestamps[1], arrived_ms) if timestamps else 0
+        shift = 0
+        if timestamps:
+            shift = takeover.ts_shift(backend.id, timestamps[1], arrived_ms or now_ms)
         flow = BackendFlow(key, backend, delta(first.seq, 1), shift, now_ms)
         self.flows.insert(flow)
         self.unknown.forget(key)
@@ -309,6 +331,8 @@ class Datapath:
     def _forward(self, segment: Segment, flow: BackendFlow, now_ms: int) -> Verdict:
         """Send a packet to its flow's backend, and note what it does to the flow."""
         flags = segment.flags
+        if flow.delivery is not None and flow.delivery.is_settled_by(segment):
+            self.deliveries.settle(flow)
         if flags & RST:
             self.flows.move(flow, RESET, now_ms)
         elif flags & FIN and flow.state == OPEN:
@@ -316,6 +340,10 @@ class Datapath:
         elif now_ms - flow.seen_ms >= RELINK_MS:
             self.flows.touch(flow, now_ms)
         return _forward_to(segment, flow.backend, flow.ts_shift, Event.FORWARDED)
+
+    def _forget_flow(self, flow: BackendFlow) -> None:
+        self.deliveries.settle(flow)
+        flow.backend.flows -= 1
 
     # --- ICMP ---
 
@@ -372,7 +400,3 @@ def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event)
     backend.packets += 1
     backend.octets += len(packet)
     return send(event, bytes(packet))
-
-
-def _forget_flow(flow: BackendFlow) -> None:
-    flow.backend.flows -= 1

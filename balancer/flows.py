@@ -1,6 +1,6 @@
 """The balancer's flow: which backend has it, and since when."""
 
-from common.flow import Flow
+from balancer.delivery import DeliveringFlow
 
 # States, in the order in which flows are evicted last.
 OPEN, HALF_CLOSED, RESET = 0, 1, 2
@@ -24,12 +24,13 @@ class Backend:
         self.flows = self.handoffs = self.packets = self.octets = 0
 
 
-class BackendFlow(Flow):
+class BackendFlow(DeliveringFlow):
     """A flow that has its backend.
 
     client_isn: tells a retransmitted first segment from a new connection.
     ts_shift:   what turns an echo of the SYN-ACK's TSval into one that names the backend.
     created_ms: unix time, to see whether the backend's timestamps can have wrapped.
+    delivery:   a handoff to repeat, which hardly any flow has.
     """
 
     __slots__ = ("backend", "client_isn", "created_ms", "ts_shift")
@@ -42,3 +43,4 @@ class BackendFlow(Flow):
         self.client_isn = client_isn
         self.ts_shift = ts_shift
         self.created_ms = now_ms
+        self.delivery = None

@@ -5,6 +5,7 @@ Twin:   balancer/bpf/handshake.h
 """
 
 from balancer.config import Service
+from balancer.hold import Held
 from common import cookie
 from common.cookie import Offer, Secrets
 from common.seq import add
@@ -71,6 +72,22 @@ def answer_fin(segment: tcp.Segment) -> bytes:
     return tcp.emit(
         tcp.reverse(segment.five_tuple), segment.ack, add(segment.seq, segment.seq_len),
         tcp.FIN | tcp.ACK, window=WINDOW, option_octets=_echo(segment),
+    )
+
+
+def acknowledge(segment: tcp.Segment, held: Held, wscale: int) -> bytes:
+    """An ACK for the stream's first octets, in place of a server that is not yet chosen.
+
+    segment: the client's latest. wscale: shift of our windows. The window ends where the
+    SYN-ACK's did: no server has promised more (RFC 9293 §3.8.6 discourages taking it back).
+    """
+    offer = cookie.decode(held.cookie_isn)
+    window = max(WINDOW - len(held.taken), 0) >> (wscale if offer.wscale is not None else 0)
+    sack = options.emit_sack(held.islands(segment)) if offer.sack else b""
+    return tcp.emit(
+        tcp.reverse(segment.five_tuple), add(held.cookie_isn, 1),
+        add(held.client_isn, 1 + len(held.taken)), tcp.ACK,
+        window=window, option_octets=_echo(segment) + sack,
     )
 
 

@@ -32,6 +32,7 @@ class Event(Reason):
     SYN_ANSWERED = "syn_answered"
     FIN_ANSWERED = "fin_answered"
     HELD = "held"
+    ACKNOWLEDGED = "acknowledged"  # held, and its client told so, which waited for that
     HANDOFF = "handoff"
     FORWARDED = "forwarded"
     TAKEOVER = "takeover"

@@ -98,3 +98,11 @@ def sack_blocks(packet: bytes | bytearray, start: int, end: int) -> tuple[int, i
         if kind == SACK and length >= 10 and (length - 2) % 8 == 0:
             return off + 2, (length - 2) // 8
     return 0, 0
+
+
+def emit_sack(blocks: list[tuple[int, int]]) -> bytes:
+    """A SACK option of up to three blocks (first and next sequence number), padded to words."""
+    if not blocks:
+        return b""
+    edges = b"".join(_U32_PAIR.pack(*block) for block in blocks[:3])
+    return bytes((NOP, NOP, SACK, 2 + len(edges))) + edges

@@ -59,6 +59,11 @@ class Segment:
         return self.packet[12:24]
 
     @property
+    def options_len(self) -> int:
+        """Octets of options."""
+        return self.payload_off - OPTIONS_OFF
+
+    @property
     def payload(self) -> bytes:
         """A copy of the payload."""
         return self.packet[self.payload_off:]

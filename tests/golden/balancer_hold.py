@@ -74,14 +74,127 @@ def segments_before_the_first_are_sent_again(case: Case) -> None:
 
 
 @book.case(services=[KEY])
-def a_repeated_segment_is_held_once(case: Case) -> None:
-    """What is sent again while it is held replaces its twin, and leaves once."""
+def a_client_that_repeats_itself_is_acknowledged(case: Case) -> None:
+    """A client that sends again what is held may have lost the rest, which it will not send before
+    it hears of the first: all up to the gap is acknowledged, and leaves joined."""
+    client = Client()
+    first, second, third = _parts(client)
+
+    case.holds(first)
+    case.wait(200)
+    case.sends("acknowledged", first, client.taken(FIRST))
+    case.sends("acknowledged", second, client.taken(FIRST + SECOND))
+    case.sends("acknowledged", second, client.taken(FIRST + SECOND))
+    case.sends("handoff", third, to_bridge(client.joined(FIRST + SECOND), tsecr=named(1, 1)),
+               to_bridge(third, tsecr=named(1, 1)))
+    answered = client.segment("A", 60, 9, ts=(CLIENT_CLOCK, named(1, 5)))
+    case.sends("forwarded", answered, to_bridge(answered))
+
+
+@book.case(services=[KEY])
+def a_repeated_segment_after_a_gap_is_answered_with_what_is_missing(case: Case) -> None:
+    """Only the octets before the gap are acknowledged, again and again, and SACK blocks name what
+    came behind it, the latest first; it is kept as it came."""
+    client = Client(wscale=None, isn=0xFFFF_FFD0)  # the blocks lie across the wrap
+    first = client.segment("PA", 1, payload=FIRST)
+    rest = [client.segment("PA", 1 + at, payload=REQUEST[at:at + 6]) for at in range(20, 56, 6)]
+    _, behind, touching, _, far, _ = rest
+
+    case.holds(first, behind)
+    case.sends("acknowledged", behind, client.taken(FIRST, (27, 33)))
+    case.sends("acknowledged", far, client.taken(FIRST, (45, 51), (27, 33)))
+    case.sends("acknowledged", first, client.taken(FIRST, (27, 33), (45, 51)))
+    case.sends("acknowledged", touching, client.taken(FIRST, (27, 39), (45, 51)))
+    case.sends("acknowledged", rest[0], client.taken(REQUEST[:38], (45, 51)))
+    case.sends("acknowledged", rest[3], client.taken(REQUEST[:50]))
+    case.sends("handoff", client.segment("PA", 51, payload=REQUEST[50:]),
+               to_bridge(client.joined(REQUEST[:50]), tsecr=named(1, 1)),
+               to_bridge(client.segment("PA", 51, payload=REQUEST[50:]), tsecr=named(1, 1)))
+    answered = client.segment("A", 60, 9, ts=(CLIENT_CLOCK, named(1, 5)))
+    case.sends("forwarded", answered, to_bridge(answered))
+
+
+@book.case(services=[KEY])
+def a_client_without_sack_hears_only_what_is_missing(case: Case) -> None:
+    """A client that did not offer SACK gets no blocks, whatever lies behind the gap."""
+    client = Client(timestamps=False, sack=False, wscale=None)
+    first, _, third = _parts(client)
+
+    case.holds(first)
+    case.sends("acknowledged", first, client.taken(FIRST))
+    case.sends("acknowledged", third, client.taken(FIRST))
+
+
+@book.case(services=[{**KEY, "hold": {"octets": 115}}])
+def at_the_bound_on_octets_nothing_behind_a_gap_is_kept(case: Case) -> None:
+    """What lies behind a gap and exceeds the bound decides nothing: it is forgotten, and the
+    client, which has to fill the gap first, sends it again."""
     client = Client(timestamps=False)
     first, second, third = _parts(client)
-    again = client.segment("PA", 1, payload=FIRST, id=7)
 
-    case.holds(first, second, again, second)
-    case.sends("handoff", third, *map(to_bridge, (again, second, third)))
+    case.holds(first)
+    case.sends("acknowledged", third, client.taken(FIRST))
+    case.sends("acknowledged", second, client.taken(FIRST + SECOND))
+    case.sends("handoff", third, to_bridge(client.joined(FIRST + SECOND)), to_bridge(third))
+    answered = client.segment("A", 60, 9)
+    case.sends("forwarded", answered, to_bridge(answered))
+
+
+@book.case(services=[KEY])
+def what_was_acknowledged_is_repeated_until_the_server_answers(case: Case) -> None:
+    """The client does not send acknowledged octets again, so the balancer does, after 200, 600 and
+    1400 ms, until the client acknowledges something of the server's."""
+    client = Client(timestamps=False)
+    first, second, third = _parts(client)
+    handoff = to_bridge(client.joined(FIRST + SECOND)), to_bridge(third)
+    silent = client.segment("A", 60)
+    answered = client.segment("A", 60, 9)
+
+    case.holds(first)
+    case.sends("acknowledged", first, client.taken(FIRST))
+    case.sends("acknowledged", second, client.taken(FIRST + SECOND))
+    case.sends("handoff", third, *handoff)
+    case.timers_send(200, *handoff)
+    case.sends("forwarded", silent, to_bridge(silent))
+    case.timers_send(400, *handoff)
+    case.timers_send(800, *handoff)
+    case.sends("forwarded", answered, to_bridge(answered))
+    case.wait(1600)
+    case.sends("forwarded", answered, to_bridge(answered))
+
+
+@book.case(services=[KEY])
+def what_was_acknowledged_is_repeated_only_so_often(case: Case) -> None:
+    """After 200, 600, 1400, 3000 and 6200 ms a server that has answered nothing has the octets, or
+    never will."""
+    client = Client(timestamps=False)
+    first, second, third = _parts(client)
+    handoff = to_bridge(client.joined(FIRST + SECOND)), to_bridge(third)
+
+    case.holds(first)
+    case.sends("acknowledged", first, client.taken(FIRST))
+    case.sends("acknowledged", second, client.taken(FIRST + SECOND))
+    case.sends("handoff", third, *handoff)
+    for wait_ms in (200, 400, 800, 1600, 3200):
+        case.timers_send(wait_ms, *handoff)
+    case.wait(20_000)
+    case.sends("forwarded", third, to_bridge(third))
+
+
+@book.case(services=[KEY])
+def a_reset_ends_the_repetition_of_what_was_acknowledged(case: Case) -> None:
+    """A client that resets is of no server's interest any more."""
+    client = Client(timestamps=False)
+    first, second, third = _parts(client)
+    reset = client.segment("R", 60)
+
+    case.holds(first)
+    case.sends("acknowledged", first, client.taken(FIRST))
+    case.sends("acknowledged", second, client.taken(FIRST + SECOND))
+    case.sends("handoff", third, to_bridge(client.joined(FIRST + SECOND)), to_bridge(third))
+    case.sends("forwarded", reset, to_bridge(reset))
+    case.wait(2000)
+    case.sends("forwarded", reset, to_bridge(reset))
 
 
 @book.case(services=[KEY])

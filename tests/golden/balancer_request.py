@@ -13,7 +13,7 @@ from tests.golden.stacks import Client, balancer_config, to_bridge
 book = Book("balancer", balancer_config)
 ALL = (1, 2, 3)
 SOURCE = bytes((192, 168, 33, 1))
-WIDE_HOLD = {"hold": {"segments": 256}}
+AT_ONCE = 8  # segments that wait without an acknowledgment
 
 
 def _segments(client: Client, octets: bytes, *cuts: int) -> list[Packet]:
@@ -34,6 +34,24 @@ def _split(case: Case, client: Client, octets: bytes, cuts: list[int], complete_
         reason = "forwarded" if opened else "handoff"
         case.sends(reason, packet, *(to_bridge(kept, backend_id) for kept in waiting))
         waiting, opened = [], True
+
+
+def _octet_by_octet(case: Case, client: Client, octets: bytes, complete_at: int, backend_id: int
+                    ) -> None:
+    """Octets are held until `complete_at`. From the ninth on they are acknowledged, and leave
+    joined; the last one, which was not, leaves as it came."""
+    for end, packet in enumerate(_segments(client, octets, *range(1, len(octets))), 1):
+        if end <= AT_ONCE:
+            case.holds(packet)
+        elif end < complete_at:
+            case.sends("acknowledged", packet, client.taken(octets[:end]))
+        elif end == complete_at:
+            case.sends("handoff", packet, to_bridge(client.joined(octets[:end - 1]), backend_id),
+                       to_bridge(packet, backend_id))
+        else:
+            case.sends("forwarded", packet, to_bridge(packet, backend_id))
+    answered = client.segment("A", 1 + len(octets), 2)
+    case.sends("forwarded", answered, to_bridge(answered, backend_id))
 
 
 @book.case(backends=ALL)
@@ -124,13 +142,14 @@ def a_request_split_at_any_octet_goes_where_the_whole_goes(case: Case) -> None:
         _split(case, client, request, [cut], complete_at, chosen)
 
 
-@book.case(backends=ALL, services=[WIDE_HOLD])
+@book.case(backends=ALL)
 def a_request_that_comes_octet_by_octet_is_read(case: Case) -> None:
-    """Each octet in a segment of its own: all are held until the space that ends the path."""
+    """Each octet in a segment of its own: all are held until the space that ends the path, and
+    acknowledged before the client's window is full."""
     request = b"\r\nGET /cart/7 HTTP/1.1\r\n\r\n"
 
-    _split(case, Client(timestamps=False), request, list(range(1, len(request))),
-           request.index(b" HTTP") + 1, maglev(b"/cart/7", *ALL))
+    _octet_by_octet(case, Client(timestamps=False), request, request.index(b" HTTP") + 1,
+                    maglev(b"/cart/7", *ALL))
 
 
 @book.case(backends=ALL, services=[{"key": "tls.sni"}])
@@ -145,15 +164,14 @@ def a_client_hello_split_at_any_octet_goes_where_the_whole_goes(case: Case) -> N
         _split(case, client, hello, [cut], complete_at, maglev(HOST, *ALL))
 
 
-@book.case(backends=ALL, services=[{"key": "tls.sni", **WIDE_HOLD}])
+@book.case(backends=ALL, services=[{"key": "tls.sni"}])
 def a_client_hello_that_comes_octet_by_octet_is_read(case: Case) -> None:
     """Each octet of a ClientHello in a segment of its own, in records of its own as well."""
     message = client_hello(share_len=16)
     hello = records(message, 1, 4, 5, 40, 60)
     complete_at = hello.index(HOST[-8:]) + 8
 
-    _split(case, Client(timestamps=False), hello, list(range(1, len(hello))), complete_at,
-           maglev(HOST, *ALL))
+    _octet_by_octet(case, Client(timestamps=False), hello, complete_at, maglev(HOST, *ALL))
 
 
 @book.case(backends=ALL, services=[{"key": "tls.sni"}])

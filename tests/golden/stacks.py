@@ -98,6 +98,25 @@ class Client:
             seq=self.cookie_isn + seq, ack=self.isn + ack, flags=flags, **fields,
         )
 
+    def taken(self, octets: bytes, *islands: tuple[int, int]) -> Packet:
+        """The balancer's ACK of the first octets, by its window of 65535 from the first on.
+
+        islands: relative sequence numbers of SACK blocks.
+        """
+        scale = 0 if self.wscale is None else 7
+        options = timestamps(self.t0, CLIENT_CLOCK) if self.timestamps else []
+        if islands:
+            options += [NOP, NOP, ("SAck", tuple(
+                self.isn + edge & 0xFFFFFFFF for island in islands for edge in island
+            ))]
+        return self.reply(
+            "A", ack=1 + len(octets), window=65535 - len(octets) >> scale, options=options,
+        )
+
+    def joined(self, octets: bytes, seq: int = 1) -> Packet:
+        """Acknowledged octets as the balancer joins them, before they are sent to a bridge."""
+        return self.segment("PA", seq, payload=octets, id=0)
+
     def segment(
         self, flags: str, seq: int = 1, ack: int = 1, payload: bytes = b"", *,
         ts: tuple[int, int] | None = None, options: Options | None = None, **fields: Any,
