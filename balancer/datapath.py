@@ -55,13 +55,13 @@ _U32 = struct.Struct("!I")
 class ServiceState:
     """A service with its backends and scheduler, as the packet path needs it."""
 
-    def __init__(self, config: Service, random: Random) -> None:
+    def __init__(self, config: Service, id_shift: int, random: Random) -> None:
         self.config = config
         vip = config.vip.packed
         self.backends = {
             backend.id: Backend(
                 self, backend,
-                ipv4.Rewrite(ipv4.DST_OFF, vip, backend.address.packed, config.dscp),
+                ipv4.Rewrite(ipv4.DST_OFF, vip, backend.address.packed, config.dscp), id_shift,
             )
             for backend in config.backends
         }
@@ -75,9 +75,11 @@ class Datapath:
     """Verdicts for packets; see the module. Flow state lives in `flows` and `holds`."""
 
     def __init__(self, config: Config, secrets: Secrets, *, random: Random) -> None:
-        self._secrets = secrets
+        self.secrets = secrets
+        self._id_shift = takeover.id_shift(config.id_bits)
         self._services = {
-            service.vip.packed + _U16.pack(service.port): ServiceState(service, random)
+            service.vip.packed + _U16.pack(service.port):
+                ServiceState(service, self._id_shift, random)
             for service in config.services
         }
         self._vips = {service.vip.packed for service in config.services}
@@ -170,7 +172,7 @@ class Datapath:
         flow = self.flows.get(key)
         if segment.ts_off and flags & ACK:
             tsecr = _U32.unpack_from(packet, segment.ts_off + 4)[0]
-            named = service.backends.get(takeover.backend_id(tsecr))
+            named = service.backends.get(takeover.backend_id(tsecr, self._id_shift))
             if named is not None:
                 return self._on_named(segment, flow, named, tsecr, now_ms)
         return self._on_unnamed(segment, service, flow, key, now_ms)
@@ -182,7 +184,7 @@ class Datapath:
             return DROP[DropReason.BAD_SOURCE]
         return send(
             Event.SYN_ANSWERED,
-            handshake.answer_syn(segment, service.config, self._secrets, now_ms),
+            handshake.answer_syn(segment, service.config, self.secrets, now_ms),
         )
 
     def _on_named(
@@ -192,7 +194,7 @@ class Datapath:
         if flow is not None:
             backend = flow.backend
             if backend is named or takeover.may_have_wrapped(
-                backend.id, tsecr, now_ms - flow.created_ms
+                backend.ts_start, tsecr, now_ms - flow.created_ms
             ):
                 flow.ts_shift = 0  # the client has seen the server: no more echoes of T0
                 return self._forward(segment, flow, now_ms)
@@ -209,7 +211,7 @@ class Datapath:
         payload_len = segment.payload_len
         if flow is not None and payload_len and delta(segment.seq, 1) == flow.client_isn:
             return self._forward(segment, flow, now_ms)
-        if handshake.follows_cookie(segment, self._secrets, now_ms):
+        if handshake.follows_cookie(segment, self.secrets, now_ms):
             return self._on_first(segment, service, now_ms)
         held = self.holds.get(key)
         if held is not None:
@@ -313,7 +315,7 @@ class Datapath:
         timestamps = first.timestamps
         shift = 0
         if timestamps:
-            shift = takeover.ts_shift(backend.id, timestamps[1], arrived_ms or now_ms)
+            shift = takeover.ts_shift(backend.ts_start, timestamps[1], arrived_ms or now_ms)
         flow = BackendFlow(key, backend, delta(first.seq, 1), shift, now_ms)
         self.flows.insert(flow)
         self.unknown.forget(key)
@@ -361,7 +363,7 @@ class Datapath:
         if flow is not None:
             backend: Backend | None = flow.backend
         else:
-            backend = service.backends.get(takeover.backend_id(quote.tsval))
+            backend = service.backends.get(takeover.backend_id(quote.tsval, self._id_shift))
         if backend is None:
             return DROP[DropReason.UNKNOWN_FLOW]
         if packet[ipv4.TTL_OFF] <= 1:
@@ -391,7 +393,7 @@ def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event)
     if ts_shift and segment.ts_off:
         off = segment.ts_off + 4
         tsecr = _U32.unpack_from(packet, off)[0]
-        if tsecr and not takeover.backend_id(tsecr):
+        if 0 < tsecr <= handshake.CLOCK_MASK:  # an echo of T0
             shifted = add(tsecr, ts_shift)
             _U32.pack_into(packet, off, shifted)
             changes += change_at(off, tsecr, shifted)

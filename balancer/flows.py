@@ -10,17 +10,19 @@ class Backend:
     """A backend of a service, as the packet path needs it, with its counters.
 
     address: 4 octets. rewrite: turns a packet for the VIP into one for the backend.
+    ts_start: its id, as timestamps carry it (balancer/takeover.py).
     """
 
     __slots__ = ("address", "flows", "handoffs", "id", "octets", "packets", "rewrite", "service",
-                 "weight")
+                 "ts_start", "weight")
 
-    def __init__(self, service, backend, rewrite) -> None:
+    def __init__(self, service, backend, rewrite, id_shift) -> None:
         self.service = service
         self.id = backend.id
         self.weight = backend.weight
         self.address = backend.address.packed
         self.rewrite = rewrite
+        self.ts_start = backend.id << id_shift
         self.flows = self.handoffs = self.packets = self.octets = 0
 
 

@@ -20,7 +20,7 @@ CLOCK_MASK = (1 << CLOCK_BITS) - 1
 def clock(now_ms: int) -> int:
     """The SYN-ACK's TSval: a millisecond clock of 22 bits that is never 0.
 
-    Its top ten bits are 0, so the client's echo names no backend (DESIGN: id = TSecr >> 24).
+    Its top ten bits are 0, so the client's echo names no backend (balancer/takeover.py).
     """
     return now_ms & CLOCK_MASK or 1
 

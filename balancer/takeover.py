@@ -1,9 +1,10 @@
 """Timestamps that name the backend, so that any balancer can take over any flow.
 
-The first segment's echo of our T0 is replaced by `(id << 24) + el`, where `el`
-is the handshake's round trip. The server counts on from there, so its TSvals,
-and the client's echo of them in every later packet, carry the backend's id in
-the top octet for 2**24 ms; and the server measures the true round trip.
+The first segment's echo of our T0 is replaced by `(id << id_shift) + el`, where
+`el` is the handshake's round trip. The server counts on from there, so its
+TSvals, and the client's echo of them in every later packet, carry the backend's
+id in the top bits for 2**id_shift ms (24: 4.6 hours; 27: 37 hours); and the
+server measures the true round trip.
 
 Source: RFC 7323 §3.2 (TSecr), §5.5 (PAWS: a jump must stay inside half the circle).
 Twin:   balancer/bpf/takeover.h
@@ -12,29 +13,34 @@ Twin:   balancer/bpf/takeover.h
 from balancer.handshake import CLOCK_MASK, clock
 from common.seq import MASK, delta
 
-ID_SHIFT = 24
+_TOP_BIT = 31  # never set by an id: PAWS would reject the jump from T0
 _ROUND_TRIP_MS = range(1, 334)
 _WRAP_SLACK_MS = 2000
 
 
-def backend_id(tsecr: int) -> int:
+def id_shift(id_bits: int) -> int:
+    """By how much a backend's id of `id_bits` bits is shifted within a timestamp."""
+    return _TOP_BIT - id_bits
+
+
+def backend_id(tsecr: int, id_shift: int) -> int:
     """The backend that an echo names; 0 while the client has only seen our SYN-ACK."""
-    return tsecr >> ID_SHIFT
+    return tsecr >> id_shift
 
 
-def ts_shift(chosen_id: int, tsecr: int, now_ms: int) -> int:
+def ts_shift(start: int, tsecr: int, now_ms: int) -> int:
     """What to add to the client's first echoes so that they name the backend.
 
-    tsecr: the first segment's, i.e. T0.
+    start: the backend's id, shifted. tsecr: the first segment's, i.e. T0.
     """
     round_trip_ms = clock(now_ms) - tsecr & CLOCK_MASK
     round_trip_ms = min(max(round_trip_ms, _ROUND_TRIP_MS.start), _ROUND_TRIP_MS.stop - 1)
-    return delta((chosen_id << ID_SHIFT) + round_trip_ms, tsecr)
+    return delta(start + round_trip_ms, tsecr)
 
 
-def may_have_wrapped(entry_id: int, tsecr: int, age_ms: int) -> bool:
-    """Whether a flow of this age can echo `tsecr` although it began at `entry_id`."""
-    return tsecr - (entry_id << ID_SHIFT) & MASK <= age_ms + _WRAP_SLACK_MS
+def may_have_wrapped(start: int, tsecr: int, age_ms: int) -> bool:
+    """Whether a flow of this age can echo `tsecr` although it began at `start`."""
+    return tsecr - start & MASK <= age_ms + _WRAP_SLACK_MS
 
 
 class RateLimit:

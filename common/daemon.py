@@ -15,7 +15,7 @@ from common.host import Host
 from common.lock import Locks, Taken
 from common.queue import QueueError
 from common.service import Signals
-from common.settings import ConfigError
+from common.settings import ConfigError, check_secret
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +25,8 @@ class Config(Protocol):
 
     @property
     def file(self) -> str: ...
+    @property
+    def secret_file(self) -> str: ...
     @property
     def queue(self) -> int: ...
     @property
@@ -96,8 +98,16 @@ def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
 def _make_engine(
     config: Config, datapath: Datapath, sender: Sender, signals: Signals
 ) -> Engine:
+    def reload() -> None:
+        try:
+            datapath.secrets = check_secret(config.file, config.secret_file)
+        except ConfigError as error:
+            log.error("the secrets stay as they were: %s", error)
+        else:
+            log.info("the secrets of %s are in use", config.secret_file)
+
     try:
-        return Engine(datapath, config.queue, sender, signals)
+        return Engine(datapath, config.queue, sender, signals, reload)
     except QueueError as error:
         raise ConfigError(
             config.file, "queue", config.queue, f"the number of a queue that is free: {error}"

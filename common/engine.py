@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
+from common.cookie import Secrets
 from common.counters import Counters, Sample
 from common.queue import PacketQueue, is_truncated
 from common.service import Signals, notify
@@ -28,6 +29,7 @@ class Datapath(Protocol):
     """What both programs' data paths are."""
 
     counters: Counters
+    secrets: Secrets
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict: ...
     def on_tick(self, now_ms: int) -> list[bytes]: ...
@@ -53,13 +55,15 @@ class Engine:
     """Runs a data path on an NFQUEUE until it is asked to stop."""
 
     def __init__(
-        self, datapath: Datapath, queue_number: int, sender: Sender, signals: Signals
+        self, datapath: Datapath, queue_number: int, sender: Sender, signals: Signals,
+        reload: Callable[[], None] = lambda: None,
     ) -> None:
-        """Raises: queue.QueueError."""
+        """reload: called when it is asked to read its secrets anew. Raises: queue.QueueError."""
         self.counters = datapath.counters
         self._datapath = datapath
         self._sender = sender
         self._signals = signals
+        self._reload = reload
         self._tick = 0  # the number of the current tenth of a second
         self._next_log_ms = 0
         self._unlogged_faults = 0
@@ -82,6 +86,9 @@ class Engine:
             now_ms = clock_ms()
             if now_ms // TICK_MS != self._tick:
                 self._on_tick(now_ms)
+            if signals.reload:
+                signals.reload = False
+                self._reload()
             if signals.report:
                 signals.report = False
                 self.log_counters()

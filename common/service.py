@@ -9,20 +9,27 @@ log = logging.getLogger(__name__)
 
 
 class Signals:
-    """SIGTERM and SIGINT ask it to stop, SIGUSR1 for a report. Only noted here, acted on later.
+    """SIGTERM and SIGINT ask it to stop, SIGHUP to read its secrets anew, SIGUSR1 for a report.
+
+    Only noted here, acted on later.
 
     From its making on, no such signal ends the process before its changes are undone.
     """
 
     def __init__(self) -> None:
         self.stop = False
+        self.reload = False
         self.report = False
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_reload)
         signal.signal(signal.SIGUSR1, self._on_report)
 
     def _on_stop(self, *_: object) -> None:
         self.stop = True
+
+    def _on_reload(self, *_: object) -> None:
+        self.reload = True
 
     def _on_report(self, *_: object) -> None:
         self.report = True

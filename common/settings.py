@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import socket
 import tomllib
 from collections.abc import Callable
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -12,7 +13,6 @@ from common import cookie
 
 T = TypeVar("T")
 COMMAND_LINE = "command line"
-SYS_NET = Path("/sys/class/net")
 _SHOWN_LEN = 200
 
 
@@ -212,9 +212,10 @@ def check_secret(file: str, path: str) -> cookie.Secrets:
 
 def check_interface(file: str, interface: str) -> None:
     """Raises: ConfigError, naming the interfaces that there are."""
-    if not (SYS_NET / interface).exists():
-        names = ", ".join(sorted(path.name for path in SYS_NET.iterdir()))
-        raise ConfigError(file, "interface", interface, f"an interface of this host: {names}")
+    names = sorted(name for _, name in socket.if_nameindex())
+    if interface not in names:
+        expected = f"an interface of this host: {', '.join(names)}"
+        raise ConfigError(file, "interface", interface, expected)
 
 
 def check_rights(program: str) -> None:

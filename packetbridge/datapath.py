@@ -64,7 +64,7 @@ class Datapath:
         if config.address is None:
             raise ValueError("the bridge's address is not known")
         self._bridge = config.address.packed
-        self._secrets = secrets
+        self.secrets = secrets
         self._replay_ms = config.timeouts.replay_ms
         states = [ServiceState(service, self._bridge) for service in config.services]
         self._services = {(state.config.dscp, state.vip_port): state for state in states}
@@ -196,7 +196,7 @@ class Datapath:
         packet = segment.packet
         five_tuple = packet[12:16] + service.vip + packet[20:24]
         return bool(segment.flags & ACK) and cookie.check(
-            self._secrets, five_tuple, delta(segment.seq, 1), delta(segment.ack, 1),
+            self.secrets, five_tuple, delta(segment.seq, 1), delta(segment.ack, 1),
             cookie.epoch_at(now_ms),
         )
 

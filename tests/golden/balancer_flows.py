@@ -162,6 +162,21 @@ def an_old_flow_whose_timestamps_wrapped_stays_where_it_is(case: Case) -> None:
     case.sends("takeover", beyond, to_bridge(beyond, 2))
 
 
+@book.case(backends=(1, 3), weights={3: 0}, id_bits=4)
+def fewer_bits_of_id_leave_more_to_the_clock(case: Case) -> None:
+    """With 4 bits of id the server's clock may run for 37 hours before it runs into the next one:
+    what names another backend with 7 bits then still names the same."""
+    client, elsewhere = Client(), Client(40001)
+    request = client.segment("PA", payload=REQUEST)
+
+    case.sends("handoff", request, to_bridge(request, tsecr=named(1, 1, id_bits=4)))
+    for ms in (0, 36 * HOUR_MS, (1 << 27) - 1):
+        _forwards(case, client.segment("A", 500, 9000,
+                                       ts=(CLIENT_CLOCK, named(1, ms, id_bits=4))))
+    packet = elsewhere.segment("A", 500, 9000, ts=(CLIENT_CLOCK, named(3, 77, id_bits=4)))
+    case.sends("takeover", packet, to_bridge(packet, 3))
+
+
 @book.case()
 def an_echo_that_names_nobody_leaves_it_to_the_table(case: Case) -> None:
     """An id that no backend of the service has says nothing: the flow's entry decides, and without

@@ -36,9 +36,9 @@ def clock(now_ms: int) -> int:
     return now_ms % (1 << 22) or 1
 
 
-def named(backend_id: int, ms: int) -> int:
+def named(backend_id: int, ms: int, id_bits: int = 7) -> int:
     """A timestamp of the server that names its backend."""
-    return (backend_id << 24) + ms
+    return (backend_id << 31 - id_bits) + ms
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """The real programs on a host: what they change, what they refuse, and what remains of them."""
 
 import json
+import os
 import re
 import signal
 import socket
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 from netns import inside, state, tcp_packet
 
+from common.cookie import Secrets
 from lab.node import Node, Process, wait_until
 from lab.topology import BALANCER, CLIENT, VIP, Lab, bridge_address, program, server_address
 
@@ -90,6 +92,38 @@ def test_a_signal_during_the_start_leaves_nothing(lab: Lab, name: str, delay_s: 
 
     assert code in (0, -signal.SIGTERM)  # the latter while Python itself still starts
     assert state(host) == before
+
+
+def _reload(daemon: Process, said: str) -> None:
+    before = daemon.log().count(said)
+    os.kill(daemon.pid, signal.SIGHUP)
+    wait_until(lambda: daemon.log().count(said) > before, 10, f"{daemon.name} says {said}")
+
+
+def test_the_secret_is_rotated_without_a_restart(lab: Lab) -> None:
+    balancer, (bridge,) = lab.start_all()
+    old, new = Secrets.parse(lab.secret_file.read_text()).current, bytes(range(16))
+
+    lab.secret_file.write_text(Secrets(new, old).emit())
+    _reload(bridge, "are in use")
+    with_old_cookies = lab.client.curl(f"http://{VIP}/")
+    _reload(balancer, "are in use")
+    lab.secret_file.write_text(Secrets(new).emit())
+    _reload(bridge, "are in use")
+    with_new_cookies = lab.client.curl(f"http://{VIP}/")
+
+    assert "backend1" in with_old_cookies
+    assert "backend1" in with_new_cookies
+
+
+def test_a_secret_that_cannot_be_read_leaves_the_old_one_in_use(lab: Lab) -> None:
+    balancer, (bridge,) = lab.start_all()
+
+    lab.secret_file.write_text("nonsense")
+    for daemon in (balancer, bridge):
+        _reload(daemon, "the secrets stay as they were")
+
+    assert "backend1" in lab.client.curl(f"http://{VIP}/")
 
 
 def test_a_dead_balancers_packets_are_dropped_and_no_client_is_reset(lab: Lab) -> None:
