@@ -92,8 +92,13 @@ def _claims(config: Config) -> list[Claim]:
 
 
 def _own_address(config: Config) -> IPv4Address:
-    """The address that balancers send to: the configured one, or the interface's first."""
-    taken = {str(service.server) for service in config.services}
+    """The address that balancers send to: the configured one, or the interface's first.
+
+    A server may have the same address, if its port is another one than its VIP's.
+    """
+    taken = {
+        str(service.server) for service in config.services if service.server_port == service.port
+    }
     taken |= {str(service.vip) for service in config.services}
     addresses = host.addresses_of(config.interface)
     if config.address is not None:

@@ -100,6 +100,19 @@ def _reload(daemon: Process, said: str) -> None:
     wait_until(lambda: daemon.log().count(said) > before, 10, f"{daemon.name} says {said}")
 
 
+def test_a_server_may_have_the_bridges_own_address_at_another_port(lab: Lab) -> None:
+    lab.start_nginx(lab.backend1, address=BRIDGE, port=8080)
+    lab.start_bridge(lab.backend1, "--vip", f"3={VIP}:80", "--server", f"{BRIDGE}:8080",
+                     defaults=False)
+    lab.start_balancer()
+
+    through = lab.client.curl(f"http://{VIP}/")
+    straight = lab.client.curl(f"http://{BRIDGE}:8080/")
+
+    assert "backend1" in through
+    assert "backend1" in straight
+
+
 def test_the_secret_is_rotated_without_a_restart(lab: Lab) -> None:
     balancer, (bridge,) = lab.start_all()
     old, new = Secrets.parse(lab.secret_file.read_text()).current, bytes(range(16))
