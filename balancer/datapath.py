@@ -36,7 +36,8 @@ from balancer import handshake, hold, takeover
 from balancer.config import Config, Service
 from balancer.delivery import Deliveries, Delivery
 from balancer.flows import HALF_CLOSED, OPEN, RESET, Backend, BackendFlow
-from balancer.request import NEED_MORE, choose_key
+from balancer.http import Missing
+from balancer.request import choose_key
 from balancer.schedule import make_scheduler
 from common.checksum import change_at, patch
 from common.cookie import Secrets
@@ -248,7 +249,7 @@ class Datapath:
                 return send(Event.FIN_ANSWERED, handshake.answer_fin(segment))
             return DROP[DropReason.HANDSHAKE_ACK]
         chosen = _choose(service.config, segment, segment.payload, bool(segment.flags & FIN))
-        if chosen is not NEED_MORE:
+        if chosen is not None:
             return self._open(service, [segment], chosen, now_ms)
         held = hold.Held(service, service.config.hold, segment, now_ms)
         return self._on_held(segment, held, now_ms)
@@ -263,7 +264,7 @@ class Datapath:
         self.holds.add(held, segment)
         payload, ended = held.prefix()
         chosen = _choose(held.service.config, segment, payload, ended)
-        if chosen is not NEED_MORE:
+        if chosen is not None:
             return self._open_held(held, chosen, now_ms)
         if held.is_awaited:
             self.holds.take(held)  # joined, they may be within the bounds again
@@ -281,7 +282,8 @@ class Datapath:
             self.holds.remove(held)
             return send(Event.RESET, tcp.reset_for(held.first))
         payload, _ = held.prefix()
-        return self._open_held(held, _choose(service, held.first, payload, complete=True), now_ms)
+        chosen = _choose(service, held.first, payload, complete=True)
+        return self._open_held(held, chosen or b"", now_ms)
 
     def _open_held(self, held: hold.Held, chosen: bytes, now_ms: int) -> Verdict:
         """Let held segments go to the backend that their key chooses."""
@@ -379,11 +381,14 @@ def _may_be_answered(segment: Segment) -> bool:
     return ipv4.source_is_possible(source) and source != segment.packet[16:20]
 
 
-def _choose(service: Service, segment: Segment, payload: bytes, complete: bool) -> bytes:
-    """The key in `payload`, or NEED_MORE (never when `complete`)."""
+def _choose(
+    service: Service, segment: Segment, payload: bytes, complete: bool
+) -> bytes | None:
+    """The key in `payload`; None while more octets may tell, which they may not if `complete`."""
     source = segment.packet[12:16]
     sport = _U16.unpack_from(segment.packet, tcp.TCP_OFF)[0]
-    return choose_key(service.key, service.fallback, payload, source, sport, complete)
+    key = choose_key(service.key, service.fallback, payload, source, sport, complete)
+    return None if isinstance(key, Missing) else key
 
 
 def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event) -> Verdict:

@@ -1,6 +1,10 @@
 """The balancer's flow: which backend has it, and since when."""
 
+from typing import Any
+
+from balancer import config
 from balancer.delivery import DeliveringFlow
+from common.wire.ipv4 import Rewrite
 
 # States, in the order in which flows are evicted last.
 OPEN, HALF_CLOSED, RESET = 0, 1, 2
@@ -10,13 +14,16 @@ class Backend:
     """A backend of a service, as the packet path needs it, with its counters.
 
     address: 4 octets. rewrite: turns a packet for the VIP into one for the backend.
+    service:  whose it is; nothing here looks into it.
     ts_start: its id, as timestamps carry it (balancer/takeover.py).
     """
 
     __slots__ = ("address", "flows", "handoffs", "id", "octets", "packets", "rewrite", "service",
                  "ts_start", "weight")
 
-    def __init__(self, service, backend, rewrite, id_shift) -> None:
+    def __init__(
+        self, service: Any, backend: config.Backend, rewrite: Rewrite, id_shift: int
+    ) -> None:
         self.service = service
         self.id = backend.id
         self.weight = backend.weight

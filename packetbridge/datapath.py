@@ -224,7 +224,7 @@ class Datapath:
     def _on_known(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
         """A packet of a flow that there is."""
         flags = segment.flags
-        if flow.seq_delta is None:
+        if not flow.is_open:
             return self._on_waiting(segment, flow, now_ms)
         self._note_client(segment, flow)
         if flags & RST:
@@ -259,7 +259,7 @@ class Datapath:
         flow = self.flows.get(packet[16:20] + packet[22:24] + packet[12:16] + packet[20:22])
         if flow is None:
             return self._on_orphan(segment, now_ms)
-        if flow.seq_delta is None:
+        if not flow.is_open:
             return self._on_answer(segment, flow, now_ms)
         if segment.flags & SYN:
             # The server has not seen the handoff; the client will send it again.
@@ -330,7 +330,7 @@ class Datapath:
         if service is None or quoted[:4] != service.vip:
             return PASS
         flow = self.flows.get(quoted[4:8] + quoted[10:12] + service.server_end)
-        if flow is None or flow.seq_delta is None or flow.service is not service:
+        if flow is None or not flow.is_open or flow.service is not service:
             return DROP[DropReason.UNKNOWN_FLOW]
         if packet[ipv4.TTL_OFF] <= 1:
             return DROP[DropReason.TTL_EXPIRED]
@@ -387,7 +387,7 @@ class Datapath:
 
     def _reset_to_server(self, flow: BridgeFlow) -> list[bytes]:
         """A RST as from the client; before the server has answered, right after the SYN."""
-        seq = flow.client_next if flow.seq_delta is not None else add(flow.client_isn, 1)
+        seq = flow.client_next if flow.is_open else add(flow.client_isn, 1)
         return [tcp.emit(replay.server_five_tuple(flow), seq, 0, RST)]
 
 

@@ -23,7 +23,8 @@ class BridgeFlow(Flow):
 
     key:          client address, client port, server address, server port (12 octets).
     client_isn, cookie_isn: of the client's handshake.
-    seq_delta:    cookie_isn − server_isn; None until the server has answered.
+    is_open:      whether the server has answered; only then do the deltas mean something.
+    seq_delta:    cookie_isn − server_isn.
     ts_delta:     added to the server's TSval.
     server_wscale, advertised_wscale: shifts of the server's windows, as it sends them and as
                   the client reads them.
@@ -35,8 +36,8 @@ class BridgeFlow(Flow):
 
     __slots__ = (
         "advertised_wscale", "client_isn", "client_next", "client_wscale", "cookie_isn", "ending",
-        "replay", "seq_delta", "server_acked", "server_next", "server_wscale", "service",
-        "ts_delta",
+        "is_open", "replay", "seq_delta", "server_acked", "server_next", "server_wscale",
+        "service", "ts_delta",
     )
 
     def __init__(
@@ -46,7 +47,8 @@ class BridgeFlow(Flow):
         self.service = service
         self.client_isn = client_isn
         self.cookie_isn = cookie_isn
-        self.seq_delta: int | None = None
+        self.is_open = False
+        self.seq_delta = 0
         self.ts_delta = 0
         self.server_wscale = self.advertised_wscale = self.client_wscale = 0
         self.client_next = client_isn + 1 & 0xFFFFFFFF

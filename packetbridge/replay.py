@@ -103,6 +103,7 @@ def open_flow(flow: BridgeFlow, syn_ack: Segment) -> None:
     """Reckon, from the server's SYN-ACK, how the two connections differ."""
     replay = flow.replay
     assert replay is not None
+    flow.is_open = True
     flow.seq_delta = flow.cookie_isn - syn_ack.seq & 0xFFFFFFFF
     answered = options.parse(syn_ack.packet, tcp.OPTIONS_OFF, syn_ack.payload_off)
     timestamps = replay.handoff.timestamps

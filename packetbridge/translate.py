@@ -102,7 +102,7 @@ def error_to_server(quote: icmp.Quote, flow: BridgeFlow) -> bytes:
     quoted = packet[icmp.QUOTE_OFF:]
     ipv4.Rewrite(ipv4.SRC_OFF, service.vip, service.server, hops=0).apply(quoted)
     quoted[SPORT_OFF:SPORT_OFF + 2] = service.server_port
-    _add_at(quoted, tcp.SEQ_OFF, -(flow.seq_delta or 0))
+    _add_at(quoted, tcp.SEQ_OFF, -flow.seq_delta)
     packet[icmp.QUOTE_OFF:] = quoted
     tsval_off = quote.tsval_off
     if tsval_off and flow.ts_delta:
