@@ -78,7 +78,7 @@ class Datapath:
     def __init__(self, config: Config, secrets: Secrets, *, random: Random) -> None:
         self.secrets = secrets
         self._id_shift = takeover.id_shift(config.id_bits)
-        self._services = {
+        self.services = {
             service.vip.packed + _U16.pack(service.port):
                 ServiceState(service, self._id_shift, random)
             for service in config.services
@@ -143,7 +143,7 @@ class Datapath:
             Sample("evicted_flows", "counter", "Flows put out by newer ones", {},
                    self.flows.evicted),
         ]
-        for service in self._services.values():
+        for service in self.services.values():
             for backend in service.backends.values():
                 labels = {"service": service.config.name, "backend": str(backend.id)}
                 samples += [
@@ -161,7 +161,7 @@ class Datapath:
 
     def _on_tcp(self, packet: bytes, now_ms: int) -> Verdict:
         segment = Segment(packet)
-        service = self._services.get(packet[16:20] + packet[22:24])
+        service = self.services.get(packet[16:20] + packet[22:24])
         if service is None:
             return PASS
         flags = segment.flags
@@ -358,7 +358,7 @@ class Datapath:
             return PASS
         quote = icmp.Quote(packet)
         quoted = quote.five_tuple  # of a packet from the VIP to the client
-        service = self._services.get(quoted[0:4] + quoted[8:10])
+        service = self.services.get(quoted[0:4] + quoted[8:10])
         if service is None or packet[16:20] != quoted[0:4]:
             return PASS
         flow = self.flows.get(tcp.reverse(quoted))

@@ -1,6 +1,7 @@
 """Measure the pair beside no balancer, HAProxy and nginx: one network, one run, alternating.
 
 Ratios are what counts; absolute figures depend on the machine and on what else it does.
+With --packets, measure the pure data paths instead: nanoseconds for a packet, octets for a flow.
 """
 
 import argparse
@@ -8,9 +9,12 @@ import json
 import os
 import re
 import statistics
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
+from lab import packets
 from lab.topology import VIP, Lab, Process, server_address
 
 PROXY_PORT = {"haproxy": 8081, "nginx": 8082}
@@ -67,12 +71,26 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of every measurement (default 3)")
     parser.add_argument("--seconds", type=int, default=4, help="of each load (default 4)")
     parser.add_argument("--output", default="bench.json", help="JSON file (default bench.json)")
+    parser.add_argument("--packets", action="store_true",
+                        help="the data paths alone, without traffic (about two minutes)")
+    parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     options = parser.parse_args(arguments)
-    with Lab() as lab:
-        figures = _measure(lab, options.rounds, options.seconds)
-    Path(options.output).write_text(json.dumps(figures, indent=1) + "\n")
-    _print_table(figures)
+    if options.packets:
+        figures: dict[str, Any] = packets.measure(options.rounds, _say)
+    else:
+        with Lab() as lab:
+            figures = _measure(lab, options.rounds, options.seconds)
+    text = json.dumps(figures, indent=1) + "\n"
+    Path(options.output).write_text(text)
+    if options.json:
+        print(text, end="")
+    else:
+        (packets.print_table if options.packets else _print_table)(figures)
     return 0
+
+
+def _say(progress: str) -> None:
+    print(f"bench: {progress}", file=sys.stderr, flush=True)
 
 
 def _measure(lab: Lab, rounds: int, seconds: int) -> dict[str, dict[str, list[float]]]:
@@ -92,7 +110,7 @@ def _measure(lab: Lab, rounds: int, seconds: int) -> dict[str, dict[str, list[fl
     figures: dict[str, dict[str, list[float]]] = {name: {} for name in urls}
     for number in range(rounds):
         for name, url in urls.items():
-            print(f"round {number + 1} of {rounds}: {name}", flush=True)
+            _say(f"round {number + 1} of {rounds}: {name}")
             found = _measure_one(lab, url, seconds, processes[name][:1])
             for figure, value in found.items():
                 figures[name].setdefault(figure, []).append(value)
@@ -102,11 +120,15 @@ def _measure(lab: Lab, rounds: int, seconds: int) -> dict[str, dict[str, list[fl
 def _measure_one(lab: Lab, url: str, seconds: int, balancing: list[Process]) -> dict[str, float]:
     found: dict[str, float] = {}
     load = ["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency"]
+    cpu_s = _growth(lambda: _cpu_s(balancing))
     kept = lab.client.run([*load, f"{url}/x"])
     found["requests/s"] = _number(kept, r"Requests/sec:\s+([\d.]+)")
+    found["balancer CPU s per 1000 requests"] = cpu_s() * 1000 / _requests(kept)
     found["p50 ms"], found["p99 ms"] = (_latency_ms(kept, share) for share in ("50%", "99%"))
+    cpu_s = _growth(lambda: _cpu_s(balancing))
     closed = lab.client.run([*load, "-H", "Connection: close", f"{url}/x"])
     found["connections/s"] = _number(closed, r"Requests/sec:\s+([\d.]+)")
+    found["balancer CPU s per 1000 connections"] = cpu_s() * 1000 / _requests(closed)
     crossed, cpu_s = _growth(lambda: lab.balancer.octets("rx")), _growth(lambda: _cpu_s(balancing))
     speed = lab.client.run(["curl", "-sS", "-o", "/dev/null", "-w", "%{speed_download}",
                             f"{url}/files/bulk"])
@@ -134,6 +156,10 @@ def _cpu_s(processes: list[Process]) -> float:
 
 def _number(text: str, pattern: str) -> float:
     return float(re.search(pattern, text)[1])
+
+
+def _requests(text: str) -> float:
+    return _number(text, r"(\d+) requests in")
 
 
 def _latency_ms(text: str, share: str) -> float:

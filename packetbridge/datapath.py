@@ -67,7 +67,7 @@ class Datapath:
         self.secrets = secrets
         self._replay_ms = config.timeouts.replay_ms
         states = [ServiceState(service, self._bridge) for service in config.services]
-        self._services = {(state.config.dscp, state.vip_port): state for state in states}
+        self.services = {(state.config.dscp, state.vip_port): state for state in states}
         self._dscps = {service.dscp for service in config.services}
         self._server_ends = {state.server_end for state in states}
         self._foreign_servers = foreign_servers
@@ -120,7 +120,7 @@ class Datapath:
 
         packet: as it arrived, from either side.
         """
-        service = self._services.get((of_tos(packet[ipv4.TOS_OFF]), packet[22:24]))
+        service = self.services.get((of_tos(packet[ipv4.TOS_OFF]), packet[22:24]))
         if packet[16:20] == self._bridge and service is not None:
             quoted = bytearray(packet)  # the client sent it to the VIP
             service.to_vip.apply(quoted)
@@ -153,7 +153,7 @@ class Datapath:
             if protocol == ipv4.PROTOCOL_ICMP:
                 return self._on_icmp(packet)
             dscp = of_tos(packet[ipv4.TOS_OFF])
-            service = self._services.get((dscp, packet[22:24]))
+            service = self.services.get((dscp, packet[22:24]))
             if service is not None and protocol == ipv4.PROTOCOL_TCP:
                 return self._on_client(Segment(packet), service, now_ms)
             if dscp in self._dscps and protocol == ipv4.PROTOCOL_TCP:
@@ -286,7 +286,7 @@ class Datapath:
         client, port = segment.packet[16:20], segment.packet[22:24]
         probes = [
             tcp.emit(service.vip + client + service.vip_port + port, segment.seq, 0, ACK)
-            for service in self._services.values() if service.server_end == server_end
+            for service in self.services.values() if service.server_end == server_end
         ]
         if self.unknown.is_lost(segment.five_tuple, now_ms):
             return send(Event.RESET, *probes, tcp.reset_for(segment))
@@ -326,7 +326,7 @@ class Datapath:
             return PASS
         quote = icmp.Quote(packet)
         quoted = quote.five_tuple  # of a packet from the VIP to the client
-        service = self._services.get((of_tos(packet[ipv4.TOS_OFF]), quoted[8:10]))
+        service = self.services.get((of_tos(packet[ipv4.TOS_OFF]), quoted[8:10]))
         if service is None or quoted[:4] != service.vip:
             return PASS
         flow = self.flows.get(quoted[4:8] + quoted[10:12] + service.server_end)
