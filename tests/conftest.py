@@ -4,7 +4,12 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
+# The same examples in every run: a suite that fails does so again. HYPOTHESIS_PROFILE=default
+# searches anew each time.
+settings.register_profile("suite", derandomize=True, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 _LAB = Path(__file__).parent / "lab"
 
 

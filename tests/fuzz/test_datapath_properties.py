@@ -158,7 +158,7 @@ def test_without_the_secret_nothing_opens_a_flow(packets: list[bytes], guess: in
     datapath = bridge()
     for packet in packets:
         forged = bytearray(packet)
-        old, field = struct.unpack_from("!I", packet, 28)[0], struct.unpack_from("!H", packet, 36)[0]
+        old, field = int.from_bytes(packet[28:32]), int.from_bytes(packet[36:38])
         ack = old + (guess << 8) & 0xFFFFFFFF
         forged[28:32] = ack.to_bytes(4)
         forged[36:38] = checksum.patch(field, checksum.change(old, ack)).to_bytes(2)
