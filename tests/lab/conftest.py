@@ -3,8 +3,9 @@
 from collections.abc import Iterator
 
 import pytest
+from traffic import Pair, start_quick
 
-from lab.topology import Lab, Process, sweep
+from lab.topology import Lab, sweep
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -20,15 +21,8 @@ def lab() -> Iterator[Lab]:
         yield network
 
 
-class Pair:
-    """The lab with nginx and bridge on every backend, and the balancer."""
-
-    def __init__(self, lab: Lab, balancer: Process, bridges: list[Process]) -> None:
-        self.lab, self.balancer, self.bridges = lab, balancer, bridges
-
-
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Pair]:
-    """The pair at work, shared by the tests of a module."""
+    """The pair at work, with nginx on two backends, shared by the tests of a module."""
     with Lab() as network:
-        yield Pair(network, *network.start_all())
+        yield start_quick(network)
