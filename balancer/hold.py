@@ -195,11 +195,11 @@ class HoldTable:
             self.octets -= held.octets
 
     def expired(self, now_ms: int) -> list[Held]:
-        """The flows whose time bound has come (still in the table)."""
-        expired = []
+        """The flows whose time bound has come (still in the table), each once."""
+        expired = {}  # a flow that left and came again within a millisecond is due twice
         while self._due and self._due[0][0] <= now_ms:
             _, key = heapq.heappop(self._due)
             held = self._held.get(key)
             if held is not None and held.expires_ms <= now_ms:
-                expired.append(held)
-        return expired
+                expired[key] = held
+        return list(expired.values())

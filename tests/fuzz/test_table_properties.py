@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from balancer.config import Hold
+from balancer.delivery import DUE_MS, DeliveringFlow, Deliveries, Delivery
 from balancer.hold import Held, HoldTable
 from common.flow import RELINK_MS, Flow, FlowTable
 from common.unknown import FORGET_MS, PATIENCE_MS, UnknownFlows
@@ -161,6 +162,121 @@ class Holds(RuleBasedStateMachine):
         assert all((end - start) & 0xFFFFFFFF <= len(STREAM) for start, end in islands)
 
 
+class HeldFlows(RuleBasedStateMachine):
+    """A HoldTable of several flows, used as the data path uses it: bounds, sums and times."""
+
+    TOTAL = 800
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_ms = 0
+        self.table = HoldTable(self.TOTAL)
+        self.model: dict[bytes, Held] = {}
+
+    @rule(key=st.integers(0, 3), start=st.integers(0, 60), length=st.integers(1, 90),
+          take=st.booleans())
+    def arrive(self, key: int, start: int, length: int, take: bool) -> None:
+        """A segment, which opens a held flow if it is the first octet's."""
+        segment = Segment(tcp.emit(key.to_bytes(12), 1 + start, 8, ACK,
+                                   payload=STREAM[start:start + length]))
+        held = self.table.get(segment.five_tuple)
+        assert held is self.model.get(segment.five_tuple)
+        if held is None:
+            if start:
+                return
+            held = Held(None, BOUND, segment, self.now_ms)
+
+        self.table.add(held, segment)
+        if take:
+            self.table.take(held)
+
+        self.model[held.key] = held
+        if self.table.is_at_bound(held):
+            self._remove(held)
+
+    @precondition(lambda self: self.model)
+    @rule(which=st.integers(0, 3))
+    def leave(self, which: int) -> None:
+        self._remove(list(self.model.values())[which % len(self.model)])
+
+    @rule(wait_ms=st.sampled_from([0, 1, 1000, BOUND.time_ms, -1000]))
+    def expire(self, wait_ms: int) -> None:
+        self.now_ms += wait_ms
+        due = {key for key, held in self.model.items() if held.expires_ms <= self.now_ms}
+
+        expired = self.table.expired(self.now_ms)
+
+        assert sorted(held.key for held in expired) == sorted(due)  # each once
+        for held in expired:
+            self._remove(held)
+
+    def _remove(self, held: Held) -> None:
+        self.table.remove(held)
+        self.table.remove(held)  # a second time changes nothing
+        del self.model[held.key]
+
+    @invariant()
+    def the_sum_is_kept_and_bounded(self) -> None:
+        assert len(self.table) == len(self.model)
+        assert self.table.octets == sum(held.octets for held in self.model.values()) <= self.TOTAL
+        assert all(held.octets < BOUND.octets for held in self.model.values())
+
+
+class Repeated(RuleBasedStateMachine):
+    """Deliveries of a few flows against a plain list of times."""
+
+    TOTAL = 500
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now_ms = 0
+        self.deliveries = Deliveries(self.TOTAL)
+        self.flows: dict[bytes, DeliveringFlow] = {}
+        self.model: dict[bytes, tuple[bytes, list[int]]] = {}  # the packet, when it is to be sent
+
+    @rule(key=KEYS, length=st.integers(1, 200))
+    def add(self, key: bytes, length: int) -> None:
+        if key in self.flows:
+            self.settle(key)
+        flow = self.flows[key] = DeliveringFlow(key, 0, self.now_ms)
+        flow.delivery = None
+        packet = key + bytes(length)
+        fits = sum(len(sent) for sent, _ in self.model.values()) + len(packet) <= self.TOTAL
+
+        self.deliveries.add(flow, Delivery((packet,), 1, self.now_ms))
+
+        assert (flow.delivery is not None) == fits
+        if fits:
+            self.model[key] = packet, [self.now_ms + due_ms for due_ms in DUE_MS]
+
+    @rule(key=KEYS)
+    def settle(self, key: bytes) -> None:
+        """Its server has answered, or the flow has left its table."""
+        if key in self.flows:
+            self.deliveries.settle(self.flows.pop(key))
+        self.model.pop(key, None)
+
+    @rule(wait_ms=st.sampled_from([0, 1, 100, 200, 900, 7000]))
+    def tick(self, wait_ms: int) -> None:
+        self.now_ms += wait_ms
+        expected = []
+        for key, (packet, times_ms) in list(self.model.items()):
+            while times_ms and times_ms[0] <= self.now_ms:
+                expected.append(packet)
+                del times_ms[0]
+            if not times_ms:
+                del self.model[key]
+
+        sent = self.deliveries.due(self.now_ms, self.flows.get)
+
+        assert sorted(sent) == sorted(expected)
+
+    @invariant()
+    def octets_are_counted_and_bounded(self) -> None:
+        kept = sum(len(packet) for packet, _ in self.model.values())
+        assert self.deliveries.octets == kept <= self.TOTAL
+
+
 class Unknown(RuleBasedStateMachine):
     """UnknownFlows: never reset at once, always bounded."""
 
@@ -194,6 +310,6 @@ class Unknown(RuleBasedStateMachine):
 
 
 TestFlows, TestHolds, TestUnknown = Flows.TestCase, Holds.TestCase, Unknown.TestCase
-TestFlows.settings = TestHolds.settings = TestUnknown.settings = settings(
-    max_examples=60, stateful_step_count=40, deadline=None
-)
+TestHeldFlows, TestRepeated = HeldFlows.TestCase, Repeated.TestCase
+TestFlows.settings = TestHolds.settings = TestUnknown.settings = TestHeldFlows.settings \
+    = TestRepeated.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
