@@ -34,6 +34,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     test.add_argument("--repeat", metavar="N", type=int, default=1,
                       help="so many times in a row, until it fails (default 1)")
+    test.add_argument("--kernel", metavar="VERSION", choices=("6.1", "6.12"),
+                      help="on the kernel of Debian 12 (6.1) or 13 (6.12), booted by qemu; what "
+                           "follows is given to pytest (default: tests/golden tests/bpf)")
     commands.add_parser("up", help="build it, start everything, and leave it running")
     commands.add_parser("down", help="take down what `up` left running")
     shell = commands.add_parser("shell", help="a shell, or a command, on a host of that lab")
@@ -54,7 +57,9 @@ def main(arguments: Sequence[str]) -> int:
     if namespace.command == "demo":
         return importlib.import_module("lab.demo").main(namespace.json)
     if namespace.command == "test":
-        return _test(namespace.repeat, rest)
+        if namespace.kernel:
+            return importlib.import_module("lab.kernel").main(namespace.kernel, _words(rest))
+        return _test(namespace.repeat, _words(rest))
     if namespace.command == "bench":
         return importlib.import_module("lab.bench").main(rest)
     keep = importlib.import_module("lab.keep")
@@ -63,13 +68,17 @@ def main(arguments: Sequence[str]) -> int:
     return {"up": keep.up, "down": keep.down}[namespace.command]()
 
 
+def _words(arguments: Sequence[str]) -> list[str]:
+    """What is for pytest."""
+    return [argument for argument in arguments if argument != "--"]
+
+
 def _test(repeat: int, arguments: Sequence[str]) -> int:
     """pytest, in a process of its own each time. Returns: the first exit code that is not 0."""
     for number in range(1, repeat + 1):
         if repeat > 1:
             print(f"lab: run {number} of {repeat}", flush=True)
-        words = [argument for argument in arguments if argument != "--"]
-        code = subprocess.run([sys.executable, "-m", "pytest", *words], check=False,
+        code = subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False,
                               cwd=REPOSITORY).returncode
         if code:
             return code

@@ -206,9 +206,9 @@ def _make_archive(archive: Path) -> None:
     CACHE.mkdir(parents=True, exist_ok=True)
     tree = CACHE / f"{SUITE}.new.{os.getpid()}"
     words = ["debootstrap", "--variant=minbase", f"--include={_PACKAGES}", SUITE, str(tree)]
-    mirror = _mirror()
+    found = mirror()
     try:
-        run([*words, mirror] if mirror else words, timeout_s=600)
+        run([*words, found] if found else words, timeout_s=600)
         (tree / "etc/dpkg/dpkg.cfg.d/fast").write_text(_FAST_DPKG)
         (tree / "etc/apt/apt.conf.d/90lab").write_text(_NO_TRANSLATIONS)
         policy = tree / "usr/sbin/policy-rc.d"
@@ -222,7 +222,7 @@ def _make_archive(archive: Path) -> None:
         run(["rm", "-rf", "--one-file-system", str(tree)])
 
 
-def _mirror() -> str | None:
+def mirror() -> str | None:
     """The Debian mirror of this host; None where it has none (debootstrap has a default)."""
     listed = run(["apt-get", "indextargets", "--format", "$(ORIGIN)|$(CODENAME)|$(REPO_URI)",
                   "Created-By: Packages"], check=False)

@@ -26,6 +26,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
+from common.bpf import pins
 from lab import nginx
 from lab.impair import Impairment
 from lab.node import METRICS_PORT, Node, Process, end_all, namespaces, run, wait_until
@@ -87,13 +88,14 @@ class Lab:
                in the lab is one as on a wire.
     impair:    node to what its wire does, e.g. {"client": {"loss": 0.05, "seed": 7}}.
     keep:      leave everything running when this process ends; `remove` takes it down.
+    engine:    of programs whose flags name none; default $L3DSR_ENGINE, else auto.
     """
 
     def __init__(
         self, directory: Path | None = None, *, prefix: str | None = None, backends: int = 2,
         balancers: int = 1, clients: int = 1, mtu: int = 1500, path_mtu: int | None = None,
         offloads: bool = False, impair: Mapping[str, Mapping[str, float | str]] | None = None,
-        keep: bool = False,
+        keep: bool = False, engine: str | None = None,
     ) -> None:
         self.prefix = prefix or f"{PREFIX}-{os.getpid()}.{next(_counter)}"
         self._owns_directory = directory is None
@@ -103,6 +105,7 @@ class Lab:
         self._offloads = offloads
         self._impair = {name: Impairment(**wire) for name, wire in (impair or {}).items()}
         self._keep = keep
+        self._engine = engine or os.environ.get("L3DSR_ENGINE", "auto")
         self._nodes: dict[str, Node] = {}
         if offloads and self._impair:
             raise ValueError("a bad wire carries packets as on a wire: no offloads with it")
@@ -201,9 +204,10 @@ class Lab:
     def _start(
         self, node: Node, name: str, described: list[str], flags: tuple[str, ...], ready: bool
     ) -> Process:
+        engine = () if "--engine" in flags else ("--engine", self._engine)
         process = node.start(name, [
             *program(name), "--interface", "eth1", "--secret-file", str(self.secret_file),
-            "--metrics", f"127.0.0.1:{METRICS_PORT}", *described, *flags,
+            "--metrics", f"127.0.0.1:{METRICS_PORT}", *described, *engine, *flags,
         ])
         return process.wait_for(r"\bready\b") if ready else process
 
@@ -211,6 +215,7 @@ class Lab:
 
     def up(self) -> None:
         """Make it."""
+        pins.mount_own()  # what is mounted within `ip netns exec` would go with each program
         self.directory.mkdir(parents=True, exist_ok=True)
         self._add_switch()
         if self._path_mtu is None:
@@ -318,6 +323,7 @@ def remove(prefix: str) -> None:
         # Numbers of namespaces come again: a journal must not speak of another one.
         for journal in _JOURNALS.glob(f"*.{inode}.json"):
             journal.unlink(missing_ok=True)
+    pins.sweep()
 
 
 def sweep() -> None:

@@ -8,6 +8,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 project=$(cd -- "$here/../.." && pwd)
 prefix=/opt/l3dsr
 settings=/etc/l3dsr
+sources=(pyproject.toml setup.py MANIFEST.in README.md LICENSE balancer packetbridge common)
 export DEBIAN_FRONTEND=noninteractive
 
 say() { echo "l3dsr: $*"; }
@@ -31,19 +32,21 @@ install_packages() {
 install_programs() {
   local program digest
   install_packages python3 python3-venv python3-dev build-essential libnetfilter-queue-dev \
-    libnfnetlink-dev nftables iptables iproute2 procps ca-certificates
+    libnfnetlink-dev clang llvm libbpf-dev libbpf1 linux-libc-dev nftables iptables iproute2 \
+    procps ca-certificates
   digest=$(cd -- "$project" &&
-    find pyproject.toml README.md LICENSE balancer packetbridge common -type f \
-      -not -name '*.pyc' -print0 | sort -z | xargs -0 sha256sum | sha256sum)
+    find "${sources[@]}" -type f -not -name '*.pyc' -not -name '*.bpf.o' -print0 |
+    sort -z | xargs -0 sha256sum | sha256sum)
   if [[ ! -f $prefix/installed || $(<"$prefix/installed") != "$digest" ]]; then
     say "installing the programs into $prefix"
     [[ -x $prefix/bin/python ]] || python3 -m venv "$prefix"
     # From a copy, since the build writes beside its sources.
     rm -rf "$prefix/src"
     mkdir -p "$prefix/src"
-    (cd -- "$project" && cp -a pyproject.toml README.md LICENSE balancer packetbridge common \
-      "$prefix/src/")
-    "$prefix/bin/python" -m pip install -q --upgrade --force-reinstall --no-deps "$prefix/src"
+    (cd -- "$project" && cp -a "${sources[@]}" "$prefix/src/")
+    find "$prefix/src" -name '*.bpf.o' -delete
+    L3DSR_FAST=require "$prefix/bin/python" -m pip install -q --upgrade --force-reinstall \
+      --no-deps "$prefix/src"
     "$prefix/bin/python" -m pip install -q "$prefix/src"
     echo "$digest" >"$prefix/installed"
   fi

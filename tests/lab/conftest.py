@@ -1,11 +1,16 @@
 """Labs for tests: the network, and the network with the pair running in it."""
 
+import os
 from collections.abc import Iterator
 
 import pytest
 from traffic import Pair, start_quick
 
 from lab.topology import Lab, sweep
+
+# The portable engine is the specification. Tests of the fast one name it, and all others are run
+# with it by L3DSR_ENGINE=auto.
+os.environ.setdefault("L3DSR_ENGINE", "portable")
 
 
 @pytest.fixture(scope="session", autouse=True)

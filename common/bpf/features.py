@@ -1,0 +1,26 @@
+"""What this kernel can do, found out by asking it, never by its version."""
+
+from common.bpf.libbpf import libbpf, take_log
+
+SCHED_CLS, XDP = 3, 6  # enum bpf_prog_type
+_FUNC = 12  # BTF_KIND_FUNC
+
+
+def missing_kfuncs(*names: str) -> list[str]:
+    """Those of some kernel functions that this kernel's BTF has not; all of them without BTF."""
+    btf = libbpf().btf__load_vmlinux_btf()
+    take_log()
+    if not btf:
+        return list(names)
+    try:
+        return [name for name in names
+                if libbpf().btf__find_by_name_kind(btf, name.encode(), _FUNC) < 0]
+    finally:
+        libbpf().btf__free(btf)
+
+
+def has_helper(program_type: int, helper: int) -> bool:
+    """Whether programs of a type may call a helper (number of enum bpf_func_id)."""
+    found = libbpf().libbpf_probe_bpf_helper(program_type, helper, None) == 1
+    take_log()
+    return found

@@ -1,0 +1,374 @@
+"""What outlives a daemon: maps and links of an instance, pinned under one directory.
+
+    <bpffs>/l3dsr/<cookie of the network namespace>/<program>-<queue>/
+        maps/<map>-<version>    links/<hook>-<how>-<interface's index>
+
+The first start creates and pins; a later one, after a kill or with a newer release, goes on:
+
+    pins = Pins("balancer-0")
+    with Object(path) as program_file:
+        pins.reuse_maps(program_file, [Kept("flows"), Kept("counters")])
+        program_file.load()
+        pins.fill_maps(program_file)                          # what old maps hold, if any
+        link = pins.attach_xdp(program_file.program("on_packet"), index)
+        pins.settle()                                         # from now on the new maps are kept
+
+A map whose shape and version agree is used on as it is. One that has another size, type or
+flags is replaced, and its entries move: once before the programs change places, and once more
+after, for those that came in between. A new version begins empty unless `convert` is given.
+"""
+
+import ctypes
+import errno
+import os
+import socket
+import struct
+import subprocess
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from common.bpf.libbpf import BpfError, possible_cpus
+from common.bpf.links import Direction, Link, Mode, TcFilter, attach_tc, attach_xdp
+from common.bpf.maps import (
+    DEVMAP,
+    DEVMAP_HASH,
+    LRU_HASH,
+    LRU_PERCPU_HASH,
+    NOEXIST,
+    Map,
+    Shape,
+)
+from common.bpf.objects import Object, Program
+
+_MAGIC = 0xCAFE4A11  # BPF_FS_MAGIC
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h; Linux 5.14 and later
+_OWN, _USUAL = Path("/run/l3dsr/bpf"), Path("/sys/fs/bpf")
+_OF_FIRST = Path("/proc/1/root/sys/fs/bpf")
+_NO_COMMON_LRU, _RDONLY_PROG = 1 << 1, 1 << 7
+Entry = tuple[Any, Any]  # octets; the value a list of them in a per-CPU map
+Convert = Callable[[int, Any, Any], Entry | None]
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A map to be kept.
+
+    version: of the meaning of its octets; raise it when that changes and the sizes may not.
+    convert: (version found, key, value), all octets → entry of this version, or None to forget it.
+    fresh:   pinned only for its life, and never used on: tables of programs (tail calls).
+    """
+
+    name: str
+    version: int = 0
+    convert: Convert | None = None
+    fresh: bool = False
+
+
+class Pins:
+    """The pins of one instance in the network namespace that this process is in."""
+
+    def __init__(self, owner: str) -> None:
+        """owner: `<program>-<queue>`, of which only one process runs. Raises: BpfError."""
+        own = Path("l3dsr") / str(netns_cookie()) / owner
+        found = [place / own for place in _places() if (place / own).exists()]
+        self.path = found[0] if found else bpffs() / own
+        self._kept: list[Kept] = []
+        self._old: dict[str, tuple[Map, int]] = {}  # maps to be replaced, and their versions
+        self._new: dict[str, Map] = {}
+
+    # --- maps ---
+
+    def reuse_maps(self, program_file: Object, kept: Sequence[Kept]) -> list[str]:
+        """Before load: let an object use the maps that agree. Returns: the names of those.
+
+        Raises: BpfError.
+        """
+        self._kept = list(kept)
+        reused = []
+        for one in kept:
+            found = self._find_map(one)
+            if found is None:
+                continue
+            old, version = found
+            if version == one.version and not one.fresh \
+                    and old.shape == _as_created(program_file, one.name):
+                program_file.reuse(one.name, old)
+                reused.append(one.name)
+                old.close()
+            else:
+                self._old[one.name] = found
+        return reused
+
+    def fill_maps(self, program_file: Object) -> None:
+        """After load, before attach: pin maps that are new, fill those that replace others.
+
+        Raises: BpfError.
+        """
+        (self.path / "maps").mkdir(mode=0o700, parents=True, exist_ok=True)
+        for one in self._kept:
+            made = program_file.map(one.name)
+            if one.name in self._old:
+                self._new[one.name] = made
+                self._copy(one, *self._old[one.name], made, replace=True)
+                continue
+            if not self._map_path(one).exists():
+                made.pin(self._map_path(one))
+            made.close()
+
+    def settle(self) -> None:
+        """After attach: keep the new maps in place of the old ones, with their last entries.
+
+        Raises: BpfError.
+        """
+        for one in self._kept:
+            if one.name not in self._new:
+                continue
+            made, (old, version) = self._new.pop(one.name), self._old.pop(one.name)
+            target = self._map_path(one)
+            draft = target.with_name(f"new-{target.name}")
+            draft.unlink(missing_ok=True)
+            made.pin(draft)
+            draft.rename(target)
+            if version != one.version:
+                self._map_path(one, version).unlink()
+            self._copy(one, old, version, made, replace=False)
+            made.close()
+            old.close()
+
+    def map_paths(self) -> dict[str, Path]:
+        """The pinned maps, by name."""
+        return {path.name.rpartition("-")[0]: path for path in _listed(self.path / "maps")}
+
+    def _map_path(self, one: Kept, version: int | None = None) -> Path:
+        number = one.version if version is None else version
+        return self.path / "maps" / f"{one.name.replace('.', '_')}-{number}"
+
+    def _find_map(self, one: Kept) -> tuple[Map, int] | None:
+        """The pinned map of that name, and its version."""
+        path = self.map_paths().get(one.name.replace(".", "_"))
+        return (Map.open_pinned(path), int(path.name.rpartition("-")[2])) if path else None
+
+    def _copy(self, one: Kept, old: Map, version: int, new: Map, replace: bool) -> None:
+        """Copy entries from an old map into a new one."""
+        if one.fresh:
+            return
+        entries: Iterable[Entry] = old.items()
+        if version != one.version:
+            if one.convert is None:
+                return
+            convert = one.convert
+            made = (convert(version, key, value) for key, value in entries)
+            entries = (entry for entry in made if entry is not None)
+        elif old.shape[1:3] != new.shape[1:3]:
+            return
+        _insert(new, entries, replace)
+
+    # --- links ---
+
+    def attach_xdp(self, program: Program, index: int, mode: Mode | None = None) -> Mode:
+        """Put a program on an interface, in place of an earlier one without a gap.
+
+        mode: as links.attach_xdp; None takes an earlier one's. Returns: the mode.
+        Raises: BpfError.
+        """
+        for path in self._links(f"xdp-*-{index}"):
+            found = Mode(path.name.split("-")[1])
+            if mode in (None, found) and _replace(path, index, program):
+                return found
+            _remove_link(path)
+        link, made = attach_xdp(program, index, mode)
+        self._pin_link(link, f"xdp-{made.value}-{index}")
+        return made
+
+    def attach_tc(self, program: Program, index: int, direction: Direction) -> str:
+        """The same for a hook of tc. Returns: `tcx` or `clsact`. Raises: BpfError."""
+        wanted = self.path / "links" / f"tcx-{direction.value}-{index}"
+        if wanted.exists():
+            if _replace(wanted, index, program):
+                return "tcx"
+            _remove_link(wanted)
+        made = attach_tc(program, index, direction, _handle(self.path))
+        if isinstance(made, Link):
+            self._pin_link(made, wanted.name)
+            return "tcx"
+        # A filter is there without a descriptor; its program's pin is what tells `detach` of it.
+        note = wanted.with_name(wanted.name.replace("tcx", "clsact"))
+        note.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        note.unlink(missing_ok=True)
+        program.pin(note)
+        return "clsact"
+
+    def keep_links(self, names: Sequence[str]) -> None:
+        """Detach all but these (`xdp-native-3`, `tcx-ingress-3` …): what is configured no more."""
+        for path in _listed(self.path / "links"):
+            if path.name not in names:
+                _remove_link(path)
+
+    def links(self) -> list[str]:
+        """The names of what is attached."""
+        return [path.name for path in _listed(self.path / "links")]
+
+    def detach(self) -> bool:
+        """Remove everything. Returns: whether there was anything. Raises: BpfError."""
+        if not self.path.exists():
+            return False
+        remove(self.path)
+        return True
+
+    def _links(self, pattern: str) -> list[Path]:
+        return sorted((self.path / "links").glob(pattern))
+
+    def _pin_link(self, link: Link, name: str) -> None:
+        path = self.path / "links" / name
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        link.pin(path)
+        link.close()
+
+
+def remove(path: Path) -> None:
+    """Detach and unpin all of an instance's directory. Raises: BpfError."""
+    for link in _listed(path / "links"):
+        _remove_link(link)
+    for pinned in _listed(path / "maps"):
+        pinned.unlink()
+    for directory in (path / "links", path / "maps", path, path.parent):
+        try:
+            directory.rmdir()
+        except FileNotFoundError:
+            pass
+        except OSError as error:  # other instances of the namespace
+            if error.errno != errno.ENOTEMPTY:
+                raise
+
+
+def sweep() -> list[str]:
+    """Remove what instances of network namespaces that have gone left. Returns: their owners.
+
+    The interfaces go with their namespace, and leave links that lead nowhere.
+    """
+    gone = []
+    for path in (path for place in _places() for path in place.glob("l3dsr/*/*")):
+        found = _listed(path / "links")
+        if found and all(_leads_nowhere(link) for link in found):
+            remove(path)
+            gone.append(path.name)
+    return gone
+
+
+def bpffs() -> Path:
+    """A bpf file system that lasts as long as the host; one of our own where there is none.
+
+    Raises: BpfError where none can be had.
+    """
+    places = _places()
+    return places[0] if places else mount_own()
+
+
+def mount_own() -> Path:
+    """A bpf file system at /run/l3dsr/bpf, which mount namespaces inherit that are made later.
+
+    One that is mounted in a mount namespace of our own (`ip netns exec` makes one) goes with it.
+    Raises: BpfError.
+    """
+    _OWN.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if not _is_bpffs(_OWN):
+        words = ["mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(_OWN)]
+        done = subprocess.run(words, check=False, capture_output=True, text=True)
+        if done.returncode:
+            raise BpfError(errno.ENODEV, f"mounting a bpf file system at {_OWN}",
+                           [done.stderr.strip()])
+    return _OWN
+
+
+def _places() -> list[Path]:
+    """Where bpf file systems are that may be used, the best one first."""
+    # `ip netns exec` shows a /sys of its own; the host's is the first process's.
+    return [place for place in (_OWN, _USUAL, _OF_FIRST) if _is_bpffs(place)]
+
+
+def netns_cookie() -> int:
+    """The network namespace's number that no other one has until the next boot; 0: unknown."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            return struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
+        except OSError:
+            return 0
+
+
+def _is_bpffs(path: Path) -> bool:
+    room = (ctypes.c_long * 32)()  # struct statfs, whose first field is the type
+    return ctypes.CDLL(None).statfs(os.fsencode(path), room) == 0 and room[0] == _MAGIC
+
+
+def _listed(directory: Path) -> list[Path]:
+    return sorted(directory.iterdir()) if directory.is_dir() else []
+
+
+def _as_created(program_file: Object, name: str) -> Shape:
+    """A map's shape as the kernel will tell it; of some types it changes what was asked for."""
+    shape = program_file.shape(name)
+    if shape.type in (LRU_HASH, LRU_PERCPU_HASH) and shape.flags & _NO_COMMON_LRU:
+        cpus = possible_cpus()
+        return shape._replace(max_entries=-(-shape.max_entries // cpus) * cpus)
+    if shape.type in (DEVMAP, DEVMAP_HASH):
+        return shape._replace(flags=shape.flags | _RDONLY_PROG)
+    return shape
+
+
+def _insert(target: Map, entries: Iterable[Entry], replace: bool) -> None:
+    """Write as many entries as there is room for. replace: those that are there, too."""
+    try:
+        if replace:
+            target.update_all(entries)
+            return
+        for key, value in entries:
+            try:
+                target.update(key, value, NOEXIST)
+            except BpfError as error:
+                if error.errno != errno.EEXIST:
+                    raise
+    except BpfError as error:
+        if error.errno not in (errno.E2BIG, errno.ENOSPC):
+            raise
+
+
+def _replace(path: Path, index: int, program: Program) -> bool:
+    """Put a program in an earlier one's place. Returns: False if that cannot be."""
+    try:
+        link = Link.open_pinned(path)
+        try:
+            if link.interface() != index:
+                return False
+            link.replace(program)
+        finally:
+            link.close()
+    except BpfError:
+        return False
+    return True
+
+
+def _remove_link(path: Path) -> None:
+    """Detach and unpin. Raises: BpfError."""
+    kind, side, index = path.name.split("-")
+    if kind == "clsact":
+        TcFilter(int(index), Direction(side), _handle(path.parent.parent)).detach()
+    else:
+        Link.open_pinned(path).detach()
+    path.unlink()
+
+
+def _handle(instance: Path) -> int:
+    """The number of an instance's clsact filters: its queue's, from 1."""
+    return int(instance.name.rpartition("-")[2]) + 1
+
+
+def _leads_nowhere(path: Path) -> bool:
+    if path.name.startswith("clsact-"):
+        return False
+    link = Link.open_pinned(path)
+    try:
+        return link.interface() == 0
+    finally:
+        link.close()
