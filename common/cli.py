@@ -69,7 +69,7 @@ def add_global_flags(parser: Parser, default_file: str, default_queue: int) -> A
     add_flag(group, "secret_file", "FILE",
              "the cluster's secret (default /etc/l3dsr/secret; `balancer keygen` makes one)")
     add_flag(group, "engine", "auto|portable|fast",
-             "what handles packets (default auto; this version has portable only)")
+             "what handles packets (default auto: fast where it can be, else portable)")
     add_flag(group, "max_flows", "N", "size of the flow table (default 1000000)", numeric=True)
     add_flag(group, "queue", "N", f"NFQUEUE number (default {default_queue})", numeric=True)
     add_flag(group, "mark", "N", "firewall mark of packets of our own; see docs/operations.md",

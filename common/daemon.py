@@ -4,6 +4,7 @@ Nothing on the host is changed before all that can be refused has been looked at
 """
 
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
@@ -11,7 +12,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 
 from common.engine import Datapath, Engine, Sender, clock_ms
 from common.firewall import FirewallError
-from common.host import Host
+from common.host import Change, Host
 from common.lock import Locks, Taken
 from common.queue import QueueError
 from common.service import Signals
@@ -42,14 +43,26 @@ class Claim(NamedTuple):
     expected: str
 
 
+class Lasting(Protocol):
+    """What goes on handling packets when this process has ended."""
+
+    def keeps(self, change: Change) -> bool:
+        """Whether it needs this change to the host."""
+
+    def detach(self) -> None:
+        """End it, as far as that can be done; what cannot is logged."""
+
+
 def serve(
     program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
     change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
+    lasting: Lasting | None = None,
 ) -> int:
     """Run a data path until SIGTERM or SIGINT. Returns: the exit code.
 
     change:     makes the changes to the host, and returns the line to log when they are made.
     last_words: packets to send before they are undone; now_ms: unix time in ms.
+    lasting:    with it, SIGTERM leaves the changes in place, so that a restart is not noticed.
     Raises: ConfigError, before anything on the host is changed.
     """
     signals = Signals()
@@ -63,24 +76,54 @@ def serve(
             from common import metrics  # most of the program's memory, where nobody asks for them
 
             metrics.serve(program, engine, config.file, *config.metrics)
-        return _run(host, engine, change, last_words)
+        return _run(host, engine, signals, change, last_words, lasting)
     finally:
         locks.release()
 
 
-def _run(
-    host: Host, engine: Engine, change: Callable[[Host], str],
-    last_words: Callable[[int], list[bytes]],
-) -> int:
+def undo(program: str, config: Config, lasting: Lasting) -> int:
+    """End what outlived an instance, and undo its changes. Returns: the exit code.
+
+    Raises: ConfigError while the instance runs.
+    """
+    host, locks = Host(program, config.queue), Locks()
+    _lock(program, config.file, Claim(host.owner_name, "queue", config.queue,
+                                      "that of an instance that has ended"), locks)
     try:
+        lasting.detach()
         host.recover()
+        host.undo()
+    except (FirewallError, NetlinkError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        locks.release()
+    return 0
+
+
+def _run(
+    host: Host, engine: Engine, signals: Signals, change: Callable[[Host], str],
+    last_words: Callable[[int], list[bytes]], lasting: Lasting | None,
+) -> int:
+    stays = False
+    try:
+        host.recover(lasting.keeps if lasting else lambda change: False)
         engine.run(change(host))
+        stays = lasting is not None and not signals.interrupted
+        if lasting and not stays:
+            lasting.detach()
         engine.send_all(last_words(clock_ms()))
     except (FirewallError, NetlinkError, OSError) as error:
         log.error("%s", error)
         return 1
     finally:
-        host.undo()
+        if stays:
+            log.info("connections go on without this process; `%s detach` ends that",
+                     host.program)
+        else:
+            if lasting:
+                lasting.detach()
+            host.undo()
         engine.close()  # after the rules: while they stand, the queue must be there, or drop
     return 0
 

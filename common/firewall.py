@@ -25,6 +25,7 @@ class Rule:
     """What a packet must be, and what becomes of it. None matches anything.
 
     hook:     `prerouting` or `output`. queue: NFQUEUE number; None: no connection tracking.
+    interface: where it comes in. other_than: it goes out by another interface than this one.
     bypass:   let packets pass when nobody listens to the queue, instead of dropping them.
     fragment: not the first fragment of a packet (those have no ports).
     """
@@ -32,6 +33,7 @@ class Rule:
     hook: str
     queue: int | None
     interface: str | None = None
+    other_than: str | None = None
     source: str | None = None
     destination: str | None = None
     protocol: str | None = None
@@ -47,6 +49,7 @@ class Rule:
         """The rule in the words of nftables."""
         words = [
             f'iifname "{self.interface}"' if self.interface else "",
+            f'oifname != "{self.other_than}"' if self.other_than else "",
             f"ip saddr {self.source}" if self.source else "",
             f"ip daddr {self.destination}" if self.destination else "",
             f"ip dscp {self.dscp}" if self.dscp is not None else "",
@@ -65,6 +68,7 @@ class Rule:
         """The rule's matches and target in the words of iptables."""
         words = [
             f"-i {self.interface}" if self.interface else "",
+            f"! -o {self.other_than}" if self.other_than else "",
             f"-s {self.source}" if self.source else "",
             f"-d {self.destination}" if self.destination else "",
             f"-p {self.protocol}" if self.protocol else "",

@@ -37,37 +37,41 @@ class Host:
     """The changes of one program that has the lock of its `owner_name`."""
 
     def __init__(self, program: str, queue_number: int) -> None:
-        self._program = program
+        self.program = program
         self.owner_name = f"{program}-{queue_number}"
         self._path = RUN / f"{self.owner_name}.{_inode()}.json"
         self._changes: list[Change] = []
 
-    def recover(self) -> None:
+    def recover(self, keep: Callable[[Change], bool] = lambda change: False) -> None:
         """Undo what instances that were killed left behind in this network namespace.
 
-        Rules under our own name stay until `install_rules` replaces them: without them, the
-        host's stack would answer the packets of flows that go on.
+        keep: which changes are to be made again, and so stay as they are. Rules under our own
+              name stay in any case until `install_rules` replaces them: without them, the host's
+              stack would answer the packets of flows that go on.
         """
-        dead = [path for path in RUN.glob(f"{self._program}-*.{_inode()}.json")
+        dead = [path for path in RUN.glob(f"{self.program}-*.{_inode()}.json")
                 if path == self._path or not lock.is_taken(_owner(path))]
         self._changes = [change for path in dead for change in _read(path)]
         if self._changes:
-            log.warning("undoing what a killed %s left on this host", self._program)
+            log.warning("undoing what a killed %s left on this host", self.program)
             self._write()  # from now on they are ours, whatever happens
         for path in set(dead) - {self._path}:
             path.unlink()
         self._undo_all(
-            lambda change: (change["kind"], change.get("owner")) != ("firewall", self.owner_name)
+            lambda change: not keep(change)
+            and (change["kind"], change.get("owner")) != ("firewall", self.owner_name)
         )
 
     def add_address(self, interface: str, address: str) -> None:
         """Give `address` (/32) to `interface` unless it is there, and tell the neighbours."""
         with IPRoute() as netlink:
             index = _index(netlink, interface)
+            change = {"kind": "address", "interface": interface, "address": address}
             if address in _addresses(netlink, index):
-                log.info("%s is on %s already and will stay", address, interface)
+                if change not in self._changes:
+                    log.info("%s is on %s already and will stay", address, interface)
                 return
-            self._note({"kind": "address", "interface": interface, "address": address})
+            self._note(change)
             netlink.addr("add", index=index, address=address, prefixlen=32)
         _announce(interface, socket.inet_aton(address))
 

@@ -11,13 +11,14 @@ log = logging.getLogger(__name__)
 class Signals:
     """SIGTERM and SIGINT ask it to stop, SIGHUP to read its secrets anew, SIGUSR1 for a report.
 
-    Only noted here, acted on later.
+    Only noted here, acted on later. interrupted: it was SIGINT, so somebody at a terminal.
 
     From its making on, no such signal ends the process before its changes are undone.
     """
 
     def __init__(self) -> None:
         self.stop = False
+        self.interrupted = False
         self.reload = False
         self.report = False
         signal.signal(signal.SIGTERM, self._on_stop)
@@ -25,8 +26,9 @@ class Signals:
         signal.signal(signal.SIGHUP, self._on_reload)
         signal.signal(signal.SIGUSR1, self._on_report)
 
-    def _on_stop(self, *_: object) -> None:
+    def _on_stop(self, number: int, _: object) -> None:
         self.stop = True
+        self.interrupted = number == signal.SIGINT
 
     def _on_reload(self, *_: object) -> None:
         self.reload = True

@@ -45,6 +45,7 @@ def make_parser() -> cli.Parser:
     commands = cli.add_commands(parser)
     _add_check(commands)
     _add_replay(commands)
+    _add_detach(commands)
     return parser
 
 
@@ -59,7 +60,7 @@ def _add_config_flags(parser: cli.Parser) -> None:
     cli.add_flag(group, "address", "ADDR",
                  "the bridge's own, which balancers send to (default: the interface's first)")
     cli.add_flag(group, "mode", "auto|splice|adopt",
-                 "how connections reach the server (default auto; this version has splice only)")
+                 "how connections reach the server (default auto: adopt if it can be, else splice)")
 
 
 def _load(namespace: argparse.Namespace) -> config.Config:
@@ -116,6 +117,29 @@ def _described(service: config.Service) -> dict[str, Any]:
         "port": service.port, "server": str(service.server),
         "server_port": service.server_port, "wscale": service.wscale,
     }
+
+
+# --- detach ---
+
+
+def _add_detach(commands: Any) -> None:
+    parser = commands.add_parser(
+        "detach", usage=f"{PROGRAM} detach [FLAG ...]",
+        help="end what goes on without the program, and undo its changes",
+        description="The fast engine goes on when the program has ended, so that a restart is not "
+                    "noticed. This takes it off and undoes all changes to the host; connections "
+                    "end. The program itself must have ended.",
+    )
+    _add_config_flags(parser)
+    parser.set_defaults(act=_detach)
+
+
+def _detach(namespace: argparse.Namespace) -> int:
+    loaded = _load(namespace)
+    settings.check_rights(PROGRAM)
+    from packetbridge import daemon
+
+    return daemon.detach(loaded)
 
 
 # --- replay ---

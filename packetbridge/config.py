@@ -87,6 +87,7 @@ def read(table: Table, flags: Mapping[str, Any] | None = None) -> Config:
     overriding = Flags(given)
     values = _read_globals(table) | _read_globals(overriding)
     overriding.finish()
+    _check_mode(overriding if "mode" in given else table, values)
     timeouts = _read_timeouts(table.table("timeouts"))
     tables = service_tables(table, service_flags, _describe)
     services = tuple(_read_service(service) for service in tables)
@@ -115,8 +116,8 @@ def _read_globals(table: Table) -> dict[str, Any]:
         "interface": settings.text,
         "address": settings.ipv4,
         "secret_file": settings.text,
-        "mode": _mode,
-        "engine": _engine,
+        "mode": settings.choice("auto", "splice", "adopt"),
+        "engine": settings.choice("auto", "portable", "fast"),
         "max_flows": whole(1, 100_000_000),
         "queue": whole(0, 65535),
         "mark": whole(1, 0xFFFFFFFE),
@@ -128,16 +129,10 @@ def _read_globals(table: Table) -> dict[str, Any]:
     return {key: value for key, value in values.items() if value is not None}
 
 
-def _engine(value: Any) -> str:
-    if value == "fast":
-        raise ValueError("auto or portable: this version has no fast engine")
-    return settings.choice("auto", "portable", "fast")(value)
-
-
-def _mode(value: Any) -> str:
-    if value == "adopt":
-        raise ValueError("auto or splice: adopt needs the fast engine, which this version has not")
-    return settings.choice("auto", "splice", "adopt")(value)
+def _check_mode(table: Table, values: dict[str, Any]) -> None:
+    if (values.get("mode"), values.get("engine")) == ("adopt", "portable"):
+        raise table.error("mode", "adopt", "auto or splice, or another engine than portable: "
+                                           "connections are adopted by the fast one")
 
 
 def _read_timeouts(table: Table) -> Timeouts:

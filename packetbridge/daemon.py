@@ -1,18 +1,21 @@
 """The bridge's effects: the rules, two sysctls, the queue, the sockets."""
 
 import logging
+from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import IPv4Address
 from random import SystemRandom
 
 from common import daemon, host, log, settings
 from common.daemon import Claim
+from common.engine import clock_ms
 from common.firewall import Rule
 from common.host import Host
 from common.queue import RawSender
 from common.wire import icmp
-from packetbridge.config import Config
-from packetbridge.datapath import Datapath
+from packetbridge import fast
+from packetbridge.config import Config, Service
+from packetbridge.fast_datapath import Datapath
 
 PROGRAM = "packetbridge"
 logger = logging.getLogger(__name__)
@@ -56,26 +59,34 @@ def run(config: Config) -> int:
     host.check_sysctls(config.file, _SYSCTLS)
     log.set_up(config.log_level, config.log_format)
     foreign = _foreign_servers(config)
+    engine = fast.prepare(config, foreign)
     datapath = Datapath(
-        config, secrets, random=SystemRandom(),
+        config, secrets, engine.parts, random=SystemRandom(),
         foreign_servers=frozenset(server.packed for server in foreign),
     )
 
     def change(changes: Host) -> str:
         for name, value in _SYSCTLS.items():
             changes.set_sysctl(name, value)
-        way = changes.install_rules(rules(config, foreign))
-        services = ", ".join(
-            f"{service.name} (DSCP {service.dscp}) to {service.server}:{service.server_port}"
-            for service in config.services
-        )
-        return f"ready: {services}; splice, at {config.address}, portable engine by {way}"
+        way = changes.install_rules(rules(config, foreign, engine.spliced(), engine.adopted()))
+        engine.attach(changes)
+        datapath.restore(clock_ms())
+        choices = "; ".join(map(str, engine.choices))
+        return f"ready: {choices}; at {config.address}, portable engine by {way}"
 
     servers = frozenset(service.server.packed for service in config.services)
     return daemon.serve(
         PROGRAM, config, datapath, Senders(config.mark, servers), _claims(config), change,
-        datapath.on_shutdown,
+        datapath.on_shutdown, engine if engine.parts else None,
     )
+
+
+def detach(config: Config) -> int:
+    """Take the fast engine off, and undo what an ended instance changed. Returns: the exit code.
+
+    Raises: settings.ConfigError while an instance runs.
+    """
+    return daemon.undo(PROGRAM, config, fast.Fast(config, (), ()))
 
 
 def _claims(config: Config) -> list[Claim]:
@@ -126,8 +137,16 @@ def _foreign_servers(config: Config) -> set[IPv4Address]:
     return foreign
 
 
-def rules(config: Config, foreign: set[IPv4Address]) -> list[Rule]:
-    """Tagged packets to the bridge's address, and marked ones of the servers, to the queue."""
+def rules(
+    config: Config, foreign: set[IPv4Address], fast: Collection[Service] = (),
+    adopted: Collection[Service] = (),
+) -> list[Rule]:
+    """Tagged packets to the bridge's address, and marked ones of the servers, to the queue.
+
+    fast: services whose flows programs translate. What these leave alone of their servers' packets
+          they turn round to come in again; only what leaves by another interface is not theirs.
+    adopted: services whose connections are between the client and the VIP.
+    """
     made = []
     for service in config.services:
         tagged = Rule("prerouting", config.queue, config.interface,
@@ -141,8 +160,18 @@ def rules(config: Config, foreign: set[IPv4Address]) -> list[Rule]:
                       sport=service.server_port)
         if service.server in foreign:
             made.append(replace(server, hook="prerouting", bypass=True))
-        else:
-            made.append(replace(server, mark=config.mark))
+            continue
+        marked = replace(server, mark=config.mark)
+        if service in fast:
+            made.append(replace(marked, hook="prerouting", interface=config.interface))
+            marked = replace(marked, other_than=config.interface)
+        made.append(marked)
+    for service in adopted:
+        vip, port = str(service.vip), service.port
+        made += [Rule("prerouting", None, destination=vip, protocol="tcp", dport=port),
+                 Rule("output", None, source=vip, protocol="tcp", sport=port)]
+    if fast:
+        made.append(Rule("prerouting", None, config.interface, mark=config.mark))
     for mark in (config.mark, config.mark + 1):
         made.append(Rule("output", None, mark=mark))
     made.append(Rule("prerouting", None, interface="lo", mark=config.mark))

@@ -107,10 +107,8 @@ MISTAKES = {
     "no service": ("max_flows = 3\n", "service", "None", "at least one [[service]]"),
     "window scale above 14": (SERVICE + "wscale = 15\n",
                               "service[0].wscale", "15", "from 0 to 14"),
-    "mode that is not there yet": ('mode = "adopt"\n' + SERVICE,
-                                   "mode", "'adopt'", "auto or splice"),
-    "engine that is not there yet": ('engine = "fast"\n' + SERVICE,
-                                     "engine", "'fast'", "auto or portable"),
+    "adopt by the portable engine": ('mode = "adopt"\nengine = "portable"\n' + SERVICE,
+                                     "mode", "'adopt'", "auto or splice"),
     "mark that leaves no room for the next one": ("mark = 4294967295\n" + SERVICE,
                                                   "mark", "4294967295", "to 4294967294"),
 }
@@ -140,7 +138,7 @@ FLAG_MISTAKES = [
     (["--vip", "3=192.0.2.1:80", "--vip", "3=192.0.2.2:80"], "--vip = 3",
      "a DSCP that no other service has"),
     (["--server", "192.0.2.1:0"], "--server = '192.0.2.1:0'", "a whole number from 1 to 65535"),
-    (["--mode", "adopt"], "--mode = 'adopt'", "auto or splice"),
+    (["--mode", "adopt", "--engine", "portable"], "--mode = 'adopt'", "auto or splice"),
     (["--address", "::1"], "--address = '::1'", "IPv6 is not carried yet"),
 ]
 

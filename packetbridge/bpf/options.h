@@ -1,0 +1,89 @@
+/* The timestamps option of a segment, wherever it stands (RFC 7323 §3.2).
+ *
+ * Twin: common/wire/options.py:timestamps_off
+ */
+#pragma once
+
+#include "bridge.h"
+
+#define MAX_OPTIONS_LEN 40
+enum { OPTION_END = 0, OPTION_NOP = 1, OPTION_TIMESTAMPS = 8, TIMESTAMPS_LEN = 10 };
+
+struct timestamps {
+	bool found;
+	__u32 tsval;
+	__u32 tsecr;
+};
+
+/* The layout that all common stacks send after the handshake: two NOPs, timestamps. */
+static __always_inline bool read_usual_timestamps(const struct __sk_buff *skb,
+						  const struct segment *segment,
+						  struct timestamps *timestamps)
+{
+	const __be32 *options = data_of(skb) + TCP_OFF + sizeof(struct tcphdr);
+
+	if (segment->payload_off < HEADERS_LEN + 12 ||
+	    (void *)(options + 3) > data_end_of(skb) ||
+	    options[0] != bpf_htonl(0x0101080a))
+		return false;
+	timestamps->found = true;
+	timestamps->tsval = bpf_ntohl(options[1]);
+	timestamps->tsecr = bpf_ntohl(options[2]);
+	return true;
+}
+
+struct option_octets {
+	__u8 at[MAX_OPTIONS_LEN];
+};
+
+/* Where the option begins, or -1.
+ *
+ * Global, so that the verifier looks at it once. It goes octet by octet and waits for the next
+ * option to begin, since it would follow every way of jumping from one to the next.
+ */
+__noinline int timestamps_off(const struct option_octets *octets, __u32 len)
+{
+	__u32 next = 0;
+
+	if (!octets || len > MAX_OPTIONS_LEN)
+		return -1;
+	for (__u32 off = 0; off < MAX_OPTIONS_LEN - 1; off++) {
+		__u32 kind = octets->at[off], option_len = octets->at[off + 1];
+
+		if (off != next)
+			continue;
+		next = off + 1;
+		if (kind == OPTION_NOP)
+			continue;
+		if (kind == OPTION_END || option_len < 2 || off + option_len > len)
+			break;
+		if (kind == OPTION_TIMESTAMPS && option_len == TIMESTAMPS_LEN)
+			return off;
+		next = off + option_len;
+		asm volatile("%0 &= 63" : "+r"(next)); /* one range, so that states are alike */
+	}
+	return -1;
+}
+
+/* A segment's timestamps. */
+static __always_inline struct timestamps read_timestamps(struct __sk_buff *skb,
+							 const struct segment *segment)
+{
+	struct timestamps timestamps = {};
+	struct option_octets octets = {};
+	__u32 len = segment->payload_off - HEADERS_LEN;
+	__be32 values[2];
+	int off;
+
+	if (!len || len > MAX_OPTIONS_LEN || read_usual_timestamps(skb, segment, &timestamps))
+		return timestamps;
+	if (bpf_skb_load_bytes(skb, IP_OFF + HEADERS_LEN, octets.at, len))
+		return timestamps;
+	off = timestamps_off(&octets, len);
+	if (off < 0 || bpf_skb_load_bytes(skb, IP_OFF + HEADERS_LEN + off + 2, values, 8))
+		return timestamps;
+	timestamps.found = true;
+	timestamps.tsval = bpf_ntohl(values[0]);
+	timestamps.tsecr = bpf_ntohl(values[1]);
+	return timestamps;
+}

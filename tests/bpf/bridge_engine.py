@@ -1,0 +1,79 @@
+"""The bridge's programs before its portable data path, one packet at a time, by test runs.
+
+What a program changes is its verdict; what it leaves alone is the portable data path's, as on a
+host, where it comes up by the queue.
+"""
+
+import ipaddress
+from random import Random
+from typing import Any
+
+from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_UNSPEC, SkBuff
+from common.cookie import Secrets
+from common.settings import Table
+from common.verdict import Event, Verdict, send
+from common.wire import ipv4
+from packetbridge import config as bridge_config
+from packetbridge.fast_datapath import Datapath
+from packetbridge.splice import Splice
+
+_ETHERNET = bytes(12) + b"\x08\x00"
+
+
+class Spliced(Datapath):
+    """A data path with its programs. carried: packets that these have translated."""
+
+    def __init__(self, case: dict[str, Any]) -> None:
+        config = bridge_config.read(Table("case.toml", case["config"]))
+        foreign = frozenset(
+            ipaddress.IPv4Address(server).packed for server in case.get("foreign_servers", ())
+        )
+        local = [service for service in config.services if service.server.packed not in foreign]
+        self._programs = Splice(config, local)
+        self._local_ends = {service.server.packed + service.server_port.to_bytes(2, "big")
+                            for service in local}
+        self._mark = config.mark
+        self.carried = 0
+        super().__init__(
+            config, Secrets(*(bytes.fromhex(secret) for secret in case["secrets"])),
+            [self._programs], random=Random(1), foreign_servers=foreign,
+        )
+
+    def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
+        """As Datapath."""
+        if len(packet) < ipv4.HEADER_LEN:
+            return super().on_packet(packet, now_ms)
+        is_answer = packet[12:16] + packet[20:22] in self._local_ends
+        name, mark, reason = (
+            ("on_egress", self._mark, Event.TO_CLIENT) if is_answer
+            else ("on_ingress", 0, Event.TO_SERVER)
+        )
+        program = self._programs.program(name)
+        run = program.test_run(_ETHERNET + packet, SkBuff(mark=mark))
+        translated = run.data[len(_ETHERNET):]
+        if run.retval == TC_ACT_UNSPEC and translated != packet:
+            self.carried += 1
+            self.counters[reason] += 1
+            self._keep_alive(packet, is_answer, now_ms)
+            return send(reason, translated[:int.from_bytes(translated[2:4])])
+        assert run.retval in (TC_ACT_UNSPEC, TC_ACT_REDIRECT)
+        assert translated == packet, "a packet that goes up must be as it came"
+        return super().on_packet(packet, now_ms)
+
+    def _keep_alive(self, packet: bytes, is_answer: bool, now_ms: int) -> None:
+        """The programs note the kernel's time, which is not the case's."""
+        client, port, server_end = (
+            (packet[16:20], packet[22:24], packet[12:16] + packet[20:22]) if is_answer
+            else (packet[12:16], packet[20:22], self.services[
+                packet[1] >> 2, packet[22:24]].server_end)
+        )
+        flow = self.flows.get(client + port + server_end)
+        assert flow is not None, "the programs have a flow that the table has not"
+        self.flows.touch(flow, now_ms)
+
+    def _touch_live(self, splice: Splice, now_ms: int) -> None:
+        """Not by the kernel's time."""
+
+    def close(self) -> None:
+        """Unload the programs."""
+        self._programs.close()

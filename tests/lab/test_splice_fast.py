@@ -1,0 +1,244 @@
+"""Splicing by programs on real traffic: the portable engine opens a flow, they carry it."""
+
+import hashlib
+import os
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+from netns import inside, python, state
+
+from common.bpf.pins import Pins
+from lab.node import Node, Process
+from lab.topology import VIP, Lab, program, wait_until
+
+URL = f"http://{VIP}"
+SPLICE = ("--engine", "fast", "--mode", "splice")
+
+
+def start(lab: Lab, *flags: str) -> tuple[Process, list[Process]]:
+    """The pair with splicing bridges. Returns: balancer and bridges."""
+    for backend in lab.backends:
+        lab.start_nginx(backend)
+    bridges = [lab.start_bridge(backend, *SPLICE, *flags) for backend in lab.backends]
+    return lab.start_balancer(), bridges
+
+
+@pytest.fixture
+def lab() -> Iterator[Lab]:
+    """One backend, with nothing running."""
+    with Lab(backends=1) as network:
+        yield network
+
+
+def attached(node: Node) -> list[str]:
+    """The hooks of a host where programs of ours are."""
+    with inside(node):
+        return Pins("packetbridge-splice-34").links()
+
+
+def queued(node: Node) -> int:
+    """How many packets the portable engine has had."""
+    row = node.run(["cat", "/proc/net/netfilter/nfnetlink_queue"]).split()
+    return int(row[7])
+
+
+def large_file(lab: Lab, length: int = 20_000_000) -> str:
+    """Put a random file where every nginx serves it, and return its digest."""
+    content = os.urandom(length)
+    (lab.files / "large").write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_of_download(lab: Lab, *flags: str) -> str:
+    target = lab.directory / f"downloaded-{os.urandom(4).hex()}"
+    lab.client.curl(f"{URL}/files/large", "-o", str(target), *flags, timeout_s=120)
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    target.unlink()
+    return digest
+
+
+@pytest.mark.parametrize("offloads", [False, True], ids=["wire", "offloads"])
+def test_a_download_hardly_meets_the_portable_engine(offloads):
+    with Lab(backends=1, offloads=offloads) as lab:
+        start(lab)
+        expected = large_file(lab, 100_000_000)
+
+        assert digest_of_download(lab) == expected
+
+        assert queued(lab.backend1) < 50
+
+
+def test_an_upload_arrives_octet_for_octet(lab):
+    start(lab)
+    content = os.urandom(20_000_000)
+    source = lab.directory / "upload"
+    source.write_bytes(content)
+
+    lab.client.curl(f"{URL}/upload/it", "-T", str(source), timeout_s=120)
+
+    uploaded = list(lab.directory.glob("nginx-*/upload/it"))
+    assert [path.read_bytes() == content for path in uploaded] == [True]
+    assert queued(lab.backend1) < 500
+
+
+def test_half_close_keeps_the_reply_coming(lab):
+    """nginx ends a long reply when its client has closed, so this server is another one."""
+    server = (
+        "import socket, sys; s = socket.create_server((sys.argv[1], 80)); "
+        "print('listens', flush=True); c = s.accept()[0]\n"
+        "while c.recv(65536): pass\n"
+        "c.sendall(bytes(range(250)) * 40_000)"
+    )
+    client = (
+        "import socket, sys; s = socket.create_connection((sys.argv[1], 80)); "
+        "s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n'); s.shutdown(socket.SHUT_WR); "
+        "reply = b''.join(iter(lambda: s.recv(65536), b'')); "
+        "print(reply == bytes(range(250)) * 40_000)"
+    )
+    lab.backend1.start("server", python(server, lab.backend1.server)).wait_for("listens")
+    lab.start_bridge(lab.backend1, *SPLICE)
+    lab.start_balancer()
+
+    answer = lab.client.run(python(client, VIP))
+
+    assert answer.strip() == "True"
+    assert queued(lab.backend1) < 50
+
+
+@pytest.mark.parametrize("sysctls", [
+    ["net.ipv4.tcp_timestamps=0"],
+    ["net.ipv4.tcp_sack=0"],
+    ["net.ipv4.tcp_timestamps=0", "net.ipv4.tcp_sack=0", "net.ipv4.tcp_window_scaling=0"],
+], ids=["no timestamps", "no SACK", "none of them"])
+@pytest.mark.parametrize("side", ["client", "backend1"])
+def test_options_that_one_side_has_not_cost_nothing(lab, side, sysctls):
+    start(lab)
+    lab.node(side).run(["sysctl", "-qw", *sysctls])
+    expected = large_file(lab)
+
+    assert digest_of_download(lab) == expected
+
+
+def test_a_narrow_link_on_the_path_makes_itself_known_by_icmp():
+    with Lab(backends=1, path_mtu=1300) as lab:
+        start(lab)
+        expected = large_file(lab)
+
+        assert digest_of_download(lab) == expected
+
+
+@pytest.mark.parametrize("leg", ["client", "backend1"])
+def test_loss_reordering_and_duplicates_cost_no_octet(leg):
+    bad = {"loss": 0.03, "reorder": 0.02, "duplicate": 0.02, "seed": 7}
+    with Lab(backends=1, impair={leg: bad}) as lab:
+        start(lab)
+        expected = large_file(lab, 2_000_000)
+
+        digests = [digest_of_download(lab) for _ in range(2)]
+
+        assert digests == [expected, expected]
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
+def test_established_flows_outlive_the_bridge(lab, number):
+    _, (bridge,) = start(lab)
+    expected = large_file(lab, 40_000_000)
+    with ThreadPoolExecutor(1) as pool:
+        download = pool.submit(digest_of_download, lab, "--limit-rate", "10M")
+        wait_until(lambda: lab.client.octets("rx") > 5_000_000, 30, "the download runs")
+        bridge.stop(number)
+        before = lab.client.octets("rx")
+        wait_until(lambda: lab.client.octets("rx") > before + 5_000_000, 30, "it goes on")
+        bridge = lab.start_bridge(lab.backend1, *SPLICE, "--max-flows", "777")  # another map
+        assert bridge.metrics()["l3dsr_packetbridge_flows"] == 1
+
+        assert download.result(120) == expected
+
+    assert "backend1" in lab.client.curl(f"{URL}/")
+
+
+def test_an_interrupted_bridge_ends_its_flows_with_a_reset(lab):
+    _, (bridge,) = start(lab)
+    large_file(lab, 60_000_000)
+    before = state(lab.backend1)
+    with ThreadPoolExecutor(1) as pool:
+        download = pool.submit(
+            lab.client.run, ["curl", "-sS", "-o", "/dev/null", "-w", "%{exitcode}",
+                             "--limit-rate", "10M", f"{URL}/files/large"],
+            check=False, timeout_s=60,
+        )
+        wait_until(lambda: lab.client.octets("rx") > 5_000_000, 30, "the download runs")
+        bridge.stop(signal.SIGINT)
+
+        assert download.result(60).strip().endswith("56")  # reset by the peer
+
+    assert state(lab.backend1) != before
+    assert attached(lab.backend1) == []
+
+
+def test_idle_flows_leave_and_busy_ones_stay(lab, tmp_path):
+    config = tmp_path / "bridge.toml"
+    config.write_text(
+        f'interface = "eth1"\nmode = "splice"\nengine = "fast"\nsecret_file = "{lab.secret_file}"\n'
+        'metrics = "127.0.0.1:9101"\n[timeouts]\nidle = 2\n'
+        f'[[service]]\nvip = "{VIP}:80"\nserver = "{lab.backend1.server}:80"\n'
+    )
+    lab.start_nginx(lab.backend1)
+    bridge = lab.start_bridge(lab.backend1, "--config", str(config), "--engine", "fast",
+                              defaults=False)
+    lab.start_balancer()
+    large_file(lab, 60_000_000)
+    idle = (
+        "import socket, sys, time; s = socket.create_connection((sys.argv[1], 80)); "
+        "s.sendall(b'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'); s.recv(4096); "
+        "print('idle', flush=True); time.sleep(60)"
+    )
+
+    def flows() -> float:
+        return bridge.metrics()["l3dsr_packetbridge_flows"]
+
+    lab.client.start("idle", python(idle, VIP)).wait_for("idle")
+    with ThreadPoolExecutor(1) as pool:
+        busy = pool.submit(digest_of_download, lab, "--limit-rate", "8M")
+        wait_until(lambda: flows() == 2, 10, "both are there")
+        wait_until(lambda: flows() == 1, 20, "the idle one has left")
+
+        assert not busy.done()
+        assert busy.result(60) == hashlib.sha256((lab.files / "large").read_bytes()).hexdigest()
+
+
+def test_thousands_of_short_connections_leave_both_tables_empty(lab, tmp_path):
+    config = tmp_path / "bridge.toml"
+    config.write_text(
+        f'interface = "eth1"\nmode = "splice"\nengine = "fast"\nsecret_file = "{lab.secret_file}"\n'
+        'metrics = "127.0.0.1:9101"\n[timeouts]\nidle = 4\nclosing = 1\nreset = 1\n'
+        f'[[service]]\nvip = "{VIP}:80"\nserver = "{lab.backend1.server}:80"\n'
+    )
+    lab.start_nginx(lab.backend1)
+    bridge = lab.start_bridge(lab.backend1, "--config", str(config), "--engine", "fast",
+                              defaults=False)
+    lab.start_balancer()
+
+    report = lab.client.run(["wrk", "-t1", "-c50", "-d3s", "-H", "Connection: close", f"{URL}/"])
+
+    assert int(re.search(r"(\d+) requests in", report)[1]) > 1000
+    assert "Socket errors" not in report
+    wait_until(lambda: bridge.metrics()["l3dsr_packetbridge_flows"] == 0, 30, "the table is empty")
+    with inside(lab.backend1):
+        path = Pins("packetbridge-splice-34").map_paths()["flows"]
+        left = lab.backend1.run(["bpftool", "map", "dump", "pinned", str(path)])
+    assert "Found 0 elements" in left or left.strip() == "[]"
+
+
+def test_detach_leaves_the_host_as_it_was(lab):
+    before = state(lab.backend1)
+    lab.start_bridge(lab.backend1, *SPLICE).stop()
+    assert len(attached(lab.backend1)) == 2
+
+    lab.backend1.run([*program("packetbridge"), "detach"])
+
+    assert state(lab.backend1) == before
+    assert attached(lab.backend1) == []
