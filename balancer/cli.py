@@ -13,7 +13,9 @@ from common.flags import flag_name
 from common.settings import COMMAND_LINE, ConfigError
 
 PROGRAM = "balancer"
-FLAGS = (*config.SERVICE_FLAGS, *cli.GLOBAL_FLAGS, "hold_octets_total", "id_bits", "takeover_rate")
+FLAGS = (
+    *config.SERVICE_FLAGS, *cli.GLOBAL_FLAGS, "xdp", "hold_octets_total", "id_bits", "takeover_rate"
+)
 
 _DESCRIPTION = """\
 Balance TCP connections by their content. Answers SYNs for a virtual IP (VIP), chooses
@@ -45,6 +47,7 @@ def make_parser() -> cli.Parser:
     parser.set_defaults(act=_serve)
     commands = cli.add_commands(parser)
     _add_keygen(commands)
+    _add_detach(commands)
     _add_check(commands)
     _add_explain(commands)
     _add_replay(commands)
@@ -70,6 +73,9 @@ def _add_config_flags(parser: cli.Parser) -> None:
                  "with a hashing scheduler: a backend's flows at most, in percent of its fair "
                  "share (100 or more; default: no bound)", numeric=True)
     group = cli.add_global_flags(parser, str(config.DEFAULT_FILE), config.DEFAULT_QUEUE)
+    cli.add_flag(group, "xdp", "auto|native|generic",
+                 "where the fast engine's program runs: in the driver, or in the kernel after it "
+                 "(default auto: in the driver if it can be)")
     cli.add_flag(group, "hold_octets_total", "N",
                  "bound on all segments that wait for the rest of a key (default 64 MiB)",
                  numeric=True)
@@ -89,6 +95,29 @@ def _serve(namespace: argparse.Namespace) -> int:
     from balancer import daemon
 
     return daemon.run(loaded)
+
+
+# --- detach ---
+
+
+def _add_detach(commands: Any) -> None:
+    parser = commands.add_parser(
+        "detach", usage=f"{PROGRAM} detach [FLAG ...]",
+        help="end what goes on without the program, and undo its changes",
+        description="The fast engine goes on when the program has ended, so that a restart is not "
+                    "noticed. This takes it off and undoes all changes to the host. The program "
+                    "itself must have ended.",
+    )
+    _add_config_flags(parser)
+    parser.set_defaults(act=_detach)
+
+
+def _detach(namespace: argparse.Namespace) -> int:
+    loaded = _load(namespace)
+    settings.check_rights(PROGRAM)
+    from balancer import daemon
+
+    return daemon.detach(loaded)
 
 
 # --- keygen ---

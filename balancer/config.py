@@ -79,6 +79,7 @@ class Config:
     interface: str = "eth1"
     secret_file: str = DEFAULT_SECRET
     engine: str = "auto"
+    xdp: str = "auto"
     max_flows: int = 1_000_000
     hold_octets_total: int = 64 << 20
     id_bits: int = MAX_ID_BITS
@@ -149,7 +150,8 @@ def _read_globals(table: Table) -> dict[str, Any]:
     readers = {
         "interface": settings.text,
         "secret_file": settings.text,
-        "engine": _engine,
+        "engine": settings.choice("auto", "portable", "fast"),
+        "xdp": settings.choice("auto", "native", "generic"),
         "max_flows": whole(1, 100_000_000),
         "hold_octets_total": whole(0, 1 << 40),
         "id_bits": whole(1, MAX_ID_BITS),
@@ -162,12 +164,6 @@ def _read_globals(table: Table) -> dict[str, Any]:
     }
     values = {key: table.take(key, reader, None) for key, reader in readers.items()}
     return {key: value for key, value in values.items() if value is not None}
-
-
-def _engine(value: Any) -> str:
-    if value == "fast":
-        raise ValueError("auto or portable: this version has no fast engine")
-    return settings.choice("auto", "portable", "fast")(value)
 
 
 def _read_timeouts(table: Table) -> Timeouts:

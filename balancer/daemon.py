@@ -3,10 +3,12 @@
 from dataclasses import replace
 from random import SystemRandom
 
+from balancer import fast
 from balancer.config import Config
 from balancer.datapath import Datapath
 from common import daemon, log, settings
 from common.daemon import Claim
+from common.engine import clock_ms
 from common.firewall import Rule
 from common.host import Host
 from common.queue import RawSender
@@ -24,7 +26,11 @@ def run(config: Config) -> int:
     settings.check_interface(config.file, config.interface)
     secrets = settings.check_secret(config.file, config.secret_file)
     log.set_up(config.log_level, config.log_format)
-    datapath = Datapath(config, secrets, random=SystemRandom())
+    program, reason = fast.prepare(config, secrets)
+    datapath = (
+        fast.FastDatapath(config, secrets, program, random=SystemRandom()) if program
+        else Datapath(config, secrets, random=SystemRandom())
+    )
     vips = sorted({str(service.vip) for service in config.services})
 
     def change(host: Host) -> str:
@@ -33,10 +39,24 @@ def run(config: Config) -> int:
         for vip in vips:
             host.add_address(config.interface, vip)
         services = ", ".join(f"{service.name} ({service.key})" for service in config.services)
-        return f"ready: {services} on {config.interface}, portable engine by {way}"
+        ready = f"ready: {services} on {config.interface}, portable engine by {way}"
+        if isinstance(datapath, fast.FastDatapath):
+            datapath.find_next_hops(clock_ms())
+            return f"{ready}, behind the fast one ({datapath.program.attach().value} XDP)"
+        fast.detach(config)  # of an earlier start
+        return f"{ready} ({reason})"
 
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
-    return daemon.serve(PROGRAM, config, datapath, RawSender(config.mark), claims, change)
+    return daemon.serve(PROGRAM, config, datapath, RawSender(config.mark), claims, change,
+                        lasting=fast.Lasting(config) if program else None)
+
+
+def detach(config: Config) -> int:
+    """Take the fast engine off, and undo what an ended instance changed. Returns: the exit code.
+
+    Raises: settings.ConfigError while an instance runs.
+    """
+    return daemon.undo(PROGRAM, config, fast.Lasting(config))
 
 
 def rules(config: Config) -> list[Rule]:

@@ -1,8 +1,11 @@
 """The golden cases, through every engine: the same octets, verdicts and reasons."""
 
 import ipaddress
+import struct
 import tomllib
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -15,6 +18,7 @@ from common import replay
 from common.cookie import Secrets
 from common.pcap import Captured
 from common.settings import Table
+from common.verdict import DROP, Verdict, send
 from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath as Bridge
 from tests.golden import generate
@@ -36,11 +40,73 @@ def portable(case: dict[str, Any]) -> replay.Datapath:
     return Bridge(bridge_config.read(table), secrets, random=Random(1), foreign_servers=foreign)
 
 
-ENGINES: list[Callable[[dict[str, Any]], replay.Datapath]] = [portable]
+class FastBalancer:
+    """The program in test runs, and what it leaves alone through the data path behind it."""
+
+    def __init__(self, config: balancer_config.Config, secrets: Secrets) -> None:
+        from balancer import fast
+        from balancer.next_hops import NextHop
+        from common.bpf.objects import XDP_DROP, XDP_PASS
+
+        self._fast, self._pass, self._drop = fast, XDP_PASS, XDP_DROP
+        self._secrets = secrets
+        self._loaded = fast.Program(config, secrets)
+        for number, service in enumerate(config.services):
+            for backend in service.backends:
+                hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
+                self._loaded.set_next_hop(number, backend.id, hop)
+        self._run = self._loaded.object.program(fast.PROGRAM_NAME).test_run
+        self._bss = self._loaded.object.map(".bss", struct.Struct("=I"))
+        self._behind = fast.FastDatapath(config, secrets, self._loaded, random=Random(1))
+        self.handled = 0
+
+    def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
+        self._loaded.set_secrets(self._secrets, fixed_ms=now_ms)
+        run = self._run(bytes(12) + b"\x08\0" + packet)
+        if run.retval == self._pass:
+            return self._behind.on_packet(packet, now_ms)
+        self.handled += 1
+        reason = self._fast.REASONS[int.from_bytes(self._bss.lookup(0)[:4], "little")]
+        if run.retval == self._drop:
+            return DROP[reason]
+        sent = run.data[14:]
+        return send(reason, sent[:int.from_bytes(sent[2:4])])
+
+    def on_tick(self, now_ms: int) -> list[bytes]:
+        return self._behind.on_tick(now_ms)
+
+    def close(self) -> None:
+        self._bss.close()
+        self._loaded.close()
 
 
-@pytest.mark.parametrize("engine", ENGINES, ids=lambda engine: engine.__name__)
-@pytest.mark.parametrize("folder", CASES, ids=lambda path: f"{path.parent.name}/{path.name}")
+def fast(case: dict[str, Any]) -> replay.Datapath:
+    """The balancer's eBPF program."""
+    table = Table("case.toml", case["config"])
+    secrets = Secrets(*(bytes.fromhex(secret) for secret in case["secrets"]))
+    config = balancer_config.read(table)
+    try:
+        from common.bpf import libbpf
+
+        libbpf.libbpf()
+    except OSError as error:
+        pytest.skip(f"no libbpf here: {error}")
+    # a table of a million takes longer to make than all else
+    return FastBalancer(replace(config, max_flows=min(config.max_flows, 1000)), secrets)
+
+
+# The bridge's programs have these cases in tests/bpf. Some run on other kernels in every suite.
+OF_BALANCER = [folder for folder in CASES if folder.parent.name == "balancer"]
+RUNS = [(folder, portable) for folder in CASES] + [
+    pytest.param(folder, fast, marks=[pytest.mark.root, *[pytest.mark.kernels] * (not index % 12)])
+    for index, folder in enumerate(OF_BALANCER)
+]
+
+
+@pytest.mark.parametrize(
+    "folder, engine", RUNS,
+    ids=lambda value: value.__name__ if callable(value) else f"{value.parent.name}/{value.name}",
+)
 def test_case(
     folder: Path, engine: Callable[[dict[str, Any]], replay.Datapath]
 ) -> None:
@@ -50,7 +116,11 @@ def test_case(
         for time_ms, packet in read_capture(folder / "in.pcap")
     ]
 
-    steps = list(replay.replay(engine(case), received, run_on_ms=case["run_on_ms"]))
+    with ExitStack() as stack:
+        datapath = engine(case)
+        if isinstance(datapath, FastBalancer):
+            stack.callback(datapath.close)
+        steps = list(replay.replay(datapath, received, run_on_ms=case["run_on_ms"]))
 
     verdicts = [_words(step) for step in steps if step.verdict is not None]
     assert verdicts == case["verdicts"], case["sentence"]

@@ -1,0 +1,167 @@
+/* The balancer at XDP: decides what can be decided from one packet and its flow.
+ *
+ * balancer/datapath.py is the specification; the tests come in its order. XDP_PASS leaves a packet
+ * to the portable engine, which decides with the same tables: whatever is unusual goes up.
+ */
+#include "forward.h"
+#include "request.h"
+
+#define RELINK_MS 1000 /* common/flow.py: a flow's time is exact to a second */
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* A flow that has not been idle for too long. */
+static __always_inline struct flow *find_flow(const struct settings *settings,
+					      const struct segment *segment, __u64 now_ms)
+{
+	struct flow *flow = bpf_map_lookup_elem(&flows, &segment->five_tuple);
+	__u64 timeout_ms;
+
+	if (!flow)
+		return NULL;
+	timeout_ms = flow->state == OPEN	  ? settings->timeouts_ms[OPEN]
+		     : flow->state == HALF_CLOSED ? settings->timeouts_ms[HALF_CLOSED]
+						  : settings->timeouts_ms[RESET];
+	return now_ms >= flow->seen_ms + timeout_ms ? NULL : flow;
+}
+
+/* Send a segment to its flow's backend, and note what it does to the flow. */
+static __always_inline int forward_flow(struct xdp_md *ctx, const struct settings *settings,
+					const struct segment *segment, struct flow *flow,
+					__u64 now_ms)
+{
+	__u32 place = place_of(flow->service, flow->backend);
+	struct backend *backend = find_backend(flow->service, flow->backend);
+	int verdict;
+
+	if (!backend || flow->goes_up)
+		return XDP_PASS;
+	verdict = forward(ctx, settings, segment, backend, place, flow->ts_shift,
+			  REASON_FORWARDED);
+	if (verdict == XDP_PASS)
+		return verdict;
+	if (segment->flags & RST) {
+		flow->state = RESET;
+		flow->seen_ms = now_ms;
+	} else if (segment->flags & FIN && flow->state == OPEN) {
+		flow->state = HALF_CLOSED;
+		flow->seen_ms = now_ms;
+	} else if (now_ms >= flow->seen_ms + RELINK_MS) {
+		flow->seen_ms = now_ms;
+	}
+	return verdict;
+}
+
+/* A segment whose echo names a backend. */
+static __always_inline int on_named(struct xdp_md *ctx, const struct settings *settings,
+				    const struct service *service, const struct segment *segment,
+				    struct flow *flow, __u32 id, struct backend *named,
+				    __u64 now_ms)
+{
+	if (flow) {
+		__u32 start = (__u32)flow->backend << (settings->id_shift & 31);
+
+		if (flow->backend != id &&
+		    !may_have_wrapped(start, segment->tsecr, now_ms - flow->created_ms))
+			return XDP_PASS; /* the entry is stale, and goes */
+		if (flow->ts_shift && !flow->goes_up)
+			flow->ts_shift = 0; /* no more echoes of the SYN-ACK's TSval */
+		return forward_flow(ctx, settings, segment, flow, now_ms);
+	}
+	if (!named->index || segment->len > named->mtu)
+		return XDP_PASS;
+	if (!takeover_allowed(settings, now_ms)) {
+		count(settings, REASON_TAKEOVER_LIMITED);
+		return XDP_DROP;
+	}
+	return forward(ctx, settings, segment, named, place_of(service->number, id), 0,
+		       REASON_TAKEOVER);
+}
+
+/* The first payload after a handshake of ours: choose, enter the flow, hand it over. */
+static __always_inline int on_first_payload(struct xdp_md *ctx, const struct settings *settings,
+					    const struct service *service,
+					    const struct segment *segment, __u64 now_ms)
+{
+	struct flow made = {.created_ms = now_ms, .seen_ms = now_ms, .state = OPEN};
+	struct backend *backend;
+	int id;
+
+	if (segment->flags & (RST | FIN))
+		return XDP_PASS;
+	id = choose_backend(ctx, segment->ip_off + segment->payload_off, payload_len(segment),
+			    service->number, segment->five_tuple.saddr);
+	if (id <= 0)
+		return XDP_PASS;
+	backend = find_backend(service->number, id);
+	if (!backend || !backend->index || segment->len > backend->mtu)
+		return XDP_PASS;
+	made.client_isn = segment->seq - 1;
+	made.service = service->number;
+	made.backend = id;
+	if (segment->has_timestamps)
+		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), segment->tsecr,
+					 now_ms);
+	if (bpf_map_update_elem(&flows, &segment->five_tuple, &made, BPF_ANY))
+		return XDP_PASS; /* the table is full: the daemon makes room */
+	return forward(ctx, settings, segment, backend, place_of(service->number, id),
+		       made.ts_shift, REASON_HANDOFF);
+}
+
+/* A segment whose echo, if it has one, names no backend. */
+static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings *settings,
+				      const struct service *service, const struct segment *segment,
+				      struct flow *flow, __u64 now_ms)
+{
+	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
+		return forward_flow(ctx, settings, segment, flow, now_ms);
+	if (bpf_map_lookup_elem(&held, &segment->five_tuple))
+		return XDP_PASS;
+	if (follows_cookie(settings, segment, now_ms)) {
+		if (payload_len(segment))
+			return on_first_payload(ctx, settings, service, segment, now_ms);
+		if (segment->flags & (RST | FIN))
+			return XDP_PASS;
+		count(settings, REASON_HANDSHAKE_ACK);
+		return XDP_DROP;
+	}
+	return flow ? forward_flow(ctx, settings, segment, flow, now_ms) : XDP_PASS;
+}
+
+SEC("xdp.frags")
+int on_packet(struct xdp_md *ctx)
+{
+	struct service_key key = {};
+	struct segment segment = {};
+	struct settings *settings;
+	struct service *service;
+	struct backend *named;
+	__u32 ip_off, id;
+	__u64 now_ms;
+
+	ip_off = find_ip(ctx);
+	if (!ip_off || !read_segment(ctx, ip_off, &segment))
+		return XDP_PASS;
+	key.vip = segment.five_tuple.daddr;
+	key.port = segment.five_tuple.dport;
+	service = bpf_map_lookup_elem(&services, &key);
+	settings = get_settings();
+	if (!service || !settings || !may_be_answered(&segment.five_tuple))
+		return XDP_PASS;
+	now_ms = clock_ms(settings);
+	if (segment.flags & SYN)
+		return segment.flags & (ACK | FIN | RST)
+			       ? XDP_PASS
+			       : answer_syn(ctx, settings, service, &segment, now_ms);
+	if (segment.ttl <= 1 || !read_timestamps(ctx, &segment))
+		return XDP_PASS;
+	id = segment.has_timestamps && segment.flags & ACK
+		     ? segment.tsecr >> (settings->id_shift & 31)
+		     : 0;
+	named = find_backend(service->number, id);
+	if (named)
+		return on_named(ctx, settings, service, &segment,
+				find_flow(settings, &segment, now_ms), id, named, now_ms);
+	return on_unnamed(ctx, settings, service, &segment,
+			  find_flow(settings, &segment, now_ms), now_ms);
+}

@@ -1,0 +1,62 @@
+/* A packet on its way to a backend: destination, DSCP, TTL, an echo that names the backend.
+ *
+ * Twin: balancer/datapath.py:_forward_to
+ */
+#pragma once
+
+#include "takeover.h"
+
+static __always_inline void rewrite_ip(struct iphdr *ip, const struct backend *backend)
+{
+	__u8 tos = backend->dscp << 2 | (ip->tos & 3), ttl = ip->ttl - 1;
+	__u64 changes = changed(0, ip->daddr, backend->address);
+
+	changes = changed(changes, bpf_htons(ip->tos), bpf_htons(tos));
+	changes = changed(changes, bpf_htons(ip->ttl << 8), bpf_htons(ttl << 8));
+	ip->check = patched(ip->check, changes);
+	ip->tos = tos;
+	ip->ttl = ttl;
+	ip->daddr = backend->address;
+}
+
+/* Send a segment to a backend. shift: for echoes of the SYN-ACK's TSval.
+ *
+ * Nothing is changed unless all can be: what cannot leave here goes up unchanged.
+ */
+static __always_inline int forward(struct xdp_md *ctx, const struct settings *settings,
+				   const struct segment *segment, const struct backend *backend,
+				   __u32 place, __u32 shift, __u32 reason)
+{
+	struct iphdr *ip = ip_at(ctx, segment->ip_off, HEADERS_LEN);
+	struct ethhdr *eth = (void *)(long)ctx->data;
+	struct tcphdr *tcp = (void *)(ip + 1);
+	struct traffic *sent;
+	__u64 changes;
+
+	if (!ip || (void *)(eth + 1) > (void *)(long)ctx->data_end || !backend->index ||
+	    segment->len > backend->mtu)
+		return XDP_PASS;
+	changes = changed(0, ip->daddr, backend->address);
+	if (shift && segment->has_timestamps && segment->tsecr && segment->tsecr <= CLOCK_MASK) {
+		struct iphdr *whole = ip_at(ctx, segment->ip_off, HEADERS_LEN + 12);
+		__be32 *tsecr = (void *)whole + HEADERS_LEN + 8, named;
+
+		if (!whole)
+			return XDP_PASS;
+		named = bpf_htonl(segment->tsecr + shift);
+		changes = changed(changes, *tsecr, named);
+		*tsecr = named;
+	}
+	tcp->check = patched(tcp->check, changes);
+	rewrite_ip(ip, backend);
+	__builtin_memcpy(eth->h_dest, backend->destination, ETH_ALEN);
+	__builtin_memcpy(eth->h_source, backend->source, ETH_ALEN);
+	sent = bpf_map_lookup_elem(&traffic, &place);
+	if (sent) {
+		sent->packets++;
+		sent->octets += segment->len;
+		sent->handoffs += reason == REASON_HANDOFF;
+	}
+	count(settings, reason);
+	return backend->index == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(backend->index, 0);
+}

@@ -1,0 +1,200 @@
+/* What the balancer's program knows, and what it shares with the daemon.
+ *
+ * Twin: balancer/fast_maps.py, which has the same layouts.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "common/bpf/cookie.h"
+#include "common/bpf/verdict.h"
+
+#define MAX_SERVICES 64
+#define MAX_BACKENDS 128 /* of a service; ids have 7 bits at most */
+#define MAX_FLOWS 1000000
+#define MAX_HELD 65536
+#define STATES 3
+
+/* States of a flow. Twin: balancer/flows.py */
+enum { OPEN, HALF_CLOSED, RESET };
+
+/* clock_offset_ms: what makes unix time of the monotonic clock. fixed_ms: in test runs, the time.
+ * id_shift: balancer/takeover.py. timeouts_ms: by state.
+ */
+struct settings {
+	struct secrets secrets;
+	__u64 clock_offset_ms;
+	__u64 fixed_ms;
+	__u64 timeouts_ms[STATES];
+	__u64 takeover_rate;
+	__u32 id_shift;
+	__u32 padding;
+};
+
+struct service_key {
+	__be32 vip;
+	__be16 port;
+	__u16 padding;
+};
+
+/* What a service offers its clients. number: its place in arrays. */
+struct service {
+	__u32 number;
+	__u16 mss;
+	__u8 wscale;
+	__u8 sack;
+	__u8 timestamps;
+	__u8 padding[3];
+};
+
+/* A backend and how to get there. index 0: the way is not known yet, packets go up. */
+struct backend {
+	__be32 address;
+	__u32 index;
+	__u32 mtu;
+	__u8 is_configured;
+	__u8 dscp;
+	__u8 destination[ETH_ALEN];
+	__u8 source[ETH_ALEN];
+	__u8 padding[6];
+};
+
+struct five_tuple {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+};
+
+/* Twin: balancer/flows.py:BackendFlow
+ *
+ * goes_up: the portable engine waits for its packets (balancer/delivery.py).
+ */
+struct flow {
+	__u64 created_ms;
+	__u64 seen_ms;
+	__u32 client_isn;
+	__u32 ts_shift;
+	__u8 service;
+	__u8 backend;
+	__u8 state;
+	__u8 goes_up;
+	__u8 padding[4];
+};
+
+struct traffic {
+	__u64 packets;
+	__u64 octets;
+	__u64 handoffs;
+};
+
+/* Twin: balancer/takeover.py:RateLimit. allowance: in thousandths of a packet. */
+struct rate_limit {
+	__u64 allowance;
+	__u64 last_ms;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SERVICES);
+	__type(key, struct service_key);
+	__type(value, struct service);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SERVICES * MAX_BACKENDS);
+	__type(key, __u32);
+	__type(value, struct backend);
+} backends SEC(".maps");
+
+/* Not LRU: a flood of new flows must not put out those that there are. The daemon makes room. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_FLOWS);
+	__type(key, struct five_tuple);
+	__type(value, struct flow);
+} flows SEC(".maps");
+
+/* Flows of which the portable engine holds segments: all of theirs go up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_HELD);
+	__type(key, struct five_tuple);
+	__type(value, __u8);
+} held SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct rate_limit);
+} takeover_limit SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} reasons SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_SERVICES * MAX_BACKENDS);
+	__type(key, __u32);
+	__type(value, struct traffic);
+} traffic SEC(".maps");
+
+__u32 last_reason; /* in test runs alone: of the last packet that did not go up */
+
+static __always_inline struct settings *get_settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&settings_map, &zero);
+}
+
+/* Unix time in ms, which goes on when the daemon has ended. A tick's resolution is enough. */
+static __always_inline __u64 clock_ms(const struct settings *settings)
+{
+	return settings->fixed_ms ?: settings->clock_offset_ms +
+					     bpf_ktime_get_coarse_ns() / 1000000;
+}
+
+static __always_inline void count(const struct settings *settings, __u32 reason)
+{
+	__u64 *counter = bpf_map_lookup_elem(&reasons, &reason);
+
+	if (counter)
+		(*counter)++;
+	if (settings->fixed_ms)
+		last_reason = reason;
+}
+
+static __always_inline __u32 place_of(__u32 service, __u32 backend)
+{
+	return service * MAX_BACKENDS + backend;
+}
+
+/* A service's backend by its id, or NULL if it has none of that id. */
+static __always_inline struct backend *find_backend(__u32 service, __u32 id)
+{
+	__u32 place = place_of(service, id);
+	struct backend *backend;
+
+	if (!id || id >= MAX_BACKENDS)
+		return NULL;
+	backend = bpf_map_lookup_elem(&backends, &place);
+	return backend && backend->is_configured ? backend : NULL;
+}

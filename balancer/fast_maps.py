@@ -1,0 +1,192 @@
+"""The maps that the balancer's program shares with the daemon, and the flow table among them.
+
+Twin: balancer/bpf/maps.h, which has the same layouts.
+"""
+
+import errno
+import struct
+from collections import Counter
+from collections.abc import Callable, Iterator
+
+from balancer.flows import Backend, BackendFlow
+from balancer.hold import Held, HoldTable
+from common.bpf import BpfError
+from common.bpf.maps import Map
+from common.wire.tcp import Segment
+
+MAX_BACKENDS = 128
+INDEX = struct.Struct("=I")  # of arrays
+SETTINGS = struct.Struct("=16s16sI4x QQ 3Q Q I4x")
+SERVICE_KEY = struct.Struct("=4s2s2x")
+SERVICE = struct.Struct("=IHBBB3x")
+BACKEND = struct.Struct("=4sIIBB6s6s6x")
+FLOW = struct.Struct("=QQIIBBBB4x")
+COUNT = struct.Struct("=Q")
+TRAFFIC = struct.Struct("=QQQ")
+_WALK_MS, _MAX_WALK_MS = 1000, 100_000
+_EVICTED_SHARE = 20  # when the table is full, one flow in so many makes room
+
+
+def place_of(service: int, backend_id: int) -> int:
+    """Where a service's backend stands in arrays."""
+    return service * MAX_BACKENDS + backend_id
+
+
+class MapFlows:
+    """A FlowTable in a map: the program's flows and the portable engine's are the same.
+
+    The map has no order, so what is idle is looked for: when the table is full, and now and then.
+
+    places:  service's number, backend's id → backend. numbers: service's number of a flow.
+    """
+
+    def __init__(
+        self, table: Map, timeouts_ms: tuple[int, ...], places: dict[tuple[int, int], Backend],
+        numbers: Callable[[Backend], int], on_remove: Callable[[BackendFlow], None],
+    ) -> None:
+        self._map = table
+        self._timeouts_ms = timeouts_ms
+        self._places = places
+        self._numbers = numbers
+        self._on_remove = on_remove
+        self._delivering: dict[bytes, BackendFlow] = {}
+        self._last: tuple[BackendFlow, bytes] | None = None
+        self.now_ms = 0  # set before each packet and tick
+        self.count = 0  # as of the last walk, and of what was done here since
+        self.evicted = 0
+        self._next_walk_ms = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[BackendFlow]:
+        return (flow for key, octets in list(self._map.items())
+                if (flow := self._flow(key, octets)) is not None)
+
+    def get(self, key: bytes) -> BackendFlow | None:
+        """The flow of a five-tuple, unless it has been idle for too long."""
+        octets = self._map.lookup(key)
+        flow = self._flow(key, octets) if octets else None
+        if flow is None:
+            return None
+        if self._is_idle(flow):
+            self.remove(flow)
+            return None
+        self._last = flow, octets
+        return flow
+
+    def insert(self, flow: BackendFlow) -> None:
+        """Add a flow; one with the same key leaves."""
+        old = self.get(flow.key)
+        if old is not None:
+            self.remove(old)
+        try:
+            self._map.update(flow.key, self._octets(flow))
+        except BpfError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            self._evict()
+            self._map.update(flow.key, self._octets(flow))
+        self.count += 1
+        self._last = flow, self._octets(flow)
+
+    def touch(self, flow: BackendFlow, now_ms: int) -> None:
+        """Note that a packet of `flow` was seen."""
+        self.move(flow, flow.state, now_ms)
+
+    def move(self, flow: BackendFlow, state: int, now_ms: int) -> None:
+        """Put `flow` into `state`, seen now."""
+        flow.state = state
+        flow.seen_ms = now_ms
+        self._map.update(flow.key, self._octets(flow))
+
+    def remove(self, flow: BackendFlow) -> None:
+        """Take `flow` out."""
+        self._delivering.pop(flow.key, None)
+        if self._map.delete(flow.key):
+            self.count -= 1
+            self._on_remove(flow)
+        self._last = None
+
+    def flush(self) -> None:
+        """Write back what was changed in the flow at hand."""
+        if self._last is None:
+            return
+        flow, before = self._last
+        self._last = None
+        if flow.delivery is not None:
+            self._delivering[flow.key] = flow
+        else:
+            self._delivering.pop(flow.key, None)
+        octets = self._octets(flow)
+        if octets != before:
+            self._map.update(flow.key, octets)
+
+    def expire(self, now_ms: int) -> list[BackendFlow]:
+        """Remove and return flows idle for longer than their state's timeout, now and then.
+
+        That is no hurry: `get` and the program know no flow that has been idle for too long.
+        """
+        self.now_ms = now_ms
+        if 0 <= self._next_walk_ms - now_ms <= _MAX_WALK_MS:
+            return []
+        flows = list(self)
+        gone = [flow for flow in flows if self._is_idle(flow)]
+        for flow in gone:
+            self.remove(flow)
+        self.count = len(flows) - len(gone)
+        loads = Counter(flow.backend for flow in flows)
+        loads.subtract(flow.backend for flow in gone)
+        for backend in self._places.values():
+            backend.flows = loads[backend]
+        # a walk takes some microseconds a flow, and shall take no more than a few percent
+        self._next_walk_ms = now_ms + min(max(_WALK_MS, len(flows) // 10), _MAX_WALK_MS)
+        return gone
+
+    def _evict(self) -> None:
+        """Make room: flows of the highest state, and of these the longest idle, leave."""
+        flows = sorted(self, key=lambda flow: (-flow.state, flow.seen_ms))
+        for flow in flows[:max(1, len(flows) // _EVICTED_SHARE)]:
+            self.remove(flow)
+            self.evicted += 1
+
+    def _is_idle(self, flow: BackendFlow) -> bool:
+        return self.now_ms - flow.seen_ms >= self._timeouts_ms[flow.state]
+
+    def _flow(self, key: bytes, octets: bytes) -> BackendFlow | None:
+        created_ms, seen_ms, isn, ts_shift, service, backend_id, state, _ = FLOW.unpack(octets)
+        backend = self._places.get((service, backend_id))
+        if backend is None:  # of an earlier configuration
+            return None
+        flow = BackendFlow(key, backend, isn, ts_shift, created_ms)
+        flow.seen_ms, flow.state = seen_ms, state
+        delivering = self._delivering.get(key)
+        if delivering is not None and delivering.created_ms == created_ms:
+            flow.delivery = delivering.delivery
+        return flow
+
+    def _octets(self, flow: BackendFlow) -> bytes:
+        return FLOW.pack(flow.created_ms, flow.seen_ms, flow.client_isn, flow.ts_shift,
+                         self._numbers(flow.backend), flow.backend.id, flow.state,
+                         flow.delivery is not None)
+
+
+class MarkedHolds(HoldTable):
+    """A HoldTable whose flows are marked in a map, so that all their packets go up."""
+
+    def __init__(self, octets_total: int, marks: Map) -> None:
+        super().__init__(octets_total)
+        self._marks = marks
+
+    def add(self, held: Held, segment: Segment) -> None:
+        """As HoldTable."""
+        if self.get(held.key) is None:
+            self._marks.update(held.key, b"\x01")
+        super().add(held, segment)
+
+    def remove(self, held: Held) -> None:
+        """As HoldTable."""
+        self._marks.delete(held.key)
+        super().remove(held)
+
+

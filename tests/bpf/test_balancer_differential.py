@@ -1,0 +1,231 @@
+"""The balancer's program against its specification: tens of thousands of packets, octet by octet.
+
+Either leaves a packet alone, or does just what the portable engine does, and enters the same flow.
+"""
+
+import ssl
+import struct
+from ipaddress import IPv4Address
+from random import Random
+
+import pytest
+
+from balancer import config, fast
+from balancer.datapath import Datapath
+from balancer.fast_maps import FLOW
+from balancer.flows import BackendFlow
+from balancer.next_hops import NextHop
+from balancer.request import KeySpec
+from common import cookie
+from common.bpf import BpfError, build
+from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX
+from common.cookie import Offer, Secrets
+from common.verdict import DropReason, Event
+from common.wire import options, tcp
+from common.wire.options import Options
+
+VIP = IPv4Address("192.168.33.10")
+SECRETS = Secrets(bytes(range(16)), bytes(range(1, 17)))
+NOW_MS = 1_700_000_010_000
+KINDS = ("http.path", "http.target", "http.host", "http.host+path", "tls.sni", "source")
+PIECES = (b"GET ", b"POST ", b"HEAD ", b"/", b"/a", b"?q=1", b"?", b" ", b" HTTP/1.1",
+          b" HTTP/1.0", b"\r\n", b"\n", b"\r", b"Host: ", b"hOsT:", b"Shop.Example", b":80",
+          b"\r\n\r\n", b"X: y", b"\x7f", b"\x80", b"x" * 100, b"\t", b"[::1]")
+ETHERNET = bytes(12) + b"\x08\x00"
+
+pytestmark = pytest.mark.root
+
+
+class Twins:
+    """The program and the data path, with the same services."""
+
+    def __init__(self) -> None:
+        backends = tuple(
+            config.Backend(number, IPv4Address("192.168.33.20") + number) for number in range(1, 8)
+        )
+        services = tuple(
+            config.Service(name=kind, vip=VIP, port=1000 + number, dscp=number + 1,
+                           key=KeySpec.parse(kind), backends=backends)
+            for number, kind in enumerate(KINDS)
+        )
+        configured = config.Config(services=services, max_flows=100_000)
+        try:
+            self.loaded = fast.Program(configured, SECRETS)
+        except (BpfError, build.BuildError) as error:
+            pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
+        self.loaded.set_secrets(SECRETS, fixed_ms=NOW_MS)
+        for number in range(len(services)):
+            for backend in backends:
+                hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
+                self.loaded.set_next_hop(number, backend.id, hop)
+        self.run = self.loaded.object.program(fast.PROGRAM_NAME).test_run
+        self.reason = self.loaded.object.map(".bss", struct.Struct("=I")).lookup
+        self.datapath = Datapath(configured, SECRETS, random=Random(1))
+
+    def differ(self, packet: bytes) -> str:
+        """How the two differ about a packet; empty if they do not. Flows are as both agree."""
+        run = self.run(ETHERNET + packet)
+        if run.retval == XDP_PASS:
+            return ""
+        verdict = self.datapath.on_packet(packet, NOW_MS)
+        reason = fast.REASONS[int.from_bytes(self.reason(0)[:4], "little")]
+        if reason is not verdict.reason:
+            return f"{reason}, not {verdict.reason}"
+        if run.retval == XDP_DROP:
+            return "sent nothing" if verdict.packets else ""
+        if run.retval != XDP_TX:
+            return f"returned {run.retval}"
+        sent = run.data[len(ETHERNET):]
+        if verdict.packets != (sent[:int.from_bytes(sent[2:4])],):
+            return f"sent {sent.hex()}, not {[made.hex() for made in verdict.packets]}"
+        return self._flows_differ(packet[12:24])
+
+    def _flows_differ(self, key: bytes) -> str:
+        entry, flow = self.loaded.flows.lookup(key), self.datapath.flows.get(key)
+        expected = flow and (flow.client_isn, flow.ts_shift, flow.backend.id, flow.state)
+        found = None
+        if entry:
+            _, _, isn, ts_shift, _, backend_id, state, _ = FLOW.unpack(entry)
+            found = isn, ts_shift, backend_id, state
+        return "" if found == expected else f"entered {found}, not {expected}"
+
+
+@pytest.fixture(scope="module")
+def twins() -> Twins:
+    return Twins()
+
+
+def client_hello(name: str | None) -> bytes:
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    client = context.wrap_bio(incoming, outgoing, server_hostname=name)
+    with pytest.raises(ssl.SSLWantReadError):
+        client.do_handshake()
+    return outgoing.read()
+
+
+def request(random: Random) -> bytes:
+    """A request, mostly sound."""
+    target = b"/" + bytes(random.choices(b"abc/%?&=.~\xc3", k=random.choice([3, 30, 200, 900])))
+    method = random.choice([b"GET ", b"POST ", b"HEAD ", b"OPTIONS ", b"DELETE ", b"PUT "])
+    host = random.choice([b"a.b", b"Shop.Example.net", b"h:8080", b"[::1]:80", b"", b"a b",
+                          b"x" * random.randrange(1, 200)])
+    lines = [b"X-%d: %s" % (number, b"v" * random.randrange(60))
+             for number in range(random.randrange(8))]
+    name = random.choice([b"Host: ", b"host:", b"HOST:   ", b"Hosts: "])
+    lines.insert(random.randrange(len(lines) + 1), name + host)
+    end = random.choice([b"\r\n", b"\r\n", b"\r\n", b"\n"])
+    line = method + target + b" HTTP/1.%d" % random.randrange(3)
+    return end.join([line, *lines, b"", b""])
+
+
+def payload(random: Random, hellos: list[bytes]) -> bytes:
+    kind = random.random()
+    if kind < 0.4:
+        made = request(random)
+    elif kind < 0.6:
+        made = random.choice(hellos)
+    else:
+        made = b"".join(random.choices(PIECES, k=random.randrange(14)))
+    spoilt = bytearray(made[:1448])
+    if spoilt and random.random() < 0.3:
+        spoilt[random.randrange(len(spoilt))] = random.randrange(256)
+    if random.random() < 0.1:
+        del spoilt[random.randrange(len(spoilt) + 1):]
+    return bytes(spoilt)
+
+
+def five_tuple(random: Random) -> bytes:
+    source = IPv4Address(random.randrange(0x0B00_0000, 0x7E00_0000))
+    ports = struct.pack("!HH", random.randrange(1024, 65536), 1000 + random.randrange(len(KINDS)))
+    return source.packed + VIP.packed + ports
+
+
+def made_cookie(random: Random, ends: bytes, isn: int) -> int:
+    secrets = random.choice([SECRETS, Secrets(SECRETS[1]), Secrets(bytes(16))])
+    epoch = cookie.epoch_at(NOW_MS) + random.choice([-2, -1, 0, 0, 0, 1, 2])
+    return cookie.encode(secrets, ends, isn, epoch, Offer(1460, True, 7))
+
+
+def test_first_payloads_choose_alike(twins: Twins) -> None:
+    random = Random(1)
+    hellos = [client_hello(name) for name in ("a.example", "Very.Long.example.net", None,
+                                              "x" * 60 + ".org")]
+    differences = []
+    for _ in range(15_000):
+        ends, isn = five_tuple(random), random.randrange(2**32)
+        clock = NOW_MS - random.choice([0, 30, 500, 90_000]) & 0x3FFFFF
+        stamps = options.emit(Options(timestamps=(5, clock))) if random.random() < 0.7 else b""
+        octets = payload(random, hellos)
+        packet = tcp.emit(ends, isn + 1, made_cookie(random, ends, isn) + 1, 24, window=5,
+                          option_octets=stamps, payload=octets, tos=random.randrange(256))
+
+        differences += [(octets, found)] if (found := twins.differ(packet)) else []
+
+    assert not differences
+    assert twins.datapath.counters[Event.HANDOFF] > 1500  # so many were decided by the program
+
+
+def test_syns_are_answered_alike(twins: Twins) -> None:
+    random = Random(2)
+    layouts = (b"\x02\x04\x05\xb4", b"\x04\x02", b"\x08\x0a" + bytes(8), b"\x03\x03\x0f", b"\x01",
+               b"\x00", b"\x22\x02", b"\x03\x02", b"\x05\x01", b"\x02\x04\x00\x10", b"\xff")
+    differences = []
+    for _ in range(10_000):
+        octets = b"".join(random.choices(layouts, k=random.randrange(9)))[:40]
+        octets += bytes(-len(octets) % 4)
+        packet = tcp.emit(five_tuple(random), random.randrange(2**32), 0, 2,
+                          window=random.randrange(65536), option_octets=octets,
+                          payload=bytes(random.choice([0, 0, 10, 600])), tos=random.randrange(256))
+
+        differences += [(octets, found)] if (found := twins.differ(packet)) else []
+
+    assert not differences
+    assert twins.datapath.counters[Event.SYN_ANSWERED] == 10_000
+
+
+def test_whole_lives_of_flows_are_alike(twins: Twins) -> None:
+    """Few clients, so that ports are used again, echoes go stale and resets meet flows."""
+    random = Random(3)
+    ends = [five_tuple(random) for _ in range(40)]
+    differences = []
+    for _ in range(30_000):
+        one, isn = random.choice(ends), random.choice([7, 2**32 - 3])
+        base = cookie.encode(SECRETS, one, isn, cookie.epoch_at(NOW_MS), Offer(1460, True, 7))
+        echo = random.choice([NOW_MS & 0x3FFFFF, 1 << 24 | 5, 3 << 24, 9 << 24, 200 << 24, 0])
+        stamps = options.emit(Options(timestamps=(5, echo)))
+        layout = random.choice([stamps, stamps, stamps, b"", b"\x01\x01\x05\x0a" + bytes(8)])
+        packet = tcp.emit(
+            one, isn + random.choice([1, 1, 2, 500]), base + random.choice([1, 1, 2, 9000]),
+            random.choice([16, 24, 16, 24, 17, 4, 20, 0]), window=9, option_octets=layout,
+            payload=random.choice([b"", b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n", b"x"]),
+        )
+        if twins.run(ETHERNET + packet).retval == XDP_PASS:
+            _agree(twins, one)
+            continue
+        _agree(twins, one)
+
+        differences += [(packet, found)] if (found := twins.differ(packet)) else []
+
+    assert not differences
+    assert twins.datapath.counters[Event.FORWARDED] > 1000
+    assert twins.datapath.counters[Event.TAKEOVER] > 1000
+    assert twins.datapath.counters[DropReason.HANDSHAKE_ACK] > 100
+
+
+def _agree(twins: Twins, key: bytes) -> None:
+    """Give the data path the flow that the program has, after what only the latter has seen."""
+    entry, flow = twins.loaded.flows.lookup(key), twins.datapath.flows.get(key)
+    if entry is None:
+        if flow is not None:
+            twins.datapath.flows.remove(flow)
+        return
+    created_ms, _, isn, ts_shift, number, backend_id, state, _ = FLOW.unpack(entry)
+    service = list(twins.datapath.services.values())[number]
+    if flow is not None:
+        twins.datapath.flows.remove(flow)
+    made = BackendFlow(key, service.backends[backend_id], isn, ts_shift, created_ms)
+    twins.datapath.flows.insert(made)
+    made.backend.flows += 1
+    twins.datapath.flows.move(made, state, NOW_MS)

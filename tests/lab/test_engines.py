@@ -1,0 +1,181 @@
+"""The fast engine on both sides, and mixed pairs: the same requests, the same backends."""
+
+import hashlib
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from balancer import fast
+from common.bpf import BpfError, build
+from lab.topology import VIP, Lab, program, wait_until
+
+URL = f"http://{VIP}"
+PAIRS = [("fast", "fast"), ("fast", "portable"), ("portable", "fast")]
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _programs() -> None:
+    try:
+        with fast.Object(build.object_of("balancer", "balancer")) as loaded:
+            loaded.set_max_entries("flows", 10)
+            loaded.load()
+    except (BpfError, build.BuildError) as error:
+        pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
+
+
+def start(lab: Lab, balancer: str, bridge: str):
+    """nginx and bridge on every backend, and the balancer, each with its engine."""
+    for backend in lab.backends:
+        lab.start_nginx(backend)
+    bridges = [lab.start_bridge(backend, "--engine", bridge) for backend in lab.backends]
+    return lab.start_balancer("--engine", balancer), bridges
+
+
+def large_file(lab: Lab, length: int) -> str:
+    """A random file that every nginx serves, and its digest."""
+    content = os.urandom(length)
+    (lab.files / "large").write_bytes(content)
+    return hashlib.sha256(content).hexdigest()
+
+
+def digest_of_download(lab: Lab) -> str:
+    target = lab.directory / f"downloaded-{os.urandom(4).hex()}"
+    lab.client.curl(f"{URL}/files/large", "-o", str(target), timeout_s=120)
+    digest = hashlib.sha256(target.read_bytes()).hexdigest()
+    target.unlink()
+    return digest
+
+
+def answers(lab: Lab, count: int = 300) -> list[list[str]]:
+    """Which backend answers each of many URLs, each on a connection of its own."""
+    urls = [f"{URL}/object/{number}" for number in range(count)]
+    lines = lab.client.curl(*urls, "-H", "Connection: close").splitlines()
+    return [line.split()[:2] for line in lines if line]
+
+
+@pytest.mark.parametrize("engines", PAIRS, ids="-".join)
+def test_every_pair_of_engines_serves_alike(engines):
+    with Lab() as lab:
+        start(lab, "portable", "portable")
+        expected = answers(lab)
+    with Lab() as lab:
+        start(lab, *engines)
+        digest = large_file(lab, 30_000_000)
+
+        assert answers(lab) == expected
+        assert digest_of_download(lab) == digest
+
+
+def test_the_program_decides_and_the_portable_engine_sees_hardly_anything():
+    with Lab() as lab:
+        balancer, _ = start(lab, "fast", "fast")
+
+        answers(lab)
+
+        metrics = lab.balancer.metrics
+        wait_until(lambda: metrics().get(
+            'l3dsr_balancer_packets_total{reason="handoff"}', 0) >= 300, 10, "all are counted")
+        assert "behind the fast one" in balancer.log()
+
+
+@pytest.mark.parametrize("sysctl", ["tcp_timestamps", "tcp_sack", "tcp_window_scaling"])
+def test_a_client_without_an_option_is_served(sysctl):
+    with Lab() as lab:
+        start(lab, "fast", "fast")
+        lab.client.run(["sysctl", "-qw", f"net.ipv4.{sysctl}=0"])
+        digest = large_file(lab, 10_000_000)
+
+        assert digest_of_download(lab) == digest
+
+
+@pytest.mark.parametrize("leg", ["client", "balancer", "backend1"])
+def test_loss_reordering_and_duplicates_cost_no_octet(leg):
+    bad = {"loss": 0.05, "reorder": 0.05, "duplicate": 0.05, "seed": 3}
+    with Lab(backends=1, impair={leg: bad}) as lab:
+        start(lab, "fast", "fast")
+        digest = large_file(lab, 2_000_000)
+
+        assert len(answers(lab, 60)) == 60
+        assert digest_of_download(lab) == digest
+
+
+def test_a_request_in_pieces_goes_where_the_whole_goes():
+    script = (
+        "import socket, sys, time; s = socket.create_connection((sys.argv[1], 80)); "
+        "s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)\n"
+        "for octet in b'GET /object/7 HTTP/1.0\\r\\n\\r\\n':\n"
+        "    s.sendall(bytes([octet])); time.sleep(0.002)\n"
+        "print(b''.join(iter(lambda: s.recv(4096), b'')).decode())"
+    )
+    with Lab() as lab:
+        start(lab, "fast", "fast")
+        whole = lab.client.curl(f"{URL}/object/7").split()[0]
+
+        answer = lab.client.run(["python3", "-c", script, VIP])
+
+        assert answer.split("\n\n")[1].split()[0] == whole
+
+
+@pytest.mark.parametrize("which", ["balancer", "bridge"])
+def test_a_killed_daemon_is_not_noticed(which):
+    """New connections and old ones go on while there is no daemon, and when it comes back."""
+    with Lab() as lab:
+        balancer, bridges = start(lab, "fast", "fast")
+        digest = large_file(lab, 200_000_000)
+        with ThreadPoolExecutor(1) as pool:
+            download = pool.submit(digest_of_download, lab)
+            wait_until(lambda: lab.client.octets("rx") > 5_000_000, 30, "the download runs")
+            for process in [balancer] if which == "balancer" else bridges:
+                process.kill()
+
+            without = answers(lab, 50)
+            if which == "balancer":
+                lab.start_balancer("--engine", "fast")
+            else:
+                for backend in lab.backends:
+                    lab.start_bridge(backend, "--engine", "fast")
+
+            assert answers(lab, 50) == without
+            assert len(without) == 50
+            assert download.result(120) == digest
+
+
+def test_short_connections_under_load_all_succeed_and_leave_an_empty_table(tmp_path):
+    config = tmp_path / "balancer.toml"
+    with Lab(backends=1) as lab:
+        config.write_text(
+            f'interface = "eth1"\nsecret_file = "{lab.secret_file}"\n'
+            '[timeouts]\nidle = 2\nhalf_closed = 2\nreset = 1\n'
+            f'[[service]]\nvip = "{VIP}"\nport = 80\n'
+            f'[[service.backend]]\naddress = "{lab.backend1.address}"\nid = 1\n'
+        )
+        lab.start_nginx(lab.backend1)
+        lab.start_bridge(lab.backend1, "--engine", "fast")
+        lab.start_balancer("--config", str(config), "--engine", "fast", defaults=False)
+
+        report = lab.client.run(
+            ["wrk", "-t1", "-c50", "-d5s", "-H", "Connection: close", f"{URL}/short"]
+        )
+
+        assert int(re.search(r"(\d+) requests in", report)[1]) > 1000
+        assert "Socket errors" not in report
+        wait_until(lambda: lab.balancer.metrics()["l3dsr_balancer_flows"] == 0, 60,
+                   "the balancer's table is empty")
+
+
+def test_a_stop_leaves_the_program_and_detach_the_host_as_it_was():
+    with Lab(backends=1) as lab:
+        before = lab.balancer.run(["ip", "-d", "link", "show", "eth1"])
+        process = lab.start_balancer("--engine", "fast")
+        assert "xdpgeneric" in lab.balancer.run(["ip", "-d", "link", "show", "eth1"])
+
+        process.stop()
+
+        assert "xdpgeneric" in lab.balancer.run(["ip", "-d", "link", "show", "eth1"])
+        assert VIP in lab.balancer.run(["ip", "address"])
+        lab.balancer.run([*program("balancer"), "detach"])
+        assert lab.balancer.run(["ip", "-d", "link", "show", "eth1"]) == before
+        assert VIP not in lab.balancer.run(["ip", "address"])
+        assert "L3DSR" not in lab.balancer.run(["iptables-save"])
