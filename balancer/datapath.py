@@ -215,7 +215,7 @@ class Datapath:
         if handshake.follows_cookie(segment, self.secrets, now_ms):
             return self._on_first(segment, service, now_ms)
         held = self.holds.get(key)
-        if held is not None:
+        if held is not None and held.is_continued_by(segment):
             return self._on_held(segment, held, now_ms)
         if flow is not None:
             return self._forward(segment, flow, now_ms)
@@ -261,6 +261,8 @@ class Datapath:
             return DROP[DropReason.RESET_UNANSWERED]
         if not segment.seq_len:
             return DROP[DropReason.HANDSHAKE_ACK]
+        if not segment.checksum_holds():
+            return DROP[DropReason.BAD_CHECKSUM]  # it may get acknowledged, and a new checksum
         self.holds.add(held, segment)
         payload, ended = held.prefix()
         chosen = _choose(held.service.config, segment, payload, ended)

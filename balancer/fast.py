@@ -32,10 +32,10 @@ from balancer.fast_request import fill_requests
 from balancer.flows import Backend
 from balancer.next_hops import UNKNOWN, NextHop, NextHops
 from common import settings
-from common.bpf import BpfError, build
+from common.bpf import BpfError, build, pins
 from common.bpf.links import Mode
 from common.bpf.objects import Object
-from common.bpf.pins import Kept, Pins, sweep
+from common.bpf.pins import Kept, Pins
 from common.cookie import Secrets
 from common.host import Change
 from common.verdict import DropReason, Event, Verdict
@@ -50,18 +50,18 @@ log = logging.getLogger(__name__)
 class Program:
     """The loaded program and its maps, filled from a configuration."""
 
-    def __init__(self, config: Config, secrets: Secrets, pins: Pins | None = None) -> None:
-        """pins: whose maps are gone on with. Raises: BpfError; build.BuildError."""
+    def __init__(self, config: Config, secrets: Secrets, instance: Pins | None = None) -> None:
+        """instance: whose maps are gone on with. Raises: BpfError; build.BuildError."""
         self._config = config
-        self._pins = pins
+        self._pins = instance
         self._next_hops: dict[int, NextHop] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_max_entries("flows", config.max_flows)
-        if pins is not None:
+        if instance is not None:
             # flows name services by number, so they mean something to the same services only
             ends = [(str(service.vip), service.port) for service in config.services]
             layout = zlib.crc32(repr(ends).encode()) >> 1
-            pins.reuse_maps(self.object, [Kept("flows", layout), Kept("reasons")])
+            instance.reuse_maps(self.object, [Kept("flows", layout), Kept("reasons")])
         self.object.load()
         self.settings = self.object.map("settings_map", INDEX, SETTINGS)
         self.backends = self.object.map("backends", INDEX, BACKEND)
@@ -106,7 +106,7 @@ class Program:
     def attach(self) -> Mode:
         """Let the program have the packets. Returns: how. Raises: BpfError."""
         assert self._pins is not None
-        sweep()
+        pins.sweep()
         self._pins.fill_maps(self.object)
         index = socket.if_nametoindex(self._config.interface)
         program = self.object.program(PROGRAM_NAME)
@@ -173,7 +173,7 @@ def owner(config: Config) -> str:
 
 def detach(config: Config) -> None:
     """Take the program off, and forget its maps. Raises: BpfError."""
-    Pins(owner(config)).detach()
+    pins.detach(owner(config))
 
 
 def _refusal(config: Config) -> str:

@@ -19,7 +19,7 @@ from typing import Any
 from balancer.config import Hold
 from common.seq import add, delta
 from common.wire import tcp
-from common.wire.tcp import ACK, FIN, PSH, Segment
+from common.wire.tcp import ACK, FIN, PSH, RST, Segment
 
 _TOO_FAR = 1 << 20  # no held segment can be so far from the first
 _UNACKNOWLEDGED_MAX = 8  # fewer than the initial window (RFC 6928 §2)
@@ -77,6 +77,17 @@ class Held:
         grown = len(segment.packet) - (len(twin.packet) if twin else 0)
         self.octets += grown
         return grown
+
+    def is_continued_by(self, segment: Segment) -> bool:
+        """Whether it can be of this connection, whose client has seen nothing but our cookie.
+
+        Source: RFC 9293 §3.10.7.4; RFC 5961 §3.2 and §5.2.
+        """
+        if delta(segment.seq, self.client_isn + 1) >= _TOO_FAR:
+            return False
+        if not segment.flags & ACK:
+            return bool(segment.flags & RST)
+        return delta(segment.ack, self.cookie_isn) == 1
 
     @property
     def is_full(self) -> bool:

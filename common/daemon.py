@@ -58,11 +58,11 @@ def serve(
     change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
     lasting: Lasting | None = None,
 ) -> int:
-    """Run a data path until SIGTERM or SIGINT. Returns: the exit code.
+    """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
     change:     makes the changes to the host, and returns the line to log when they are made.
     last_words: packets to send before they are undone; now_ms: unix time in ms.
-    lasting:    with it, SIGTERM leaves the changes in place, so that a restart is not noticed.
+    lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
     Raises: ConfigError, before anything on the host is changed.
     """
     signals = Signals()
@@ -109,7 +109,7 @@ def _run(
     try:
         host.recover(lasting.keeps if lasting else lambda change: False)
         engine.run(change(host))
-        stays = lasting is not None and not signals.interrupted
+        stays = lasting is not None and signals.hands_over
         if lasting and not stays:
             lasting.detach()
         engine.send_all(last_words(clock_ms()))

@@ -9,26 +9,30 @@ log = logging.getLogger(__name__)
 
 
 class Signals:
-    """SIGTERM and SIGINT ask it to stop, SIGHUP to read its secrets anew, SIGUSR1 for a report.
+    """What a daemon is asked by signals. Only noted here, acted on later.
 
-    Only noted here, acted on later. interrupted: it was SIGINT, so somebody at a terminal.
+    stop:   SIGTERM and SIGINT. hands_over: SIGUSR2 asks it to stop, but to leave in place what a
+            successor will take over. reload: SIGHUP, of its secrets. report: SIGUSR1.
 
     From its making on, no such signal ends the process before its changes are undone.
     """
 
     def __init__(self) -> None:
         self.stop = False
-        self.interrupted = False
+        self.hands_over = False
         self.reload = False
         self.report = False
         signal.signal(signal.SIGTERM, self._on_stop)
         signal.signal(signal.SIGINT, self._on_stop)
         signal.signal(signal.SIGHUP, self._on_reload)
         signal.signal(signal.SIGUSR1, self._on_report)
+        signal.signal(signal.SIGUSR2, self._on_hand_over)
 
-    def _on_stop(self, number: int, _: object) -> None:
+    def _on_stop(self, *_: object) -> None:
         self.stop = True
-        self.interrupted = number == signal.SIGINT
+
+    def _on_hand_over(self, *_: object) -> None:
+        self.stop = self.hands_over = True
 
     def _on_reload(self, *_: object) -> None:
         self.reload = True

@@ -56,7 +56,7 @@ class DropReason(Reason):
     MALFORMED_ICMP = "malformed_icmp"
     BAD_SOURCE = "bad_source"  # a source that no host can have
     BAD_FLAGS = "bad_flags"  # SYN together with ACK, FIN or RST towards the VIP
-    BAD_CHECKSUM = "bad_checksum"  # a handoff damaged under way
+    BAD_CHECKSUM = "bad_checksum"  # damaged under way, where we would mend it or answer for it
     # sound, but nothing that this path carries
     FRAGMENT = "fragment"
     IP_OPTIONS = "ip_options"

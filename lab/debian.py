@@ -31,6 +31,7 @@ mount --bind "$1" "$1"
 cd "$1"
 mount -t proc proc proc
 mount -t sysfs sys sys
+mount -t bpf bpf sys/fs/bpf
 mount -t cgroup2 cgroup sys/fs/cgroup
 mount -t tmpfs run run
 mount -t tmpfs tmp tmp

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from pyroute2 import DiagSocket
 
-from common.bpf import BpfError, build, features
+from common.bpf import BpfError, build, features, pins
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program
 from common.bpf.pins import Kept, Pins
@@ -101,7 +101,7 @@ class Adopt:
 
     def detach(self) -> None:
         """As fast_datapath.Part."""
-        self._pins.detach()
+        pins.detach(owner(self._config))
 
     def on_tick(self, counters: Counters) -> None:
         """Keep the clock right, and add what has been counted since the last call."""

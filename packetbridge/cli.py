@@ -126,9 +126,9 @@ def _add_detach(commands: Any) -> None:
     parser = commands.add_parser(
         "detach", usage=f"{PROGRAM} detach [FLAG ...]",
         help="end what goes on without the program, and undo its changes",
-        description="The fast engine goes on when the program has ended, so that a restart is not "
-                    "noticed. This takes it off and undoes all changes to the host; connections "
-                    "end. The program itself must have ended.",
+        description="The fast engine goes on when the program was killed, or ended by SIGUSR2 "
+                    "for a restart. This takes it off and undoes all changes to the host; "
+                    "connections end. The program itself must have ended.",
     )
     _add_config_flags(parser)
     parser.set_defaults(act=_detach)

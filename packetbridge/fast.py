@@ -14,8 +14,7 @@ from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from common import settings
-from common.bpf import BpfError
-from common.bpf.pins import Pins, sweep
+from common.bpf import BpfError, pins
 from common.host import Change, Host
 from packetbridge import adopt, splice
 from packetbridge.config import Config, Service
@@ -70,10 +69,10 @@ class Fast:
             part.attach(changes)
         kinds = {type(part) for part in self.parts}
         try:
-            sweep()
+            pins.sweep()
             for kind, owner in _OWNERS.items():
                 if kind not in kinds:
-                    Pins(owner(self._config)).detach()
+                    pins.detach(owner(self._config))
         except BpfError as error:  # where nothing can be pinned, nothing has been
             log.debug("%s", error)
 
@@ -117,7 +116,7 @@ def prepare(config: Config, foreign: set[IPv4Address]) -> Fast:
 def detach(config: Config) -> None:
     """Take all programs off, and forget their maps. Raises: BpfError."""
     for owner in _OWNERS.values():
-        Pins(owner(config)).detach()
+        pins.detach(owner(config))
 
 
 def _served(choices: Sequence[Choice], mode: str) -> list[Service]:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from common.bpf import BpfError, build, features
+from common.bpf import BpfError, build, features, pins
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program
 from common.bpf.pins import Kept, Pins
@@ -111,7 +111,7 @@ class Splice:
     def detach(self) -> None:
         """As fast_datapath.Part."""
         self.is_attached = False
-        self._pins.detach()
+        pins.detach(owner(self._config))
 
     def set_secrets(self, secrets: Secrets) -> None:
         """As fast_datapath.Part; cookies are the portable engine's matter."""

@@ -23,7 +23,6 @@ import errno
 import os
 import socket
 import struct
-import subprocess
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +46,7 @@ _SO_NETNS_COOKIE = 71  # asm-generic/socket.h; Linux 5.14 and later
 _OWN, _USUAL = Path("/run/l3dsr/bpf"), Path("/sys/fs/bpf")
 _OF_FIRST = Path("/proc/1/root/sys/fs/bpf")
 _NO_COMMON_LRU, _RDONLY_PROG = 1 << 1, 1 << 7
+_LIBC = ctypes.CDLL(None, use_errno=True)
 Entry = tuple[Any, Any]  # octets; the value a list of them in a per-CPU map
 Convert = Callable[[int, Any, Any], Entry | None]
 
@@ -71,9 +71,8 @@ class Pins:
 
     def __init__(self, owner: str) -> None:
         """owner: `<program>-<queue>`, of which only one process runs. Raises: BpfError."""
-        own = Path("l3dsr") / str(netns_cookie()) / owner
-        found = [place / own for place in _places() if (place / own).exists()]
-        self.path = found[0] if found else bpffs() / own
+        found = _found(owner)
+        self.path = found[0] if found else bpffs() / _own_path(owner)
         self._kept: list[Kept] = []
         self._old: dict[str, tuple[Map, int]] = {}  # maps to be replaced, and their versions
         self._new: dict[str, Map] = {}
@@ -210,13 +209,6 @@ class Pins:
         """The names of what is attached."""
         return [path.name for path in _listed(self.path / "links")]
 
-    def detach(self) -> bool:
-        """Remove everything. Returns: whether there was anything. Raises: BpfError."""
-        if not self.path.exists():
-            return False
-        remove(self.path)
-        return True
-
     def _links(self, pattern: str) -> list[Path]:
         return sorted((self.path / "links").glob(pattern))
 
@@ -225,6 +217,17 @@ class Pins:
         path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
         link.pin(path)
         link.close()
+
+
+def detach(owner: str) -> bool:
+    """Remove all of an instance in this network namespace. Returns: whether there was anything.
+
+    owner: as for Pins. Raises: BpfError.
+    """
+    found = _found(owner)
+    for path in found:
+        remove(path)
+    return bool(found)
 
 
 def remove(path: Path) -> None:
@@ -273,19 +276,28 @@ def mount_own() -> Path:
     Raises: BpfError.
     """
     _OWN.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if not _is_bpffs(_OWN):
-        words = ["mount", "-t", "bpf", "-o", "mode=0700", "bpf", str(_OWN)]
-        done = subprocess.run(words, check=False, capture_output=True, text=True)
-        if done.returncode:
-            raise BpfError(errno.ENODEV, f"mounting a bpf file system at {_OWN}",
-                           [done.stderr.strip()])
+    if _is_bpffs(_OWN):
+        return _OWN
+    if _LIBC.mount(b"bpf", os.fsencode(_OWN), b"bpf", ctypes.c_ulong(0), b"mode=0700"):
+        raise BpfError(ctypes.get_errno(), f"mounting a bpf file system at {_OWN}")
     return _OWN
 
 
 def _places() -> list[Path]:
     """Where bpf file systems are that may be used, the best one first."""
     # `ip netns exec` shows a /sys of its own; the host's is the first process's.
-    return [place for place in (_OWN, _USUAL, _OF_FIRST) if _is_bpffs(place)]
+    places = (_OWN, _USUAL, _OF_FIRST)
+    return [place for place in places if _is_bpffs(place) and _is_writable(place)]
+
+
+def _own_path(owner: str) -> Path:
+    return Path("l3dsr") / str(netns_cookie()) / owner
+
+
+def _found(owner: str) -> list[Path]:
+    """Where an instance has pinned something."""
+    own = _own_path(owner)
+    return [place / own for place in _places() if (place / own).exists()]
 
 
 def netns_cookie() -> int:
@@ -299,7 +311,13 @@ def netns_cookie() -> int:
 
 def _is_bpffs(path: Path) -> bool:
     room = (ctypes.c_long * 32)()  # struct statfs, whose first field is the type
-    return ctypes.CDLL(None).statfs(os.fsencode(path), room) == 0 and room[0] == _MAGIC
+    return _LIBC.statfs(os.fsencode(path), room) == 0 and room[0] == _MAGIC
+
+
+def _is_writable(place: Path) -> bool:
+    """Whether our pins can be there: systemd's hardening may show all else read-only."""
+    own = place / "l3dsr"
+    return os.access(own if own.exists() else place, os.W_OK)
 
 
 def _listed(directory: Path) -> list[Path]:

@@ -46,7 +46,7 @@ def host(wire: Lab) -> Iterator[Node]:
     node = wire.node("balancer")
     yield node
     with inside(node):
-        Pins(OWNER).detach()
+        pins.detach(OWNER)
 
 
 def start(program_file: Object, *kept: Kept) -> tuple[Pins, list[str]]:
@@ -146,7 +146,7 @@ def test_tc_programs_are_replaced_and_detached(
     passed = arrives(wire, server)
     with inside(host):
         Pins(OWNER).attach_tc(tiny.program("refuse"), index, links.Direction.INGRESS)
-        Pins(OWNER).detach()
+        pins.detach(OWNER)
 
     if used != way:
         pytest.skip("this kernel has no tcx")
@@ -269,7 +269,7 @@ def test_detach_leaves_nothing(
         own, _ = start(tiny, Kept("table"))
         own.attach_xdp(tiny.program("drop"), socket.if_nametoindex("eth1"))
 
-        removed, again = Pins(OWNER).detach(), Pins(OWNER).detach()
+        removed, again = pins.detach(OWNER), pins.detach(OWNER)
 
     assert (removed, again) == (True, False)
     assert not own.path.parent.exists()
@@ -285,7 +285,7 @@ def test_pins_belong_to_one_network_namespace(wire: Lab, host: Node, tiny: Objec
     assert own.path != other.path
     assert not other.path.exists()
     with inside(wire.node("client")):
-        assert not other.detach()
+        assert not pins.detach(OWNER)
     assert own.path.exists()
 
 

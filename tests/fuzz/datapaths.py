@@ -32,11 +32,11 @@ _SERVICE = balancer_config.Service(
 )
 
 
-def balancer(**service: Any) -> Balancer:
+def balancer(*, hold_octets: int = HOLD_OCTETS, **service: Any) -> Balancer:
     """A balancer of three backends. service: what is different about its service."""
     config = balancer_config.Config(
         services=(replace(_SERVICE, **service),), max_flows=MAX_FLOWS,
-        hold_octets_total=HOLD_OCTETS,
+        hold_octets_total=hold_octets,
     )
     return Balancer(config, SECRETS, random=Random(1))
 

@@ -15,7 +15,15 @@ from common.wire.options import Options
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
 from tests.fuzz import datapaths
 from tests.fuzz.datapaths import (
-    BRIDGE, CLIENT, DSCP, MAX_FLOWS, REQUEST, SERVER, SERVER_PORT, VIP, VIP_PORT,
+    BRIDGE,
+    CLIENT,
+    DSCP,
+    MAX_FLOWS,
+    REQUEST,
+    SERVER,
+    SERVER_PORT,
+    VIP,
+    VIP_PORT,
 )
 from tests.fuzz.packets import U8, U16, U32, faults, fragments, icmp_error, mended
 
@@ -187,7 +195,7 @@ class Bridge(RuleBasedStateMachine):
         port, *_ = self._handshake(which)
         quoted = tcp.emit(tcp.reverse(datapaths.ends(port)), seq, 2, ACK, option_octets=stamps)
         packet = icmp_error(kind, b"\x0a\0\0\x01", BRIDGE.packed, quoted[:length], TOS)
-        if not 0 < len(quoted[:length]):
+        if not len(quoted[:length]) > 0:
             return
 
         verdict = self._give(packet)

@@ -1,202 +1,61 @@
-"""Properties of both data paths: nothing raises, state is bounded, and every octet arrives once."""
+"""Both data paths together: what a client writes is what its server reads, at the right backend."""
 
-import struct
-from ipaddress import IPv4Address
+from dataclasses import dataclass, field
 from itertools import pairwise
 from random import Random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balancer import config as balancer_config
 from balancer import handshake
-from balancer.datapath import Datapath as Balancer
+from balancer.config import Hold
 from balancer.request import KeySpec
-from common import checksum, cookie
-from common.cookie import Offer, Secrets
+from common import checksum
+from common.seq import add, delta
 from common.verdict import DropReason, Event
 from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
-from packetbridge import config as bridge_config
-from packetbridge.datapath import Datapath as Bridge
+from tests.fuzz import datapaths
+from tests.fuzz.datapaths import BACKENDS, BRIDGE, CLIENT, DSCP, REQUEST, SERVER, START_MS, VIP
+from tests.fuzz.packets import faults
+from tests.golden.payloads import client_hello, records
 
-SECRETS = Secrets(bytes(range(16)))
-VIP, BRIDGE, SERVER = (IPv4Address(f"192.168.33.{host}") for host in (10, 20, 30))
-CLIENT = IPv4Address("192.168.33.1").packed
-START_MS = 1_700_000_010_000
-MAX_FLOWS, HOLD_OCTETS = 8, 4000
-REQUEST = b"GET /a/rather/long/path?q=1 HTTP/1.1\r\nHost: shop.example.net\r\nX: y\r\n\r\n"
-
-
-def balancer(key: str = "http.host+path") -> Balancer:
-    backends = tuple(balancer_config.Backend(number, BRIDGE + number - 1) for number in (1, 2, 3))
-    service = balancer_config.Service(
-        name="web", vip=VIP, port=80, dscp=3, key=KeySpec.parse(key), backends=backends,
-    )
-    config = balancer_config.Config(
-        services=(service,), max_flows=MAX_FLOWS, hold_octets_total=HOLD_OCTETS
-    )
-    return Balancer(config, SECRETS, random=Random(1))
+PORT = 40000
+CLIENT_CLOCK = 77
+ANSWER = b"200"
+HELLO = records(client_hello(share_len=300, name_last=True), 100, 333)
+STREAMS = {REQUEST: KeySpec("http.host+path"), HELLO: KeySpec("tls.sni")}
+_PATIENCE_MS, _PATIENT_ROUNDS = 250, 40  # longer than the last repetition of a delivery
 
 
-def bridge() -> Bridge:
-    service = bridge_config.Service(
-        name="web", dscp=3, vip=VIP, port=80, server=SERVER, server_port=8080
-    )
-    config = bridge_config.Config(services=(service,), address=BRIDGE, max_flows=MAX_FLOWS)
-    return Bridge(config, SECRETS, random=Random(1))
-
-
-def cookie_of(port: int, isn: int, now_ms: int) -> int:
-    five_tuple = CLIENT + VIP.packed + struct.pack("!HH", port, 80)
-    return cookie.encode(SECRETS, five_tuple, isn, cookie.epoch_at(now_ms), Offer(1460, True, 7))
-
-
-# --- whatever comes ---
-
-PORT = st.integers(40000, 40011)
-ISN = st.sampled_from([0, 7, 0xFFFFFFF0])
-OCTETS = st.binary(max_size=30) | st.sampled_from([REQUEST, REQUEST[:9], REQUEST[9:], b"\x16\x03"])
-
-
-@st.composite
-def plausible(draw: st.DrawFn, destination: IPv4Address, tos: int) -> bytes:
-    """A packet of a client's with numbers near those of a handshake of ours, or of a server's."""
-    port, isn = draw(PORT), draw(ISN)
-    base = cookie_of(port, isn, START_MS)
-    five_tuple = CLIENT + destination.packed + struct.pack("!HH", port, 80)
-    if draw(st.integers(0, 4)) == 0:
-        five_tuple = SERVER.packed + CLIENT + struct.pack("!HH", 8080, port)
-        base, isn = isn, draw(st.integers(0, 2**32 - 1))
-    tsecr = draw(st.sampled_from([0, handshake.clock(START_MS), 1 << 24, 2 << 24 | 9, 2**32 - 1]))
-    layout = draw(st.sampled_from([
-        b"", options.emit(Options(timestamps=(5, tsecr))), b"\x01\x01\x05\x0a" + bytes(8),
-        b"\x08\x0a" + bytes(8) + b"\x05\x0a", b"\x05\x03\x01\0",
-    ]))
-    return tcp.emit(
-        five_tuple, isn + draw(st.sampled_from([0, 1, 2, 10, 3000, 2**31])),
-        base + draw(st.sampled_from([0, 1, 2, 5000])),
-        draw(st.sampled_from([SYN, ACK, ACK | PSH, ACK | FIN, RST, RST | ACK, SYN | ACK, 0, 255])),
-        window=draw(st.integers(0, 65535)), option_octets=layout, payload=draw(OCTETS), tos=tos,
-    )
-
-
-@st.composite
-def spoilt(draw: st.DrawFn, packets: st.SearchStrategy[bytes]) -> bytes:
-    """A packet with an octet changed, cut short, or within an ICMP error."""
-    packet = bytearray(draw(packets))
-    match draw(st.integers(0, 5)):
-        case 0:
-            packet[draw(st.integers(0, len(packet) - 1))] = draw(st.integers(0, 255))
-        case 1:
-            del packet[draw(st.integers(0, len(packet))):]
-        case 2:
-            error = struct.pack("!BBHI", draw(st.sampled_from([3, 8, 11, 12])), 4, 0, 1300)
-            message = bytearray(error + packet[12:20] + packet[:draw(st.integers(0, 60))])
-            packet[9], packet[20:] = 1, message
-            packet[2:4] = len(packet).to_bytes(2)
-    return bytes(packet)
-
-
-def sequences(destination: IPv4Address, tos: int) -> st.SearchStrategy[list[tuple[int, bytes]]]:
-    """Packets with the time since the last one, which may be less than none."""
-    wait_ms = st.sampled_from([0, 0, 1, 100, 1000, 5000, 70_000, 10**6, -5000])
-    packets = spoilt(plausible(destination, tos)) | st.binary(max_size=80)
-    return st.lists(st.tuples(wait_ms, packets), max_size=25)
-
-
-def check_sent(packet: bytes) -> None:
-    """Its checksums hold, if they held before it was changed; its length is its header's."""
-    assert int.from_bytes(packet[2:4]) == len(packet)
-    assert checksum.checksum(packet[:20]) == 0
-
-
-@settings(max_examples=300, deadline=None)
-@given(sequences(VIP, 0))
-def test_nothing_that_comes_to_the_balancer_breaks_it(packets: list[tuple[int, bytes]]) -> None:
-    datapath, now_ms = balancer(), START_MS
-    for wait_ms, packet in packets:
-        now_ms += wait_ms
-        sound = len(packet) >= 20 and checksum.checksum(packet[:20]) == 0
-
-        verdict = datapath.on_packet(packet, now_ms)
-        sent = [*verdict.packets, *datapath.on_tick(now_ms)]
-
-        assert verdict.reason is not DropReason.INTERNAL_ERROR
-        for made in sent if sound else ():
-            check_sent(made)
-        assert len(datapath.flows) <= MAX_FLOWS
-        assert datapath.holds.octets <= HOLD_OCTETS + 2000
-        (service,) = datapath.services.values()
-        assert sum(backend.flows for backend in service.backends.values()) == len(datapath.flows)
-        assert datapath.deliveries.octets <= HOLD_OCTETS
-
-
-@settings(max_examples=300, deadline=None)
-@given(sequences(BRIDGE, 3 << 2))
-def test_nothing_that_comes_to_the_bridge_breaks_it(packets: list[tuple[int, bytes]]) -> None:
-    datapath, now_ms = bridge(), START_MS
-    for wait_ms, packet in packets:
-        now_ms += wait_ms
-        sound = len(packet) >= 20 and checksum.checksum(packet[:20]) == 0
-
-        verdict = datapath.on_packet(packet, now_ms)
-        sent = [*verdict.packets, *datapath.on_tick(now_ms)]
-
-        for made in sent if sound else ():
-            check_sent(made)
-        assert len(datapath.flows) <= MAX_FLOWS
-        held = sum(flow.replay.octets for flow in datapath.flows if flow.replay)
-        assert datapath.held_octets == held
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.lists(plausible(BRIDGE, 3 << 2), max_size=20), st.integers(1, 2**24 - 1))
-def test_without_the_secret_nothing_opens_a_flow(packets: list[bytes], guess: int) -> None:
-    """Tagged packets of any kind, with a MAC that is not the secret's, reach no server."""
-    datapath = bridge()
-    for packet in packets:
-        forged = bytearray(packet)
-        old, field = int.from_bytes(packet[28:32]), int.from_bytes(packet[36:38])
-        ack = old + (guess << 8) & 0xFFFFFFFF
-        forged[28:32] = ack.to_bytes(4)
-        forged[36:38] = checksum.patch(field, checksum.change(old, ack)).to_bytes(2)
-
-        verdict = datapath.on_packet(bytes(forged), START_MS)
-
-        assert verdict.reason is not Event.REPLAYED
-        assert len(datapath.flows) == 0
-
-
-# --- every octet arrives once ---
-
-
+@dataclass
 class Server:
-    """A server's end of one connection, behind a bridge: reassembles what it is sent."""
+    """A server's end of one connection: it acknowledges what it reads, and answers the whole."""
 
-    ISN = 0x7000_0000
-
-    def __init__(self) -> None:
-        self.client_isn: int | None = None
-        self.stream: dict[int, int] = {}
+    awaited: bytes
+    client_isn: int | None = None
+    isn: int = 0xFFFF_FFF0
+    stream: dict[int, int] = field(default_factory=dict)
 
     def on_segment(self, segment: Segment) -> bytes | None:
-        """Take a segment. Returns: the SYN-ACK, or nothing."""
+        """Take a segment. Returns: what it sends."""
+        assert faults(segment.packet) == []
         if segment.flags & SYN:
             assert self.client_isn in (None, segment.seq)
             self.client_isn = segment.seq
-            stamps = segment.timestamps
-            answer = Options(1460, True, (900, stamps[0]) if stamps else None, 7)
-            return tcp.emit(tcp.reverse(segment.five_tuple), self.ISN, segment.seq + 1, SYN | ACK,
-                            window=65535, option_octets=options.emit(answer))
-        assert segment.checksum_holds()
-        assert segment.ack == self.ISN + 1
+            return self._send(segment, self.isn, 0, SYN | ACK)
         assert self.client_isn is not None
-        start = segment.seq - self.client_isn - 1 & 0xFFFFFFFF
+        assert delta(segment.ack, self.isn) in (1, 1 + len(ANSWER))
+        start = delta(segment.seq, self.client_isn + 1)
         for offset, octet in enumerate(segment.payload, start):
             assert self.stream.setdefault(offset, octet) == octet
-        return None
+        received = self.received()
+        if not segment.payload_len:
+            return None
+        answer = ANSWER if received == self.awaited else b""
+        return self._send(segment, self.isn + 1, len(received), ACK, answer)
 
     def received(self) -> bytes:
         """The stream up to the first gap."""
@@ -205,84 +64,218 @@ class Server:
             octets.append(self.stream[len(octets)])
         return bytes(octets)
 
+    def _send(
+        self, segment: Segment, seq: int, read_len: int, flags: int, payload: bytes = b""
+    ) -> bytes:
+        assert self.client_isn is not None
+        stamps = segment.timestamps
+        echo = (900, stamps[0]) if stamps else None
+        answered = Options(1460, True, echo, 7) if flags & SYN else Options(timestamps=echo)
+        return tcp.emit(
+            tcp.reverse(segment.five_tuple), seq, add(self.client_isn, 1 + read_len), flags,
+            window=65535, option_octets=options.emit(answered), payload=payload,
+        )
+
 
 class Path:
-    """A client's segments through balancer and bridges to servers, one for each backend."""
+    """One client's connection through a balancer and a bridge to a server at each backend.
 
-    def __init__(self) -> None:
-        self.balancer = balancer()
-        self.bridge = bridge()
-        self.server = Server()
-        self.backends: set[bytes] = set()
-        self.acknowledged = 0
+    lost: which of the packets from the balancer to bridges never arrive.
+    """
+
+    def __init__(
+        self, stream: bytes, client_isn: int, *, timestamps: bool, lost: frozenset[int]
+    ) -> None:
+        self.stream, self.client_isn = stream, client_isn
+        self.cookie_isn = datapaths.cookie_of(PORT, client_isn, START_MS)
         self.now_ms = START_MS
+        self.balancer = datapaths.balancer(key=STREAMS[stream], hold=Hold(), hold_octets=60_000)
+        self.bridges = {address.packed: datapaths.bridge(address) for address in BACKENDS}
+        self.servers = {address.packed: Server(stream) for address in BACKENDS}
+        self.chosen: list[bytes] = []  # the backend of each packet, also of those that get lost
+        self.acknowledged = 0
+        self.echo = handshake.clock(START_MS)
+        self._timestamps = timestamps
+        self._lost = lost
 
-    def send(self, packet: bytes, client_isn: int) -> None:
-        """One packet of the client's."""
+    def write(self, start: int, end: int) -> None:
+        """The client sends some of its stream."""
+        self._send(add(self.client_isn, 1 + start), 0, self.stream[start:end])
+
+    def wait(self, wait_ms: int) -> None:
+        """Time passes at all of them."""
+        self.now_ms += wait_ms
+        for packet in self.balancer.on_tick(self.now_ms):
+            self._from_balancer(packet)
+        for address, bridge in self.bridges.items():
+            for packet in bridge.on_tick(self.now_ms):
+                self._from_bridge(packet, address)
+
+    def _send(self, seq: int, acked: int, payload: bytes) -> None:
         self.now_ms += 1
-        for made in self.balancer.on_packet(packet, self.now_ms).packets:
-            if made[16:20] == CLIENT:
-                acknowledged = Segment(made).ack - client_isn - 1 & 0xFFFFFFFF
-                assert acknowledged <= len(REQUEST)
-                self.acknowledged = max(self.acknowledged, acknowledged)
-            else:
-                self._to_bridge(made)
-
-    def _to_bridge(self, packet: bytes) -> None:
-        self.backends.add(packet[16:20])
-        tagged = bytearray(packet)
-        tagged[16:20] = BRIDGE.packed  # one bridge stands for all
-        difference = checksum.change(
-            int.from_bytes(packet[16:20]), int.from_bytes(BRIDGE.packed)
+        stamps = Options(timestamps=(CLIENT_CLOCK, self.echo)) if self._timestamps else Options()
+        packet = tcp.emit(
+            datapaths.ends(PORT), seq, self.cookie_isn + 1 + acked, ACK | PSH, window=502,
+            option_octets=options.emit(stamps), payload=payload,
         )
-        for off in (10, tcp.CHECKSUM_OFF):
-            field = checksum.patch(int.from_bytes(tagged[off:off + 2]), difference)
-            tagged[off:off + 2] = field.to_bytes(2)
-        waiting = list(self.bridge.on_packet(bytes(tagged), self.now_ms).packets)
-        while waiting:
-            made = waiting.pop(0)
-            if made[16:20] == SERVER.packed:
-                answer = self.server.on_segment(Segment(made))
-                if answer:
-                    waiting += self.bridge.on_packet(answer, self.now_ms).packets
+        for made in self.balancer.on_packet(packet, self.now_ms).packets:
+            self._from_balancer(made)
+
+    def _from_balancer(self, packet: bytes) -> None:
+        if packet[16:20] == CLIENT:
+            self._to_client(Segment(packet))
+            return
+        self.chosen.append(packet[16:20])
+        if len(self.chosen) - 1 not in self._lost:
+            self._to_bridge(packet, packet[16:20])
+
+    def _to_bridge(self, packet: bytes, address: bytes) -> None:
+        for made in self.bridges[address].on_packet(packet, self.now_ms).packets:
+            self._from_bridge(made, address)
+
+    def _from_bridge(self, packet: bytes, address: bytes) -> None:
+        if packet[16:20] == CLIENT:
+            self._to_client(Segment(packet))
+            return
+        assert packet[16:20] == SERVER.packed
+        sent = self.servers[address].on_segment(Segment(packet))
+        if sent is not None:
+            self._to_bridge(sent, address)
+
+    def _to_client(self, segment: Segment) -> None:
+        assert faults(segment.packet) == []
+        assert segment.five_tuple == tcp.reverse(datapaths.ends(PORT))
+        assert segment.flags == ACK
+        assert segment.seq == add(self.cookie_isn, 1)
+        acknowledged = delta(segment.ack, self.client_isn + 1)
+        assert acknowledged <= len(self.stream)
+        self.acknowledged = max(self.acknowledged, acknowledged)
+        if segment.payload:
+            assert segment.payload == ANSWER
+            if segment.timestamps:
+                self.echo = segment.timestamps[0]
+            self._send(add(self.client_isn, 1 + len(self.stream)), len(ANSWER), b"")
 
 
-@settings(max_examples=300, deadline=None)
-@given(
-    st.lists(st.integers(1, len(REQUEST) - 1), max_size=25, unique=True).map(sorted),
-    st.randoms(use_true_random=False), st.booleans(), st.sampled_from([5, 0xFFFFFFF0]),
-)
-def test_a_request_arrives_whole_however_it_is_cut_mixed_and_repeated(
-    cuts: list[int], random: Random, timestamps: bool, client_isn: int
+@st.composite
+def ways(draw: st.DrawFn) -> tuple[bytes, list[tuple[int, int]]]:
+    """A stream, and the octets from and to of each segment that it is cut into."""
+    stream = draw(st.sampled_from(list(STREAMS)))
+    cuts = draw(st.lists(st.integers(1, len(stream) - 1), max_size=25, unique=True))
+    return stream, list(pairwise([0, *sorted(cuts), len(stream)]))
+
+
+@settings(max_examples=150, deadline=None)
+@given(ways(), st.integers(0, 2**32).map(Random), st.booleans(),
+       st.sampled_from([5, 0xFFFFFFF0]), st.frozensets(st.integers(0, 12), max_size=4))
+def test_a_stream_arrives_whole_however_it_is_cut_mixed_lost_and_repeated(
+    way: tuple[bytes, list[tuple[int, int]]], random: Random, timestamps: bool, client_isn: int,
+    lost: frozenset[int],
 ) -> None:
-    """Segments reordered, repeated and lost at random, sent again until all is acknowledged or
-    the server has it: it reads just the request, at the backend that the whole would have had."""
-    port = 40000
-    five_tuple = CLIENT + VIP.packed + struct.pack("!HH", port, 80)
-    t0 = handshake.clock(START_MS)
-    stamps = options.emit(Options(timestamps=(77, t0))) if timestamps else b""
-    isn = cookie_of(port, client_isn, START_MS)
-    edges = [0, *cuts, len(REQUEST)]
-    packets = [
-        tcp.emit(five_tuple, client_isn + 1 + start, isn + 1, ACK | PSH, window=502,
-                 option_octets=stamps, payload=REQUEST[start:end])
-        for start, end in pairwise(edges)
-    ]
-    whole = Path()
-    whole.send(tcp.emit(five_tuple, client_isn + 1, isn + 1, ACK | PSH, window=502,
-                        option_octets=stamps, payload=REQUEST), client_isn)
+    """The client repeats what nobody acknowledged, the balancer what it acknowledged itself: the
+    server reads just the stream, at the backend that the whole in one segment would have had."""
+    stream, pieces = way
+    whole = Path(stream, client_isn, timestamps=timestamps, lost=frozenset())
+    whole.write(0, len(stream))
 
-    path = Path()
-    for _ in range(6):
-        mixed = random.sample(packets, len(packets)) + random.choices(packets, k=3)
-        for packet in mixed:
+    path = Path(stream, client_isn, timestamps=timestamps, lost=lost)
+    for _ in range(3):
+        mixed = random.sample(pieces, len(pieces)) + random.choices(pieces, k=3)
+        for start, end in mixed:
             if random.random() < 0.8:
-                path.send(packet, client_isn)
-    for packet in packets:  # what a patient client ends with
-        start = struct.unpack_from("!I", packet, 24)[0] - client_isn - 1 & 0xFFFFFFFF
-        if start + len(Segment(packet).payload) > path.acknowledged:
-            path.send(packet, client_isn)
+                path.write(start, end)
+    for _ in range(_PATIENT_ROUNDS):
+        for start, end in pieces:
+            if end > path.acknowledged:
+                path.write(start, end)
+        path.wait(_PATIENCE_MS)
 
-    assert whole.server.received() == REQUEST
-    assert path.server.received() == REQUEST
-    assert path.backends == whole.backends
+    (backend,) = set(whole.chosen)
+    assert set(path.chosen) == {backend}
+    assert whole.servers[backend].received() == path.servers[backend].received() == stream
+    assert path.acknowledged == len(stream)
+    assert path.balancer.deliveries.octets == path.balancer.holds.octets == 0
+    assert path.bridges[backend].held_octets == 0
+
+
+def held_request(*, client_isn: int = 7) -> tuple[datapaths.Balancer, int]:
+    """A balancer that holds the first 30 octets of a request, and their cookie_isn."""
+    datapath, cookie_isn = datapaths.balancer(), datapaths.cookie_of(PORT, client_isn, START_MS)
+    first = tcp.emit(datapaths.ends(PORT), client_isn + 1, cookie_isn + 1, ACK | PSH,
+                     payload=REQUEST[:30])
+    assert datapath.on_packet(first, START_MS).reason is Event.HELD
+    return datapath, cookie_isn
+
+
+@pytest.mark.parametrize("start", [0, 5, 30])
+def test_what_arrives_damaged_is_neither_held_nor_acknowledged(start: int) -> None:
+    """Its client would never send it again, and it would leave under a right checksum."""
+    datapath, cookie_isn = held_request()
+    damaged = bytearray(tcp.emit(datapaths.ends(PORT), 8 + start, cookie_isn + 1, ACK | PSH,
+                                 payload=REQUEST[start:start + 30]))
+    damaged[50] ^= 1
+    rest = tcp.emit(datapaths.ends(PORT), 38, cookie_isn + 1, ACK | PSH, payload=REQUEST[30:])
+
+    verdict = datapath.on_packet(bytes(damaged), START_MS)
+    handoff = datapath.on_packet(rest, START_MS)
+
+    assert verdict.reason is DropReason.BAD_CHECKSUM
+    assert b"".join(Segment(packet).payload for packet in handoff.packets) == REQUEST
+
+
+@given(st.integers(1, 2**32 - 1), st.integers(0, 100), st.binary(min_size=1, max_size=30))
+def test_held_segments_are_of_one_connection(shift: int, start: int, payload: bytes) -> None:
+    """Who cannot see the cookie cannot put octets between a client's own (RFC 5961 §5)."""
+    datapath, cookie_isn = held_request()
+    rest = tcp.emit(datapaths.ends(PORT), 38, cookie_isn + 1, ACK | PSH, payload=REQUEST[30:])
+    stray = tcp.emit(datapaths.ends(PORT), 9 + start, add(cookie_isn, 1 + shift), ACK | PSH,
+                     payload=payload)
+
+    datapath.on_packet(stray, START_MS)
+    handoff = datapath.on_packet(rest, START_MS)
+
+    assert b"".join(Segment(packet).payload for packet in handoff.packets) == REQUEST
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 2**24 - 1), st.sampled_from([ACK, ACK | PSH, ACK | FIN, RST | ACK, PSH]),
+       st.binary(max_size=9), st.booleans())
+def test_without_the_secret_nothing_opens_a_flow(
+    guess: int, flags: int, payload: bytes, at_bridge: bool
+) -> None:
+    """The MAC of a cookie is not the secret's."""
+    datapath = datapaths.bridge() if at_bridge else datapaths.balancer()
+    forged = add(datapaths.cookie_of(PORT, 7, START_MS), guess << 8)
+    packet = tcp.emit(datapaths.ends(PORT, BRIDGE if at_bridge else VIP), 8, forged + 1, flags,
+                      payload=payload, tos=DSCP << 2)
+
+    verdict = datapath.on_packet(packet, START_MS)
+
+    assert not verdict.packets
+    assert len(datapath.flows) == 0
+
+
+@given(st.integers(0, 255), st.binary(min_size=1, max_size=90))
+def test_a_handoff_is_the_clients_segment_but_for_five_fields(
+    tos: int, path: bytes
+) -> None:
+    """Destination, DSCP, TTL, TSecr and the checksums."""
+    five_tuple, t0 = datapaths.ends(PORT), handshake.clock(START_MS)
+    packet = tcp.emit(
+        five_tuple, 8, datapaths.cookie_of(PORT, 7, START_MS) + 1, ACK | PSH, tos=tos,
+        option_octets=options.emit(Options(timestamps=(CLIENT_CLOCK, t0))),
+        payload=b"GET /" + path + b" HTTP/1.1\r\nHost: a\r\n\r\n",
+    )
+
+    (made,) = datapaths.balancer().on_packet(packet, START_MS + 5).packets
+
+    address, backend_id = made[16:20], made[48]
+    assert address == BACKENDS[backend_id - 1].packed
+    assert made[1] == DSCP << 2 | tos & 3
+    assert int.from_bytes(made[48:52]) == backend_id << 24 | 5
+    assert checksum.checksum(made[:20]) == 0
+    assert faults(made) == []
+    same = bytearray(made)
+    for start, end in ((1, 2), (8, 9), (10, 12), (16, 20), (36, 38), (48, 52)):
+        same[start:end] = packet[start:end]
+    assert bytes(same) == packet

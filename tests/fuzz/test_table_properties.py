@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from balancer.config import Hold
-from balancer.delivery import DUE_MS, DeliveringFlow, Deliveries, Delivery
+from balancer.delivery import DUE_MS, Deliveries, DeliveringFlow, Delivery
 from balancer.hold import Held, HoldTable
 from common.flow import RELINK_MS, Flow, FlowTable
 from common.unknown import FORGET_MS, PATIENCE_MS, UnknownFlows

@@ -1,111 +1,146 @@
-"""Properties of octets: checksums, headers, options, cookies, and translation there and back."""
+"""Properties of octets: checksums, headers and options, against other readers of them."""
 
 import struct
 from ipaddress import IPv4Address
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
-from scapy.layers.inet import IP, TCP
+from scapy.layers.inet import ICMP, IP, TCP, IPerror, TCPerror
 from scapy.packet import Raw
 
-from common import checksum, cookie, seq
-from common.wire import Malformed, options, tcp
+from common import checksum, seq
+from common.verdict import DropReason
+from common.wire import Malformed, icmp, ipv4, options, tcp
 from common.wire.options import Options
-from common.wire.tcp import ACK, Segment
-from packetbridge import config, translate
-from packetbridge.flows import BridgeFlow
-from packetbridge.translate import ServiceState
-
-U8, U16, U32 = (st.integers(0, 2**bits - 1) for bits in (8, 16, 32))
-ADDRESS = st.binary(min_size=4, max_size=4)
-FLAGS = st.integers(0, 255)
-SERVICE = config.Service(
-    name="web", dscp=3, vip=IPv4Address("192.168.33.10"), port=80,
-    server=IPv4Address("192.168.33.30"), server_port=8080,
+from common.wire.tcp import Segment
+from tests.fuzz.packets import (
+    ADDRESS,
+    OPTION_OCTETS,
+    U8,
+    U16,
+    U32,
+    faults,
+    fragments,
+    icmp_error,
+    internet_checksum,
+    segments,
 )
-BRIDGE = bytes((192, 168, 33, 20))
-
-# The kinds of options that stacks send, and some that nobody knows.
-OPTION = st.sampled_from([b"\x01", b"\x02\x04\x05\xb4", b"\x03\x03\x07", b"\x04\x02"]) | st.builds(
-    lambda kind, body: bytes((kind, 2 + len(body))) + body, st.integers(6, 255),
-    st.binary(max_size=6),
-)
-TIMESTAMPS = st.tuples(U32, U32).map(lambda pair: struct.pack("!BBII", 8, 10, *pair))
-SACK = st.lists(U32, min_size=2, max_size=8).filter(lambda edges: len(edges) % 2 == 0).map(
-    lambda edges: struct.pack(f"!BB{len(edges)}I", 5, 2 + 4 * len(edges), *edges)
-)
-OPTION_OCTETS = st.lists(OPTION | TIMESTAMPS | SACK, max_size=5).map(b"".join).filter(
-    lambda octets: len(octets) <= 40
-).map(lambda octets: octets + bytes(-len(octets) % 4))
-
-
-@st.composite
-def segments(draw: st.DrawFn, src: bytes | None = None, dst: bytes | None = None,
-             sport: int | None = None, dport: int | None = None) -> bytes:
-    """A sound segment, whatever it says."""
-    five_tuple = (
-        (src or draw(ADDRESS)) + (dst or draw(ADDRESS))
-        + struct.pack("!HH", sport or draw(U16), dport or draw(U16))
-    )
-    return tcp.emit(
-        five_tuple, draw(U32), draw(U32), draw(FLAGS), window=draw(U16),
-        option_octets=draw(OPTION_OCTETS), payload=draw(st.binary(max_size=40)), tos=draw(U8),
-    )
-
-
-def holds(packet: bytes) -> bool:
-    """Whether both checksums are right: with them in it, a sum is all ones."""
-    pseudo = packet[12:20] + struct.pack("!HH", 6, len(packet) - 20)
-    return _reference(packet[:20]) == _reference(pseudo + packet[20:]) == 0
-
 
 # --- checksums ---
 
 
-def _reference(octets: bytes) -> int:
-    """RFC 1071 §4.1, word by word."""
-    total = 0
-    for word, in struct.iter_unpack("!H", octets + bytes(len(octets) % 2)):
-        total += word
-        total = (total & 0xFFFF) + (total >> 16)
-    return total ^ 0xFFFF
-
-
 @given(st.binary(max_size=200))
 def test_a_checksum_is_the_sum_of_words(octets: bytes) -> None:
-    assert checksum.checksum(octets) == _reference(octets)
+    assert checksum.checksum(octets) == internet_checksum(octets)
 
 
 @settings(max_examples=500)
 @given(st.binary(min_size=24, max_size=60), st.data())
 def test_a_patched_checksum_is_the_one_reckoned_anew(octets: bytes, data: st.DataObject) -> None:
     off = data.draw(st.integers(0, len(octets) - 4))
-    new = data.draw(U32)
+    new = data.draw(U32 | st.sampled_from([0, 0xFFFFFFFF]))
     changed = octets[:off] + new.to_bytes(4) + octets[off + 4:]
     assume(any(changed))  # no packet is all zeros, and zero has two forms
 
     change = checksum.change_at(off, int.from_bytes(octets[off:off + 4]), new)
-    patched = checksum.patch(_reference(octets), change)
+    patched = checksum.patch(internet_checksum(octets), change)
 
-    assert patched == _reference(changed)
+    assert patched == internet_checksum(changed)
 
 
-# --- headers and options ---
+@given(U16, st.lists(st.tuples(st.integers(0, 29), U16), max_size=8))
+@example(0xFFFF, [(3, 0)])
+@example(0, [(3, 0xFFFF)])
+def test_many_patches_at_once_are_as_one_after_the_other(
+    word: int, writes: list[tuple[int, int]]
+) -> None:
+    """Words of any value, so of 0 and of 0xffff as well, which are both zero in a sum."""
+    words = [0x4500, *([word] * 29)]
+    field = internet_checksum(struct.pack("!30H", *words))
+    total, each = 0, field
+    for index, new in writes:
+        total += checksum.change(words[index], new)
+        each = checksum.patch(each, checksum.change(words[index], new))
+        words[index] = new
+    assume(any(words))
+
+    expected = internet_checksum(struct.pack("!30H", *words))
+    assert checksum.patch(field, total) == each == expected
+
+
+# --- headers ---
+
+
+def _checked(octets: bytes) -> int | DropReason:
+    try:
+        return ipv4.checked_len(octets)
+    except Malformed as malformed:
+        return malformed.reason
+
+
+@settings(max_examples=400)
+@given(segments(), st.integers(0, 7), U8, st.integers(0, 80), st.binary(max_size=4))
+def test_an_ip_header_is_judged_as_scapy_reads_it(
+    packet: bytes, off: int, octet: int, length: int, padding: bytes
+) -> None:
+    octets = (packet[:off] + bytes([octet]) + packet[off + 1:])[:length] + padding
+    if len(octets) < 20:
+        assert _checked(octets) is DropReason.MALFORMED_IP
+        return
+    read = IP(octets[:20])  # only the header: what follows is not in question
+    if read.version != 4 or read.ihl < 5:
+        expected: int | DropReason = DropReason.MALFORMED_IP
+    elif read.ihl > 5:
+        expected = DropReason.IP_OPTIONS
+    elif not 20 <= read.len <= len(octets):
+        expected = DropReason.MALFORMED_IP
+    elif read.flags.MF or read.frag:
+        expected = DropReason.FRAGMENT
+    else:
+        expected = read.len
+
+    assert _checked(octets) == expected
+
+
+@given(segments(), st.sampled_from([8, 16]))
+def test_no_fragment_is_taken_for_a_segment(packet: bytes, size: int) -> None:
+    for piece in fragments(packet, size):
+        with pytest.raises(Malformed) as malformed:
+            Segment(piece)
+
+        assert malformed.value.reason is DropReason.FRAGMENT
 
 
 @given(segments())
-def test_what_is_emitted_is_what_another_parser_reads(packet: bytes) -> None:
+def test_a_segment_is_what_scapy_reads(packet: bytes) -> None:
     segment, read = Segment(packet), IP(packet)
+    payload = bytes(read[Raw]) if Raw in read else b""
 
-    assert holds(packet)
+    assert faults(packet) == []
     assert segment.checksum_holds()
     assert (segment.seq, segment.ack, segment.window) == (
         read[TCP].seq, read[TCP].ack, read[TCP].window
     )
     assert segment.flags == int(read[TCP].flags)
-    assert segment.payload == (bytes(read[Raw]) if Raw in read else b"")
-    assert segment.five_tuple[:8] == IPv4Address(read.src).packed + IPv4Address(read.dst).packed
+    assert segment.payload == payload
+    assert segment.seq_len == len(payload) + ("S" in read[TCP].flags) + ("F" in read[TCP].flags)
+    assert segment.five_tuple == (
+        IPv4Address(read.src).packed + IPv4Address(read.dst).packed
+        + struct.pack("!HH", read[TCP].sport, read[TCP].dport)
+    )
+
+
+@given(segments(), st.integers(20, 100), st.integers(1, 255))
+def test_a_checksum_holds_until_an_octet_changes(packet: bytes, off: int, change: int) -> None:
+    damaged = bytearray(packet)
+    damaged[off % (len(packet) - 20) + 20] ^= change
+
+    try:
+        segment = Segment(bytes(damaged))
+    except Malformed:
+        return
+    assert not segment.checksum_holds()
 
 
 @given(segments(), st.binary(max_size=8))
@@ -141,6 +176,28 @@ def test_whatever_octets_come_only_malformed_is_raised(octets: bytes) -> None:
     assert blocks_off + 8 * blocks <= segment.payload_off
 
 
+@given(segments())
+def test_a_reset_is_one_that_its_receiver_believes(packet: bytes) -> None:
+    """RFC 9293 §3.10.7.1: the number that was acknowledged, else an acknowledgment."""
+    segment = Segment(packet)
+
+    made = tcp.reset_for(segment)
+
+    read, came = IP(made), IP(packet)
+    assert faults(made) == []
+    assert (read.src, read.dst, read[TCP].sport, read[TCP].dport) == (
+        came.dst, came.src, came[TCP].dport, came[TCP].sport
+    )
+    if "A" in came[TCP].flags:
+        assert (str(read[TCP].flags), read[TCP].seq) == ("R", came[TCP].ack)
+    else:
+        acknowledged = came[TCP].seq + segment.seq_len & 0xFFFFFFFF
+        assert (str(read[TCP].flags), read[TCP].seq, read[TCP].ack) == ("RA", 0, acknowledged)
+
+
+# --- options ---
+
+
 @given(st.none() | U16, st.booleans(), st.none() | st.tuples(U32, U32), st.none() | U8)
 def test_options_that_are_emitted_are_read_again(
     mss: int | None, sack: bool, timestamps: tuple[int, int] | None, wscale: int | None
@@ -151,6 +208,115 @@ def test_options_that_are_emitted_are_read_again(
 
     assert len(octets) % 4 == 0
     assert options.parse(octets, 0, len(octets)) == offered
+
+
+@given(st.lists(st.tuples(U32, U32), max_size=5))
+def test_sack_blocks_that_are_emitted_are_read_again(blocks: list[tuple[int, int]]) -> None:
+    octets = options.emit_sack(blocks)
+
+    off, count = options.sack_blocks(octets, 0, len(octets))
+    edges = struct.unpack_from(f"!{2 * count}I", octets, off)
+
+    assert len(octets) % 4 == 0
+    assert list(zip(edges[::2], edges[1::2], strict=True)) == blocks[:3]
+
+
+@settings(max_examples=400)
+@given(OPTION_OCTETS)
+def test_options_are_read_as_scapy_reads_them(octets: bytes) -> None:
+    packet = tcp.emit(bytes(12), 1, 2, 16, option_octets=octets)
+    read = IP(packet)[TCP].options
+    assume(not any(isinstance(name, int) and name < 2 for name, _ in read))
+    # Octets are what scapy makes of a wrong length. Of a kind, the last one counts.
+    read = [(name, value) for name, value in read if value == b"" or type(value) is not bytes]
+    read = [(name, value) for name, value in read if (value == b"") == (name == "SAckOK")]
+    values = dict(read)
+
+    found = options.parse(packet, tcp.OPTIONS_OFF, tcp.OPTIONS_OFF + len(octets))
+
+    assert found == Options(
+        values.get("MSS"), "SAckOK" in values, values.get("Timestamp"), values.get("WScale")
+    )
+    stamps = [value for name, value in read if name == "Timestamp"]
+    blocks = [value for name, value in read if name == "SAck"]
+    segment = Segment(packet)
+    off, count = options.sack_blocks(packet, tcp.OPTIONS_OFF, segment.payload_off)
+    assert segment.timestamps == (stamps[0] if stamps else None)
+    assert struct.unpack_from(f"!{2 * count}I", packet, off) == (blocks[0] if blocks else ())
+
+
+@settings(max_examples=300)
+@given(OPTION_OCTETS, st.integers(0, 39), U8)
+def test_a_spoilt_option_costs_none_of_those_before_it(octets: bytes, off: int, octet: int) -> None:
+    assume(off < len(octets))
+    spoilt = octets[:off] + bytes([octet]) + octets[off + 1:]
+    whole = [kept for kept in options.walk(octets, 0, len(octets)) if kept[1] + kept[2] <= off]
+
+    walked = list(options.walk(spoilt, 0, len(spoilt)))
+
+    assert walked[:len(whole)] == whole
+    assert all(at + length <= len(spoilt) for _, at, length in walked)
+
+
+# --- ICMP ---
+
+
+@settings(max_examples=300)
+@given(segments(), st.integers(0, 18), st.integers(0, 60), ADDRESS, ADDRESS)
+def test_an_error_quotes_the_flow_that_scapy_reads(
+    quoted: bytes, kind: int, length: int, src: bytes, dst: bytes
+) -> None:
+    packet = icmp_error(kind, src, dst, quoted[:length])
+    if kind not in (3, 11, 12) or length < 28:
+        with pytest.raises(Malformed):
+            icmp.Quote(packet)
+        assert not icmp.is_about_tcp(packet) or kind in (3, 11, 12)
+        return
+
+    quote = icmp.Quote(packet)
+
+    read = IP(packet)
+    about = IP(bytes(read[IPerror]) + bytes(100)) if TCPerror not in read else read[IPerror]
+    assert icmp.is_about_tcp(packet)
+    assert quote.five_tuple[:8] == IPv4Address(about.src).packed + IPv4Address(about.dst).packed
+    assert quote.five_tuple[8:] == quoted[20:24]
+    stamps_off = Segment(quoted).ts_off
+    if stamps_off and stamps_off + 8 <= length:
+        assert quote.tsval == int.from_bytes(quoted[stamps_off:stamps_off + 4])
+    else:
+        assert quote.tsval == 0
+
+
+@settings(max_examples=300)
+@given(st.binary(max_size=90), st.booleans())
+def test_whatever_error_comes_only_malformed_is_raised(octets: bytes, alike: bool) -> None:
+    packet = bytearray(octets)
+    if alike:
+        packet[:1], packet[9:10], packet[20:21], packet[28:29] = b"\x45", b"\1", b"\3", b"\x45"
+        packet[2:4] = len(packet).to_bytes(2)
+    try:
+        quote = icmp.Quote(bytes(packet))
+    except Malformed:
+        return
+
+    assert quote.tsval_off + 4 <= len(quote.packet)
+    assert len(quote.five_tuple) == 12
+
+
+@given(segments(), U16, ADDRESS)
+def test_fragmentation_needed_says_so_to_the_sender(packet: bytes, mtu: int, src: bytes) -> None:
+    made = icmp.emit_fragmentation_needed(packet * 20, mtu, src)
+
+    read = IP(made)
+    assert faults(made) == []
+    assert len(made) <= 576  # RFC 1812 §4.3.2.3
+    assert (read[ICMP].type, read[ICMP].code, read[ICMP].nexthopmtu) == (3, 4, mtu)
+    assert (IPv4Address(read.src).packed, IPv4Address(read.dst).packed) == (src, packet[12:16])
+    assert made[28:] == (packet * 20)[:len(made) - 28]
+    assert len(made) >= 28 + 28  # RFC 792: the quoted header and 8 octets
+
+
+# --- sequence numbers ---
 
 
 @given(U32, st.integers(-2**33, 2**33))
@@ -164,147 +330,6 @@ def test_sequence_numbers_are_a_circle(start: int, count: int) -> None:
         assert not seq.before(end, start)
 
 
-# --- cookies ---
-
-KEY = st.binary(min_size=16, max_size=16)
-
-
-@given(KEY, KEY, st.binary(min_size=12, max_size=12), U32, U32, U16, st.booleans(),
-       st.none() | U8)
-def test_a_cookie_holds_in_neighbouring_epochs_and_for_its_flow_alone(
-    key: bytes, other_key: bytes, five_tuple: bytes, client_isn: int, epoch: int, mss: int,
-    sack: bool, wscale: int | None,
-) -> None:
-    secrets = cookie.Secrets(key)
-    made = cookie.encode(secrets, five_tuple, client_isn, epoch, cookie.Offer(mss, sack, wscale))
-
-    assert all(
-        cookie.check(secrets, five_tuple, client_isn, made, at % 2**32)
-        for at in (epoch - 1, epoch, epoch + 1)
-    )
-    assert cookie.check(cookie.Secrets(other_key, key), five_tuple, client_isn, made, epoch)
-    read = cookie.decode(made)
-    assert read.sack == sack
-    assert read.wscale == (None if wscale is None else min(wscale, 14))
-    assert read.mss <= max(mss, min(cookie.MSS_IPV4))
-
-
-def test_few_wrong_cookies_hold() -> None:
-    """24 bits, three epochs: of 100,000 guesses some 0.02 are right; of other things, none here."""
-    secrets, five_tuple = cookie.Secrets(bytes(16)), bytes(range(12))
-    made = cookie.encode(secrets, five_tuple, 7, 1000, cookie.Offer(1460, True, 7))
-
-    assert not cookie.check(secrets, five_tuple, 8, made, 1000)
-    assert not cookie.check(secrets, five_tuple, 7, made, 1002)
-    assert not cookie.check(secrets, bytes(12), 7, made, 1000)
-    assert not cookie.check(cookie.Secrets(bytes(15) + b"\x01"), five_tuple, 7, made, 1000)
-    assert not any(
-        cookie.check(secrets, five_tuple, 7, made + (guess << 8) & 0xFFFFFFFF, 1000)
-        for guess in range(1, 2000)
-    )
-
-
-# --- translation ---
-
-
-def _flow(seq_delta: int, ts_delta: int, wscales: tuple[int, int]) -> BridgeFlow:
-    flow = BridgeFlow(bytes(12), ServiceState(SERVICE, BRIDGE), 0, 0, 0)
-    flow.is_open = True
-    flow.seq_delta, flow.ts_delta = seq_delta, ts_delta
-    flow.server_wscale, flow.advertised_wscale = wscales
-    return flow
-
-
-def _mirror(packet: bytes) -> bytes:
-    """What the server sent, as if it had come from the client: ends, numbers and clocks swapped."""
-    read = IP(packet)
-    tcp_header = read[TCP]
-    swapped = [
-        ("Timestamp", value[::-1]) if name == "Timestamp" else (name, value)
-        for name, value in tcp_header.options
-    ]
-    made = IP(src=read.dst, dst=str(IPv4Address(BRIDGE)), tos=read.tos, id=read.id,
-              flags=read.flags, ttl=read.ttl + 1) / TCP(
-        sport=tcp_header.dport, dport=SERVICE.port, seq=tcp_header.ack, ack=tcp_header.seq,
-        flags=tcp_header.flags, window=tcp_header.window, options=swapped,
-        urgptr=tcp_header.urgptr,
-    ) / Raw(bytes(tcp_header.payload))
-    return bytes(made)
-
-
-@settings(max_examples=300)
-@given(segments(src=SERVICE.server.packed, sport=SERVICE.server_port), U32, U32,
-       st.integers(0, 14), st.integers(0, 14))
-def test_what_is_sent_to_the_client_is_sound_and_differs_by_constants(
-    packet: bytes, seq_delta: int, ts_delta: int, server_wscale: int, advertised_wscale: int
-) -> None:
-    flow = _flow(seq_delta, ts_delta, (server_wscale, advertised_wscale))
-    before = Segment(packet)
-
-    after = Segment(translate.to_client(before, flow))
-
-    assert holds(after.packet)
-    assert after.five_tuple == (
-        SERVICE.vip.packed + packet[16:20] + SERVICE.port.to_bytes(2) + packet[22:24]
-    )
-    assert seq.delta(after.seq, before.seq) == seq_delta
-    assert (after.ack, after.flags, after.payload) == (before.ack, before.flags, before.payload)
-    assert after.window << advertised_wscale <= before.window << server_wscale
-    if before.timestamps:
-        assert after.timestamps == (
-            seq.add(before.timestamps[0], ts_delta), before.timestamps[1]
-        )
-
-
-@settings(max_examples=300)
-@given(segments(src=SERVICE.server.packed, sport=SERVICE.server_port), U32, U32)
-def test_translation_there_and_back_is_the_identity(
-    packet: bytes, seq_delta: int, ts_delta: int
-) -> None:
-    """The client acknowledges just what it was sent: the server reads its own numbers again."""
-    original = Segment(packet)
-    assume(original.flags & ACK and _has_plain_options(packet))
-    flow = _flow(seq_delta, ts_delta, (0, 0))
-
-    at_client = translate.to_client(original, flow)
-    echoed = translate.to_server(Segment(_mirror(at_client)), flow)
-
-    back = Segment(echoed)
-    assert holds(echoed)
-    assert back.ack == original.seq
-    assert back.seq == original.ack
-    assert back.payload == original.payload
-    if original.timestamps:
-        assert back.timestamps == original.timestamps[::-1]
-    assert back.packet[16:20] == SERVICE.server.packed
-
-
-def _has_plain_options(packet: bytes) -> bool:
-    """Whether scapy writes the options as it reads them, and there is at most one of each kind."""
-    read = IP(packet)
-    again = read.copy()
-    again[TCP].options = list(read[TCP].options)
-    del again.chksum, again[TCP].chksum, again[TCP].dataofs, again.len
-    names = [name for name, _ in read[TCP].options if name != "NOP"]
-    return bytes(again) == packet and len(set(names)) == len(names) and "SAck" not in names
-
-
-@settings(max_examples=300)
-@given(st.lists(U32, min_size=2, max_size=8).filter(lambda edges: len(edges) % 2 == 0), U32,
-       st.booleans(), U32)
-def test_sack_blocks_at_the_server_are_its_own_numbers(
-    edges: list[int], seq_delta: int, shifted: bool, ack: int
-) -> None:
-    """Blocks of one to four, at an even offset and at an odd one, across the wrap."""
-    octets = struct.pack(f"!BB{len(edges)}I", 5, 2 + 4 * len(edges), *edges)
-    octets = (b"\x01" if shifted else b"\x01\x01") + octets
-    octets += bytes(-len(octets) % 4)
-    packet = tcp.emit(bytes(4) + BRIDGE + b"\x9c\x40\0\x50", 1, ack, ACK, option_octets=octets)
-
-    after = translate.to_server(Segment(packet), _flow(seq_delta, 0, (0, 0)))
-
-    assert holds(after)
-    off, count = options.sack_blocks(after, tcp.OPTIONS_OFF, Segment(after).payload_off)
-    found = struct.unpack_from(f"!{2 * count}I", after, off)
-    assert list(found) == [seq.add(edge, -seq_delta) for edge in edges]
-    assert Segment(after).ack == seq.add(ack, -seq_delta)
+@given(U32, U32, U32)
+def test_between_is_a_walk_from_low_to_high(low: int, length: int, steps: int) -> None:
+    assert seq.between(low, seq.add(low, steps), seq.add(low, length)) == (steps <= length)

@@ -389,7 +389,7 @@ def test_a_forged_handoff_opens_nothing(lab):
     assert stat(lab.backend1, "TcpPassiveOpens") == 1
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR2], ids=lambda n: n.name)
 def test_a_bridge_that_ends_and_starts_again_under_load_costs_nothing(lab, number):
     _, (bridge,) = start(lab)
     expected = large_file(lab, 60_000_000)
@@ -415,13 +415,13 @@ def test_a_bridge_that_ends_and_starts_again_under_load_costs_nothing(lab, numbe
     assert watch.log() == "", "the VIP has been there all the time"
 
 
-def test_detach_and_sigint_leave_the_host_as_it_was(lab):
+def test_detach_and_sigterm_leave_the_host_as_it_was(lab):
     before = state(lab.backend1)
 
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
+    for number in (signal.SIGUSR2, signal.SIGKILL, signal.SIGTERM):
         bridge = lab.start_bridge(lab.backend1, *ADOPT)
         bridge.stop(number)
-        if number != signal.SIGINT:
+        if number != signal.SIGTERM:
             assert state(lab.backend1) != before
             lab.backend1.run([*program("packetbridge"), "detach"])
 

@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -165,13 +166,13 @@ def test_short_connections_under_load_all_succeed_and_leave_an_empty_table(tmp_p
                    "the balancer's table is empty")
 
 
-def test_a_stop_leaves_the_program_and_detach_the_host_as_it_was():
+def test_handing_over_leaves_the_program_and_detach_the_host_as_it_was():
     with Lab(backends=1) as lab:
         before = lab.balancer.run(["ip", "-d", "link", "show", "eth1"])
         process = lab.start_balancer("--engine", "fast")
         assert "xdpgeneric" in lab.balancer.run(["ip", "-d", "link", "show", "eth1"])
 
-        process.stop()
+        process.stop(signal.SIGUSR2)
 
         assert "xdpgeneric" in lab.balancer.run(["ip", "-d", "link", "show", "eth1"])
         assert VIP in lab.balancer.run(["ip", "address"])

@@ -89,8 +89,9 @@ def wait_for_units(root: debian.Root, process: Process, units: list[str]) -> Non
     try:
         wait_until(active, 60, "units are active")
     except TimeoutError:
-        status = root.inside(process, ["systemctl", "status", "--no-pager", "-n30", *units])
-        pytest.fail(status.stdout)
+        named = [word for unit in units for word in ("-u", unit)]
+        log = root.inside(process, ["journalctl", "--no-pager", "-o", "cat", "-n60", *named])
+        pytest.fail(log.stdout)
 
 
 @pytest.mark.parametrize("name", BOXES)
@@ -153,6 +154,18 @@ def test_curl_from_the_host_is_answered_by_the_boxes(
     assert {answer[2].rpartition(":")[0] for answer in answers} == {CLIENT}
 
 
+@pytest.mark.parametrize("name, unit, words", [
+    ("balancer", "l3dsr-balancer.service", "behind the fast one"),
+    ("backend1", "l3dsr-packetbridge.service", "adopt, fast"),
+])
+def test_the_fast_engine_runs_under_the_units_hardening(
+    booted: dict[str, Process], boxes: dict[str, debian.Root], name: str, unit: str, words: str
+) -> None:
+    log = boxes[name].inside(booted[name], ["journalctl", "-o", "cat", "-u", unit]).stdout
+
+    assert words in log
+
+
 @pytest.mark.parametrize("name, unit", [
     ("balancer", "l3dsr-balancer.service"), ("backend1", "l3dsr-packetbridge.service")
 ])
@@ -177,7 +190,7 @@ def test_a_killed_program_comes_back_by_itself(
 @pytest.mark.parametrize("name, unit", [
     ("balancer", "l3dsr-balancer.service"), ("backend1", "l3dsr-packetbridge.service")
 ])
-def test_a_program_has_the_two_rights_that_it_needs(
+def test_a_program_has_the_four_rights_that_it_needs(
     booted: dict[str, Process], boxes: dict[str, debian.Root], name: str, unit: str
 ) -> None:
     box = boxes[name], booted[name]
@@ -185,10 +198,10 @@ def test_a_program_has_the_two_rights_that_it_needs(
 
     status = box[0].inside(box[1], ["cat", f"/proc/{pid.strip()}/status"]).stdout
 
-    net_admin, net_raw = 1 << 12, 1 << 13
+    needed = {12, 13, 38, 39}  # linux/capability.h: NET_ADMIN, NET_RAW, PERFMON, BPF
     effective = re.search(r"CapEff:\s*(\w+)", status)
     assert effective
-    assert int(effective[1], 16) == net_admin | net_raw
+    assert int(effective[1], 16) == sum(1 << right for right in needed)
     assert re.search(r"NoNewPrivs:\s*1", status)
 
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from netns import inside, python, state
 
+from common.bpf.maps import Map
 from common.bpf.pins import Pins
 from lab.node import Node, Process
 from lab.topology import VIP, Lab, program, wait_until
@@ -68,7 +69,7 @@ def test_a_download_hardly_meets_the_portable_engine(offloads):
 
         assert digest_of_download(lab) == expected
 
-        assert queued(lab.backend1) < 50
+        assert queued(lab.backend1) < 500  # of thousands
 
 
 def test_an_upload_arrives_octet_for_octet(lab):
@@ -105,7 +106,7 @@ def test_half_close_keeps_the_reply_coming(lab):
     answer = lab.client.run(python(client, VIP))
 
     assert answer.strip() == "True"
-    assert queued(lab.backend1) < 50
+    assert queued(lab.backend1) < 500  # of thousands
 
 
 @pytest.mark.parametrize("sysctls", [
@@ -142,7 +143,7 @@ def test_loss_reordering_and_duplicates_cost_no_octet(leg):
         assert digests == [expected, expected]
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=lambda n: n.name)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGUSR2], ids=lambda n: n.name)
 def test_established_flows_outlive_the_bridge(lab, number):
     _, (bridge,) = start(lab)
     expected = large_file(lab, 40_000_000)
@@ -229,13 +230,14 @@ def test_thousands_of_short_connections_leave_both_tables_empty(lab, tmp_path):
     wait_until(lambda: bridge.metrics()["l3dsr_packetbridge_flows"] == 0, 30, "the table is empty")
     with inside(lab.backend1):
         path = Pins("packetbridge-splice-34").map_paths()["flows"]
-        left = lab.backend1.run(["bpftool", "map", "dump", "pinned", str(path)])
-    assert "Found 0 elements" in left or left.strip() == "[]"
+    left = Map.open_pinned(path)
+    assert list(left.items()) == []
+    left.close()
 
 
 def test_detach_leaves_the_host_as_it_was(lab):
     before = state(lab.backend1)
-    lab.start_bridge(lab.backend1, *SPLICE).stop()
+    lab.start_bridge(lab.backend1, *SPLICE).stop(signal.SIGUSR2)
     assert len(attached(lab.backend1)) == 2
 
     lab.backend1.run([*program("packetbridge"), "detach"])
