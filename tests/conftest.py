@@ -13,6 +13,13 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
 _LAB = Path(__file__).parent / "lab"
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """How much the differential tests generate, and which."""
+    group = parser.getgroup("differential tests (tests/bpf)")
+    group.addoption("--seed", type=int, default=1, help="of what they generate (default 1)")
+    group.addoption("--times", type=int, default=1, help="so many times as much (default 1)")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that need root say so, and are skipped without it."""
     if os.geteuid() == 0:

@@ -6,8 +6,6 @@
 
 #include "segment.h"
 
-#include "common/bpf/checksum.h"
-
 #define WINDOW 65535
 #define CLOCK_MASK ((1 << 22) - 1)
 #define MSS_DEFAULT 536

@@ -17,17 +17,13 @@
 
 #include "maps.h"
 
+#include "common/bpf/checksum.h"
+
 enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
 enum { OPTION_END, OPTION_NOP, OPTION_MSS, OPTION_WSCALE, OPTION_SACK_PERMITTED, OPTION_SACK };
 #define OPTION_TIMESTAMPS 8
 #define HEADERS_LEN (sizeof(struct iphdr) + sizeof(struct tcphdr))
 #define MAX_OPTIONS_LEN 40
-#define MAX_VLANS 2
-
-struct vlan {
-	__be16 tag;
-	__be16 proto;
-};
 
 /* ip_off: where the IP header begins in the frame. len: of the IP packet, without padding.
  * payload_off: from the IP header on. has_timestamps: in the layout of all common stacks.
@@ -50,29 +46,17 @@ static __always_inline __u32 payload_len(const struct segment *segment)
 	return segment->len - segment->payload_off;
 }
 
-/* Where the IP header begins, or 0 if the frame is not IPv4. */
+/* Where the IP header begins, or 0 if the frame is not IPv4.
+ *
+ * A tagged frame belongs to the VLAN's own interface, where a program may be, too.
+ */
 static __always_inline __u32 find_ip(struct xdp_md *ctx)
 {
-	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
-	struct ethhdr *eth = data;
-	__u32 off = sizeof(*eth);
-	__be16 proto;
+	struct ethhdr *eth = (void *)(long)ctx->data;
 
-	if (data + sizeof(*eth) > data_end)
+	if ((void *)(eth + 1) > (void *)(long)ctx->data_end)
 		return 0;
-	proto = eth->h_proto;
-#pragma unroll
-	for (int i = 0; i < MAX_VLANS; i++) {
-		struct vlan *vlan = data + off;
-
-		if (proto != bpf_htons(ETH_P_8021Q) && proto != bpf_htons(ETH_P_8021AD))
-			break;
-		if ((void *)(vlan + 1) > data_end)
-			return 0;
-		proto = vlan->proto;
-		off += sizeof(*vlan);
-	}
-	return proto == bpf_htons(ETH_P_IP) ? off : 0;
+	return eth->h_proto == bpf_htons(ETH_P_IP) ? sizeof(*eth) : 0;
 }
 
 /* The headers, if `len` octets from the IP header on are at hand, else NULL. */
@@ -81,8 +65,7 @@ static __always_inline struct iphdr *ip_at(struct xdp_md *ctx, __u32 ip_off, __u
 	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
 	void *ip = data + ip_off;
 
-	return ip_off > sizeof(struct ethhdr) + MAX_VLANS * sizeof(struct vlan) ||
-	       ip + len > data_end ? NULL : ip;
+	return ip_off > sizeof(struct ethhdr) || ip + len > data_end ? NULL : ip;
 }
 
 /* Timestamps as common stacks lay them out; false where there may be some elsewhere. */
@@ -110,6 +93,19 @@ static __always_inline bool read_timestamps(struct xdp_md *ctx, struct segment *
 	       (bpf_ntohl(words[0]) & 0xff) + 2 == options_len;
 }
 
+/* Whether the checksum may be one that others have yet to finish: of the pseudo-header alone.
+ *
+ * Such segments come from hosts on the same machine, and from interfaces that coalesce. No change
+ * can be patched into those; going up completes them. One finished checksum of 65536 looks alike.
+ */
+static __always_inline bool may_be_unfinished(const struct iphdr *ip, const struct tcphdr *tcp)
+{
+	__u16 len = bpf_ntohs(ip->tot_len) - sizeof(*ip);
+	__u64 sum = (__u64)ip->saddr + ip->daddr + bpf_htons(IPPROTO_TCP) + bpf_htons(len);
+
+	return folded(sum) == tcp->check;
+}
+
 /* Read a segment whose bounds all hold. */
 static __always_inline bool read_segment(struct xdp_md *ctx, __u32 ip_off, struct segment *segment)
 {
@@ -117,7 +113,7 @@ static __always_inline bool read_segment(struct xdp_md *ctx, __u32 ip_off, struc
 	struct tcphdr *tcp = (void *)(ip + 1);
 
 	if (!ip || *(__u8 *)ip != 0x45 || ip->frag_off & bpf_htons(0x3fff) ||
-	    ip->protocol != IPPROTO_TCP)
+	    ip->protocol != IPPROTO_TCP || may_be_unfinished(ip, tcp))
 		return false;
 	segment->ip_off = ip_off;
 	segment->len = bpf_ntohs(ip->tot_len);
