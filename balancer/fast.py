@@ -252,12 +252,15 @@ class FastDatapath(Datapath):
         return verdict
 
     def on_tick(self, now_ms: int) -> list[bytes]:
-        """As Datapath; ways, clock and counters are brought up to date now and then."""
+        """As Datapath; ways, clock and counters are kept up to date."""
         self.flows.now_ms = now_ms
         packets = super().on_tick(now_ms)
-        if self._next_hops is not None and not 0 <= self._next_refresh_ms - now_ms <= REFRESH_MS:
-            self._next_refresh_ms = now_ms + REFRESH_MS
+        if self._next_hops is None:
+            return packets
+        if self._next_hops.are_stale(now_ms):
             self.find_next_hops(now_ms)
+        if not 0 <= self._next_refresh_ms - now_ms <= REFRESH_MS:
+            self._next_refresh_ms = now_ms + REFRESH_MS
             self.program.set_secrets(self._secrets)
             self.add_counts()
         return packets

@@ -1,8 +1,9 @@
 """How packets reach the backends: interface, MTU and Ethernet addresses, kept fresh.
 
-The program asks no routing table. What the kernel would do is looked up here, and again and again:
-packets that pass below the kernel do not keep its neighbour entries alive, so these are made to be
-probed (RFC 4861 §7.3.3, as Linux does it for ARP too).
+The program asks no routing table. What the kernel would do is looked up here, and again whenever
+the kernel says that links, routes or neighbours have changed. Packets that pass below the kernel do
+not keep its neighbour entries alive, so these are made to be probed (RFC 4861 §7.3.3, as Linux does
+it for ARP too).
 """
 
 import errno
@@ -14,6 +15,8 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 PROBE_MS = 10_000
+CALM_MS = 200  # between two looks, where changes do not end
+_GROUPS = 0x1 | 0x4 | 0x40  # linux/rtnetlink.h: RTMGRP_LINK, _NEIGH, _IPV4_ROUTE
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # REACHABLE .. PROBE, NOARP, PERMANENT
 _LASTING = 0x40 | 0x80
 _PROBE = 0x10
@@ -33,23 +36,51 @@ UNKNOWN = NextHop(0, 0, bytes(6), bytes(6))
 
 
 class NextHops:
-    """Looks the ways to addresses up. Raises nothing: what cannot be found is UNKNOWN."""
+    """Looks the ways to addresses up. Raises nothing: what cannot be found is UNKNOWN.
+
+    Times are unix times in ms.
+    """
 
     def __init__(self, addresses: Iterable[str]) -> None:
         self._addresses = list(addresses)
+        self._events = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
+        self._events.bind((0, _GROUPS))
+        self._events.setblocking(False)
         self._netlink = IPRoute()
-        self._next_probe_ms = 0
+        self._seen_ms = self._probed_ms = 0
+
+    def are_stale(self, now_ms: int) -> bool:
+        """Whether something has changed since they were looked up, or it is time for a probe."""
+        if not 0 <= now_ms - self._probed_ms < PROBE_MS:
+            return True
+        return not 0 <= now_ms - self._seen_ms < CALM_MS and self._has_events()
 
     def look_up(self, now_ms: int) -> dict[str, NextHop]:
-        """The way to each address. now_ms: unix time, to see when neighbours are to be probed."""
-        probe = now_ms >= self._next_probe_ms
+        """The way to each address."""
+        self._has_events()
+        self._seen_ms = now_ms
+        probe = not 0 <= now_ms - self._probed_ms < PROBE_MS
         if probe:
-            self._next_probe_ms = now_ms + PROBE_MS
+            self._probed_ms = now_ms
         return {address: self._look_up(address, probe) for address in self._addresses}
 
     def close(self) -> None:
-        """Close the netlink socket."""
+        """Close the netlink sockets."""
+        self._events.close()
         self._netlink.close()
+
+    def _has_events(self) -> bool:
+        """Whether the kernel has told of changes since the last call."""
+        found = False
+        while True:
+            try:
+                self._events.recv(1)
+            except BlockingIOError:
+                return found
+            except OSError as error:  # more than it could keep
+                if error.errno != errno.ENOBUFS:
+                    raise
+            found = True
 
     def _look_up(self, address: str, probe: bool) -> NextHop:
         try:

@@ -9,6 +9,7 @@ import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lab.node import wait_until
 from lab.topology import CLIENT, VIP, Backend, Lab, Node, Process
 
 URLS = (
@@ -19,14 +20,19 @@ FILE_OCTETS = 64 << 20
 _BALANCER_SHARE_MAX = 0.05
 _RETRANSMISSION_S = 0.15  # Linux waits for 0.2 s at least
 _RUN_OF_PROGRAM = ("python_", "process_")
+_HANDOFFS = 'l3dsr_balancer_packets_total{reason="handoff"}'
 _REASON = re.compile(r'.*packets_total{reason="(\w+)"}')
 
 
 @dataclass
 class Report:
-    """What was seen. checks: a sentence and whether it held, with what was seen."""
+    """What was seen.
+
+    checks: a sentence and whether it held, with what was seen. programs: how each serves.
+    """
 
     checks: list[dict[str, object]] = field(default_factory=list)
+    programs: dict[str, str] = field(default_factory=dict)
     urls: list[dict[str, str]] = field(default_factory=list)
     file: dict[str, object] = field(default_factory=dict)
     octets: dict[str, int] = field(default_factory=dict)
@@ -65,9 +71,12 @@ def _run(lab: Lab, report: Report) -> None:
     before = [_state(host) for host in hosts]
     balancer, bridges = lab.start_all()
     report.check("balancer and bridges are ready", True)
+    for process in (balancer, *bridges):
+        report.programs[process.name] = process.log().partition(" ready: ")[2].splitlines()[0]
     _ask_urls(lab, report)
     _ask_directly(lab.client, lab.backends[0], report)
     _fetch_file(lab, report)
+    _count_connections(balancer, report)
     for process in (balancer, *bridges):
         report.counters[process.name] = _counters(process)
     codes = [process.stop() for process in (balancer, *bridges)]
@@ -126,6 +135,21 @@ def _fetch_file(lab: Lab, report: Report) -> None:
                  f"{through / served:.1%} of the octets, requests and ACKs")
 
 
+def _count_connections(balancer: Process, report: Report) -> None:
+    """Whether the balancer had them all; what its programs count is collected once a second."""
+    expected = 2 * len(URLS) + 1  # the file
+
+    def found() -> int:
+        return int(balancer.metrics().get(_HANDOFFS, 0))
+
+    try:
+        wait_until(lambda: found() >= expected, 5, "all connections are counted")
+    except TimeoutError:
+        pass
+    report.check("each connection was handed over once", found() == expected,
+                 f"{found()} of {expected}")
+
+
 def _through(balancer: Node) -> int:
     return balancer.octets("rx")
 
@@ -160,6 +184,7 @@ def _state(host: Node) -> list[str]:
 
 
 def _print(report: Report, seconds: float) -> None:
+    _section("programs", list(report.programs.items()))
     _section("which backend answers which URL", [
         (answer["url"], answer["first"], answer["again"]) for answer in report.urls
     ], ("URL", "first", "again"))

@@ -10,7 +10,7 @@ import pytest
 
 from balancer import fast
 from common.bpf import BpfError, build
-from lab.topology import VIP, Lab, program, wait_until
+from lab.topology import BALANCER, VIP, Lab, program, wait_until
 
 URL = f"http://{VIP}"
 PAIRS = [("fast", "fast"), ("fast", "portable"), ("portable", "fast")]
@@ -180,3 +180,37 @@ def test_handing_over_leaves_the_program_and_detach_the_host_as_it_was():
         assert lab.balancer.run(["ip", "-d", "link", "show", "eth1"]) == before
         assert VIP not in lab.balancer.run(["ip", "address"])
         assert "L3DSR" not in lab.balancer.run(["iptables-save"])
+
+
+def test_a_backend_with_another_address_on_the_wire_is_reached_there():
+    with Lab(backends=1) as lab:
+        start(lab, "fast", "fast")
+        assert answers(lab, 1)
+
+        lab.backend1.run(["ip", "link", "set", "eth1", "address", "02:00:00:00:00:99"])
+        lab.backend1.run(["ip", "neigh", "flush", "all"])
+        lab.backend1.run(["ping", "-c1", "-W5", BALANCER])  # asks for it, and is asked
+
+        assert len(answers(lab, 20)) == 20
+
+
+def test_a_new_route_to_a_backend_is_taken():
+    """By a router that has been there all the time."""
+    with Lab(backends=1, clients=2) as lab:
+        router, address = lab.node("client2"), lab.backends[0].address
+        router.run(["sysctl", "-qw", "net.ipv4.ip_forward=1", "net.ipv4.conf.all.send_redirects=0",
+                    "net.ipv4.conf.eth1.send_redirects=0"])
+        start(lab, "fast", "fast")
+        answers(lab, 1)
+
+        lab.balancer.run(["ip", "route", "add", f"{address}/32", "via", "192.168.33.102"])
+        wait_until(lambda: answers(lab, 1) and forwarded(router), 20, "packets take the route")
+        before = forwarded(router)
+        assert len(answers(lab, 20)) == 20
+        assert forwarded(router) >= before + 20
+
+
+def forwarded(node) -> int:
+    """How many packets a host has routed."""
+    names, values = map(str.split, node.run(["cat", "/proc/net/snmp"]).splitlines()[:2])
+    return int(dict(zip(names, values, strict=True))["ForwDatagrams"])
