@@ -14,7 +14,8 @@ from common.settings import COMMAND_LINE, ConfigError
 
 PROGRAM = "balancer"
 FLAGS = (
-    *config.SERVICE_FLAGS, *cli.GLOBAL_FLAGS, "xdp", "hold_octets_total", "id_bits", "takeover_rate"
+    *config.SERVICE_FLAGS, *cli.GLOBAL_FLAGS, "xdp", "hold_octets_total", "id_bits",
+    "takeover_rate", "new_flow_rate",
 )
 
 _DESCRIPTION = """\
@@ -83,6 +84,9 @@ def _add_config_flags(parser: cli.Parser) -> None:
     cli.add_flag(group, "takeover_rate", "N",
                  "packets a second that are forwarded on their timestamps alone "
                  "(default 100000)", numeric=True)
+    cli.add_flag(group, "new_flow_rate", "N",
+                 "new flows a second above which a full table spares its open ones "
+                 "(default 50000)", numeric=True)
 
 
 def _load(namespace: argparse.Namespace) -> config.Config:

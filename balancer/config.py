@@ -73,7 +73,10 @@ class Timeouts:
 
 @dataclass(frozen=True, slots=True)
 class Config:
-    """All of it. file: where it came from, for messages. takeover_rate: packets a second."""
+    """All of it. file: where it came from, for messages. takeover_rate: packets a second.
+
+    new_flow_rate: flows a second; when more come, none that is open is put out by them.
+    """
 
     services: tuple[Service, ...]
     interface: str = "eth1"
@@ -84,6 +87,7 @@ class Config:
     hold_octets_total: int = 64 << 20
     id_bits: int = MAX_ID_BITS
     takeover_rate: int = 100_000
+    new_flow_rate: int = 50_000
     queue: int = DEFAULT_QUEUE
     mark: int = 0x330
     metrics: tuple[str, int] | None = None
@@ -156,6 +160,7 @@ def _read_globals(table: Table) -> dict[str, Any]:
         "hold_octets_total": whole(0, 1 << 40),
         "id_bits": whole(1, MAX_ID_BITS),
         "takeover_rate": whole(0, 100_000_000),
+        "new_flow_rate": whole(0, 100_000_000),
         "queue": whole(0, 65535),
         "mark": whole(1, 0xFFFFFFFE),
         "metrics": settings.listen,

@@ -35,6 +35,7 @@ from random import Random
 from balancer import handshake, hold, takeover
 from balancer.config import Config, Service
 from balancer.delivery import Deliveries, Delivery
+from balancer.flood import Flood
 from balancer.flows import HALF_CLOSED, OPEN, RESET, Backend, BackendFlow
 from balancer.http import Missing
 from balancer.request import choose_key
@@ -93,6 +94,7 @@ class Datapath:
         self.deliveries = Deliveries(config.hold_octets_total)
         self.unknown = UnknownFlows()
         self._takeover_limit = takeover.RateLimit(config.takeover_rate)
+        self._flood = Flood(config.new_flow_rate)
         self.counters = new_counters()
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
@@ -120,6 +122,8 @@ class Datapath:
 
         Returns: packets to send.
         """
+        new_flows = self.counters[Event.HANDOFF] + self.counters[DropReason.TABLE_FULL]
+        self._flood.watch(new_flows, now_ms)
         self.flows.expire(now_ms)
         packets = self.deliveries.due(now_ms, self.flows.get)
         for held in self.holds.expired(now_ms):
@@ -321,7 +325,8 @@ class Datapath:
         if timestamps:
             shift = takeover.ts_shift(backend.ts_start, timestamps[1], arrived_ms or now_ms)
         flow = BackendFlow(key, backend, delta(first.seq, 1), shift, now_ms)
-        self.flows.insert(flow)
+        if not self.flows.insert(flow, spares_open=self._flood.is_on):
+            return send(DropReason.TABLE_FULL, tcp.reset_for(first))
         self.unknown.forget(key)
         backend.flows += 1
         backend.handoffs += 1

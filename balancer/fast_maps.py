@@ -7,6 +7,7 @@ import errno
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 from balancer.flows import Backend, BackendFlow
 from balancer.hold import Held, HoldTable
@@ -23,8 +24,11 @@ BACKEND = struct.Struct("=4sIIBB6s6s6x")
 FLOW = struct.Struct("=QQIIBBBB4x")
 COUNT = struct.Struct("=Q")
 TRAFFIC = struct.Struct("=QQQ")
-_WALK_MS, _MAX_WALK_MS = 1000, 100_000
-_EVICTED_SHARE = 20  # when the table is full, one flow in so many makes room
+_WALK_MS = 1000  # between two walks through the table
+_STEP = 2000  # flows looked at in a tick: some milliseconds, in which packets wait
+_CANDIDATES = 20_000  # flows looked at when the table is full
+_EVICTED_SHARE = 10  # of these, one in so many makes room
+_FULL_MS = 100  # how long a table in which nothing could go is taken for full
 
 
 def place_of(service: int, backend_id: int) -> int:
@@ -35,7 +39,8 @@ def place_of(service: int, backend_id: int) -> int:
 class MapFlows:
     """A FlowTable in a map: the program's flows and the portable engine's are the same.
 
-    The map has no order, so what is idle is looked for: when the table is full, and now and then.
+    The map has no order, so what is idle is looked for, a few flows at a time. A full table is as a
+    kernel's LRU: of the next flows that are looked at, those closest to their end leave.
 
     places:  service's number, backend's id → backend. numbers: service's number of a flow.
     """
@@ -55,13 +60,22 @@ class MapFlows:
         self.count = 0  # as of the last walk, and of what was done here since
         self.evicted = 0
         self._next_walk_ms = 0
+        self._walk: Iterator[BackendFlow] | None = None
+        self._walked: Counter[Backend] = Counter()
+        self._candidates: Iterator[BackendFlow] = iter(())
+        self._full_until_ms = 0
 
     def __len__(self) -> int:
-        return self.count
+        return max(0, self.count)
 
     def __iter__(self) -> Iterator[BackendFlow]:
-        return (flow for key, octets in list(self._map.items())
-                if (flow := self._flow(key, octets)) is not None)
+        """All flows. Those of backends that are configured no more go when they are met."""
+        for key, octets in self._map.items():
+            flow = self._flow(key, octets)
+            if flow is None:
+                self._map.delete(key)
+            else:
+                yield flow
 
     def get(self, key: bytes) -> BackendFlow | None:
         """The flow of a five-tuple, unless it has been idle for too long."""
@@ -75,20 +89,18 @@ class MapFlows:
         self._last = flow, octets
         return flow
 
-    def insert(self, flow: BackendFlow) -> None:
-        """Add a flow; one with the same key leaves."""
+    def insert(self, flow: BackendFlow, spares_open: bool = False) -> bool:
+        """As FlowTable."""
         old = self.get(flow.key)
         if old is not None:
             self.remove(old)
-        try:
-            self._map.update(flow.key, self._octets(flow))
-        except BpfError as error:
-            if error.errno != errno.E2BIG:
-                raise
-            self._evict()
-            self._map.update(flow.key, self._octets(flow))
+        octets = self._octets(flow)
+        if not (self._enter(flow.key, octets)
+                or (self._evict(spares_open) and self._enter(flow.key, octets))):
+            return False
         self.count += 1
-        self._last = flow, self._octets(flow)
+        self._last = flow, octets
+        return True
 
     def touch(self, flow: BackendFlow, now_ms: int) -> None:
         """Note that a packet of `flow` was seen."""
@@ -123,32 +135,65 @@ class MapFlows:
             self._map.update(flow.key, octets)
 
     def expire(self, now_ms: int) -> list[BackendFlow]:
-        """Remove and return flows idle for longer than their state's timeout, now and then.
+        """Remove and return flows idle for longer than their state's timeout, some in each call.
 
         That is no hurry: `get` and the program know no flow that has been idle for too long.
         """
         self.now_ms = now_ms
-        if 0 <= self._next_walk_ms - now_ms <= _MAX_WALK_MS:
-            return []
-        flows = list(self)
-        gone = [flow for flow in flows if self._is_idle(flow)]
-        for flow in gone:
-            self.remove(flow)
-        self.count = len(flows) - len(gone)
-        loads = Counter(flow.backend for flow in flows)
-        loads.subtract(flow.backend for flow in gone)
-        for backend in self._places.values():
-            backend.flows = loads[backend]
-        # a walk takes some microseconds a flow, and shall take no more than a few percent
-        self._next_walk_ms = now_ms + min(max(_WALK_MS, len(flows) // 10), _MAX_WALK_MS)
+        if self._walk is None:
+            if 0 <= self._next_walk_ms - now_ms <= _WALK_MS:
+                return []
+            self._walk, self._walked = iter(self), Counter()
+        flows = list(islice(self._walk, _STEP))
+        gone = [flow for flow in flows if self._is_idle(flow) and self._has_gone(flow)]
+        self._walked.update(flow.backend for flow in flows)
+        self._walked.subtract(flow.backend for flow in gone)
+        if len(flows) < _STEP:
+            self._end_walk()
         return gone
 
-    def _evict(self) -> None:
-        """Make room: flows of the highest state, and of these the longest idle, leave."""
-        flows = sorted(self, key=lambda flow: (-flow.state, flow.seen_ms))
-        for flow in flows[:max(1, len(flows) // _EVICTED_SHARE)]:
+    def _end_walk(self) -> None:
+        """Take over what was counted: the program enters flows, too."""
+        self._walk, self._next_walk_ms = None, self.now_ms + _WALK_MS
+        self.count = self._walked.total()
+        for backend in self._places.values():
+            backend.flows = self._walked[backend]
+
+    def _enter(self, key: bytes, octets: bytes) -> bool:
+        """Write an entry. Returns: whether there was room."""
+        try:
+            self._map.update(key, octets)
+        except BpfError as error:
+            if error.errno != errno.E2BIG:
+                raise
+            return False
+        return True
+
+    def _has_gone(self, seen: BackendFlow) -> bool:
+        """Remove a flow that was seen in a walk, unless it has lived on since."""
+        octets = self._map.lookup(seen.key)
+        flow = self._flow(seen.key, octets) if octets else None
+        if flow is None or not self._is_idle(flow):
+            return False
+        self.remove(flow)
+        return True
+
+    def _evict(self, spares_open: bool) -> bool:
+        """Make room. Returns: whether there is some."""
+        if 0 < self._full_until_ms - self.now_ms <= _FULL_MS:
+            return False
+        found = list(islice(self._candidates, _CANDIDATES))
+        if len(found) < _CANDIDATES:  # the walk is at its end, and begins anew
+            self._candidates = iter(self)
+            found += islice(self._candidates, _CANDIDATES - len(found))
+        leaving = [flow for flow in found if flow.state or not spares_open]
+        leaving.sort(key=lambda flow: (-flow.state, flow.seen_ms))
+        for flow in leaving[:max(1, len(found) // _EVICTED_SHARE)]:
             self.remove(flow)
             self.evicted += 1
+        if not leaving:
+            self._full_until_ms = self.now_ms + _FULL_MS
+        return bool(leaving)
 
     def _is_idle(self, flow: BackendFlow) -> bool:
         return self.now_ms - flow.seen_ms >= self._timeouts_ms[flow.state]
@@ -156,7 +201,7 @@ class MapFlows:
     def _flow(self, key: bytes, octets: bytes) -> BackendFlow | None:
         created_ms, seen_ms, isn, ts_shift, service, backend_id, state, _ = FLOW.unpack(octets)
         backend = self._places.get((service, backend_id))
-        if backend is None:  # of an earlier configuration
+        if backend is None:
             return None
         flow = BackendFlow(key, backend, isn, ts_shift, created_ms)
         flow.seen_ms, flow.state = seen_ms, state

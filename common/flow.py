@@ -61,15 +61,19 @@ class FlowTable(Generic[F]):
     def __iter__(self) -> Iterator[F]:
         return iter(list(self._flows.values()))
 
-    def insert(self, flow: F) -> None:
-        """Add a flow; one with the same key leaves."""
+    def insert(self, flow: F, spares_open: bool = False) -> bool:
+        """Add a flow; one with the same key leaves. Returns: whether there was room.
+
+        spares_open: a full table has room only where flows of other states than the first can go.
+        """
         old = self._flows.get(flow.key)
         if old is not None:
             self.remove(old)
-        elif len(self._flows) >= self._max_flows:
-            self._evict()
+        elif len(self._flows) >= self._max_flows and not self._evict(spares_open):
+            return False
         self._flows[flow.key] = flow
         self._link(flow)
+        return True
 
     def touch(self, flow: F, now_ms: int) -> None:
         """Note that a packet of `flow` was seen."""
@@ -101,12 +105,13 @@ class FlowTable(Generic[F]):
                 gone.append(oldest)  # type: ignore[arg-type]
         return gone
 
-    def _evict(self) -> None:
-        for head in reversed(self._heads):
+    def _evict(self, spares_open: bool) -> bool:
+        for head in reversed(self._heads[1:] if spares_open else self._heads):
             if head.newer is not head:
                 self.remove(head.newer)  # type: ignore[arg-type]
                 self.evicted += 1
-                return
+                return True
+        return False
 
     def _link(self, flow: F) -> None:
         head = self._heads[flow.state]

@@ -67,6 +67,7 @@ class DropReason(Reason):
     UNKNOWN_FLOW = "unknown_flow"  # no flow yet: overtaken, stale, or forged
     TAKEOVER_LIMITED = "takeover_limited"  # more foreign flows than `takeover_rate`
     RESET_UNANSWERED = "reset_unanswered"  # a RST of no flow: never answered
+    TABLE_FULL = "table_full"  # of open flows, and more than `new_flow_rate` want in
     NO_BACKEND = "no_backend"  # every backend has weight 0
     REPLAY_PENDING = "replay_pending"  # the server has not answered yet
     REPLAY_DONE = "replay_done"  # the server's half of the replayed handshake

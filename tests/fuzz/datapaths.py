@@ -32,11 +32,13 @@ _SERVICE = balancer_config.Service(
 )
 
 
-def balancer(*, hold_octets: int = HOLD_OCTETS, **service: Any) -> Balancer:
+def balancer(
+    *, hold_octets: int = HOLD_OCTETS, new_flow_rate: int = 50_000, **service: Any
+) -> Balancer:
     """A balancer of three backends. service: what is different about its service."""
     config = balancer_config.Config(
         services=(replace(_SERVICE, **service),), max_flows=MAX_FLOWS,
-        hold_octets_total=hold_octets,
+        hold_octets_total=hold_octets, new_flow_rate=new_flow_rate,
     )
     return Balancer(config, SECRETS, random=Random(1))
 

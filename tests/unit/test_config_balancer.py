@@ -76,6 +76,7 @@ max_flows = 5
 hold_octets_total = 1000
 id_bits = 4
 takeover_rate = 7
+new_flow_rate = 8
 queue = 3
 mark = 9
 metrics = "127.0.0.1:9101"
@@ -126,6 +127,7 @@ address = "192.0.2.20"
     shop, plain = loaded.services
     assert loaded.file == path
     assert (loaded.id_bits, loaded.takeover_rate, loaded.queue, loaded.mark) == (4, 7, 3, 9)
+    assert loaded.new_flow_rate == 8
     assert loaded.metrics == ("127.0.0.1", 9101)
     assert loaded.timeouts == config.Timeouts(60_000, 1500, 2000)
     assert shop.hold == config.Hold(4, 4096, 500, "reset")
