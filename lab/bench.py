@@ -1,72 +1,63 @@
 """Measure the pair beside no balancer, HAProxy and nginx: one network, one run, alternating.
 
-Ratios are what counts; absolute figures depend on the machine and on what else it does.
-With --packets, measure the pure data paths instead: nanoseconds for a packet, octets for a flow.
+Ratios are what counts; absolute figures depend on the machine and on what else it does. CPU
+seconds are those of the balancing process and of its eBPF programs, taken in a pass of their own.
+With --packets, measure the data paths alone: nanoseconds for a packet, octets for a flow.
 """
 
 import argparse
 import json
+import operator
 import os
 import re
 import statistics
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from lab import packets
-from lab.topology import VIP, Lab, Process, server_address
+from lab import contenders, packets
+from lab.contenders import Contender
+from lab.topology import Lab
 
-PROXY_PORT = {"haproxy": 8081, "nginx": 8082}
-_BULK_LEN = 128 << 20
-_HAPROXY = """\
-global
-  maxconn 4000
-  nbthread 1
-defaults
-  mode http
-  timeout connect 5s
-  timeout client 60s
-  timeout server 60s
-frontend front
-  bind 0.0.0.0:{port}
-  default_backend caches
-backend caches
-  balance uri
-  hash-type consistent
-  http-reuse safe
-  server one {one}:80
-  server two {two}:80
-"""
-_NGINX = """\
-daemon off;
-worker_processes 1;
-pid {directory}/bench-nginx.pid;
-error_log {directory}/bench-nginx.error;
-events {{ worker_connections 16384; }}
-http {{
-  access_log off;
-  proxy_temp_path {directory}/bench-proxy;
-  client_body_temp_path {directory}/bench-body;
-  fastcgi_temp_path {directory}/bench-fastcgi;
-  uwsgi_temp_path {directory}/bench-uwsgi;
-  scgi_temp_path {directory}/bench-scgi;
-  proxy_buffering off;
-  upstream caches {{ hash $uri consistent; server {one}:80; server {two}:80; keepalive 64; }}
-  server {{
-    listen {port} backlog=8192;
-    location / {{
-      proxy_pass http://caches;
-      proxy_http_version 1.1;
-      proxy_set_header Connection "";
-    }}
-  }}
-}}
-"""
+_BULK_LEN = 256 << 20
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+Figures = dict[str, dict[str, list[float]]]  # contender → figure → its value in each round
+
+
+class Aim(NamedTuple):
+    """A figure's ratio to another contender's, or without one its value, and its bound."""
+
+    contender: str
+    figure: str
+    beside: str | None
+    holds: Callable[[float, float], bool]
+    bound: float
+
+    def __str__(self) -> str:
+        sign = "≥" if self.holds is operator.ge else "≤"
+        beside = f", to {self.beside}" if self.beside else ""
+        return f"{self.contender}: {self.figure}{beside} {sign} {self.bound:g}"
+
+
+AIMS = (
+    Aim("portable", "requests/s", "haproxy", operator.ge, 0.25),
+    Aim("portable", "connections/s", "haproxy", operator.ge, 0.1),
+    Aim("portable", "balancer CPU s per GB", "haproxy", operator.le, 1),
+    *(Aim("fast, adopt", figure, "direct", operator.ge, 0.97)
+      for figure in ("requests/s", "connections/s", "bulk Mbit/s")),
+    Aim("fast, adopt", "requests/s", "haproxy", operator.ge, 2),
+    Aim("fast, adopt", "connections/s", "haproxy", operator.ge, 1.3),
+    Aim("fast, adopt", "bulk Mbit/s", "haproxy", operator.ge, 5),
+    Aim("fast, splice", "bulk Mbit/s", "direct", operator.ge, 0.85),
+    Aim("fast, adopt", "new connection p99 ms", "direct", operator.le, 1.5),
+    Aim("fast, adopt", "balancer CPU s per GB", "haproxy", operator.le, 0.05),
+    Aim("fast, adopt", "octets crossing per octet served", None, operator.le, 0.01),
+)
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run the benchmark, print a table, and write the figures as JSON. Returns: 0."""
+    """Run the benchmark, print tables, and write the figures as JSON. Returns: 0."""
     parser = argparse.ArgumentParser(prog="lab/run bench", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3, help="of every measurement (default 3)")
     parser.add_argument("--seconds", type=int, default=4, help="of each load (default 4)")
@@ -84,8 +75,10 @@ def main(arguments: Sequence[str]) -> int:
     Path(options.output).write_text(text)
     if options.json:
         print(text, end="")
+    elif options.packets:
+        packets.print_table(figures)
     else:
-        (packets.print_table if options.packets else _print_table)(figures)
+        print("\n".join([*table(figures), "", *verdicts(figures)]))
     return 0
 
 
@@ -93,49 +86,75 @@ def _say(progress: str) -> None:
     print(f"bench: {progress}", file=sys.stderr, flush=True)
 
 
-def _measure(lab: Lab, rounds: int, seconds: int) -> dict[str, dict[str, list[float]]]:
-    ours, bridges = lab.start_all()
+# --- measuring ---
+
+
+def _measure(lab: Lab, rounds: int, seconds: int) -> Figures:
+    for backend in lab.backends:
+        lab.start_nginx(backend)
     (lab.files / "bulk").write_bytes(os.urandom(1 << 20) * (_BULK_LEN >> 20))
-    ports = {"one": server_address(1), "two": server_address(2), "directory": lab.directory}
-    processes: dict[str, list[Process]] = {"direct": [], "ours": [ours, *bridges]}
-    for name, template, command in (("haproxy", _HAPROXY, ["haproxy", "-db", "-f"]),
-                                    ("nginx", _NGINX, ["nginx", "-c"])):
-        path = lab.directory / f"bench-{name}.conf"
-        path.write_text(template.format(port=PROXY_PORT[name], **ports))
-        process = lab.balancer.start(name, [*command, str(path)])
-        process.wait_for_listener("0.0.0.0", PROXY_PORT[name])
-        processes[name] = [process]
-    urls = {"direct": f"http://{server_address(1)}", "ours": f"http://{VIP}"}
-    urls |= {name: f"http://192.168.33.11:{port}" for name, port in PROXY_PORT.items()}
-    figures: dict[str, dict[str, list[float]]] = {name: {} for name in urls}
+    figures: Figures = {name: {} for name in contenders.NAMES}
     for number in range(rounds):
-        for name, url in urls.items():
+        for name in contenders.NAMES:
             _say(f"round {number + 1} of {rounds}: {name}")
-            found = _measure_one(lab, url, seconds, processes[name][:1])
+            with contenders.running(lab, name) as contender:
+                _wrk(lab, contender, 1)  # until caches and processors are warm
+                found = _speed(lab, contender, seconds) | _cost(lab, contender)
             for figure, value in found.items():
                 figures[name].setdefault(figure, []).append(value)
     return figures
 
 
-def _measure_one(lab: Lab, url: str, seconds: int, balancing: list[Process]) -> dict[str, float]:
-    found: dict[str, float] = {}
-    load = ["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency"]
-    cpu_s = _growth(lambda: _cpu_s(balancing))
-    kept = lab.client.run([*load, f"{url}/x"])
-    found["requests/s"] = _number(kept, r"Requests/sec:\s+([\d.]+)")
-    found["balancer CPU s per 1000 requests"] = cpu_s() * 1000 / _requests(kept)
-    found["p50 ms"], found["p99 ms"] = (_latency_ms(kept, share) for share in ("50%", "99%"))
-    cpu_s = _growth(lambda: _cpu_s(balancing))
-    closed = lab.client.run([*load, "-H", "Connection: close", f"{url}/x"])
-    found["connections/s"] = _number(closed, r"Requests/sec:\s+([\d.]+)")
-    found["balancer CPU s per 1000 connections"] = cpu_s() * 1000 / _requests(closed)
-    crossed, cpu_s = _growth(lambda: lab.balancer.octets("rx")), _growth(lambda: _cpu_s(balancing))
+def _speed(lab: Lab, contender: Contender, seconds: int) -> dict[str, float]:
+    """How fast one is."""
+    kept = _wrk(lab, contender, seconds)
+    closed = _wrk(lab, contender, seconds, "-H", "Connection: close")
+    crossed = _growth(lambda: lab.balancer.octets("rx"))
+    mbits = _bulk_mbits(lab, contender)
+    return {
+        "requests/s": _number(kept, r"Requests/sec:\s+([\d.]+)"),
+        "p50 ms": _latency_ms(kept, "50%"),
+        "p99 ms": _latency_ms(kept, "99%"),
+        "connections/s": _number(closed, r"Requests/sec:\s+([\d.]+)"),
+        "new connection p99 ms": _latency_ms(closed, "99%"),
+        "failed requests": _failures(kept) + _failures(closed),
+        "bulk Mbit/s": mbits,
+        "octets crossing per octet served": crossed() / _BULK_LEN,
+    }
+
+
+def _cost(lab: Lab, contender: Contender) -> dict[str, float]:
+    """What balancing costs in CPU seconds."""
+    if contender.balancing is None:
+        return {f"balancer CPU s per {unit}": 0.0
+                for unit in ("GB", "1000 requests", "1000 connections")}
+    process = contender.balancing
+    with contenders.programs_timed():
+        used = _growth(lambda: contenders.cpu_s(process, _TICKS_PER_S))
+        _bulk_mbits(lab, contender)
+        per_gb = used() * 1e9 / _BULK_LEN
+        used = _growth(lambda: contenders.cpu_s(process, _TICKS_PER_S))
+        requests = _number(_wrk(lab, contender, 1), r"(\d+) requests in")
+        per_request = used() / requests
+        used = _growth(lambda: contenders.cpu_s(process, _TICKS_PER_S))
+        closed = _wrk(lab, contender, 1, "-H", "Connection: close")
+        per_connection = used() / _number(closed, r"(\d+) requests in")
+    return {
+        "balancer CPU s per GB": per_gb,
+        "balancer CPU s per 1000 requests": per_request * 1000,
+        "balancer CPU s per 1000 connections": per_connection * 1000,
+    }
+
+
+def _wrk(lab: Lab, contender: Contender, seconds: int, *flags: str) -> str:
+    return lab.client.run(["wrk", "-t1", "-c32", f"-d{seconds}s", "--latency", *flags,
+                           f"{contender.url}/x"])
+
+
+def _bulk_mbits(lab: Lab, contender: Contender) -> float:
     speed = lab.client.run(["curl", "-sS", "-o", "/dev/null", "-w", "%{speed_download}",
-                            f"{url}/files/bulk"])
-    found["bulk Mbit/s"] = float(speed) * 8 / 1e6
-    found["octets crossing per octet served"] = crossed() / _BULK_LEN
-    found["balancer CPU s per GB"] = cpu_s() * 1e9 / _BULK_LEN
-    return found
+                            f"{contender.url}/files/bulk"])
+    return float(speed) * 8 / 1e6
 
 
 def _growth(read: Callable[[], float]) -> Callable[[], float]:
@@ -143,39 +162,52 @@ def _growth(read: Callable[[], float]) -> Callable[[], float]:
     return lambda: read() - before
 
 
-def _cpu_s(processes: list[Process]) -> float:
-    """CPU seconds of processes and their children (nginx's workers)."""
-    total = 0
-    for process in processes:
-        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-        for pid in (process.pid, *children):
-            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-            total += int(fields[11]) + int(fields[12])
-    return total / os.sysconf("SC_CLK_TCK")
-
-
 def _number(text: str, pattern: str) -> float:
-    return float(re.search(pattern, text)[1])
+    """The first group. Raises: RuntimeError with the text in which it is not found."""
+    found = re.search(pattern, text)
+    if found is None:
+        raise RuntimeError(f"no {pattern!r} in: {text}")
+    return float(found[1])
 
 
-def _requests(text: str) -> float:
-    return _number(text, r"(\d+) requests in")
+def _failures(text: str) -> float:
+    """Requests that wrk saw fail: by the socket, or answered with something else than success."""
+    counts = re.findall(r"(?:connect|read|write|timeout|responses:) (\d+)", text)
+    return float(sum(map(int, counts)))
 
 
 def _latency_ms(text: str, share: str) -> float:
-    value, unit = re.search(rf"{share}\s+([\d.]+)(us|ms|s)", text).groups()
-    return float(value) * {"us": 0.001, "ms": 1, "s": 1000}[unit]
+    milliseconds = {"us": 0.001, "ms": 1, "s": 1000}
+    unit = re.search(rf"{share}\s+[\d.]+(us|ms|s)", text)
+    return _number(text, rf"{share}\s+([\d.]+)") * milliseconds[unit[1] if unit else "ms"]
 
 
-def _print_table(figures: dict[str, dict[str, list[float]]]) -> None:
-    """Medians, in brackets the spread; the last column is ours to HAProxy's."""
-    print(f"\n{'median (least to greatest)':<34}" + "".join(f"{name:>32}" for name in figures)
-          + f"{'ours/haproxy':>14}")
-    for figure in figures["ours"]:
-        cells, medians = "", {}
-        for name, values in figures.items():
-            found = values[figure]
-            medians[name] = statistics.median(found)
-            cells += f"{f'{medians[name]:.4g} ({min(found):.4g} to {max(found):.4g})':>32}"
-        ratio = medians["ours"] / medians["haproxy"] if medians["haproxy"] else float("nan")
-        print(f"{figure:<34}{cells}{ratio:>14.3f}")
+# --- for people ---
+
+
+def table(figures: Figures) -> Iterator[str]:
+    """Medians, and how far the rounds are apart: half of the range, in percent."""
+    yield f"{'median ± half the range':<36}" + "".join(f"{name:>17}" for name in figures)
+    for figure in figures["direct"]:
+        cells = ""
+        for found in figures.values():
+            values = found[figure]
+            middle = statistics.median(values)
+            spread = (max(values) - min(values)) / 2 / middle if middle else 0
+            cells += f"{f'{_shown(middle)} ±{spread:4.0%}':>17}"
+        yield f"{figure:<36}{cells}"
+
+
+def verdicts(figures: Figures) -> Iterator[str]:
+    """What each aim came to."""
+    yield "aims"
+    for aim in AIMS:
+        value = statistics.median(figures[aim.contender][aim.figure])
+        if aim.beside:
+            value /= statistics.median(figures[aim.beside][aim.figure]) or float("nan")
+        verdict = "met" if aim.holds(value, aim.bound) else "missed"
+        yield f"  {verdict:<8}{aim!s:<72}{value:>9.3f}"
+
+
+def _shown(value: float) -> str:
+    return f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"

@@ -1,0 +1,154 @@
+"""What the benchmark compares: no balancer, proxies, and the pair with each engine and mode.
+
+All serve the same two backends of one lab. The pair's kinds share the VIP, so each runs only while
+it is measured.
+"""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from lab.node import Process
+from lab.topology import BALANCER, VIP, Lab, server_address
+
+PROXY_PORT = {"haproxy": 8081, "nginx": 8082}
+# flags of the balancer, flags of the bridges
+PAIRS: dict[str, tuple[list[str], list[str]]] = {
+    "portable": (["--engine", "portable"], ["--engine", "portable"]),
+    "fast, splice": (["--engine", "fast"], ["--engine", "fast", "--mode", "splice"]),
+    "fast, adopt": (["--engine", "fast"], ["--engine", "fast", "--mode", "adopt"]),
+}
+NAMES = ("direct", *PROXY_PORT, *PAIRS)
+_HAPROXY = """\
+global
+  maxconn 4000
+  nbthread 1
+defaults
+  mode http
+  timeout connect 5s
+  timeout client 60s
+  timeout server 60s
+frontend front
+  bind 0.0.0.0:{port}
+  default_backend caches
+backend caches
+  balance uri
+  hash-type consistent
+  http-reuse safe
+  server one {one}:80
+  server two {two}:80
+"""
+_NGINX = """\
+daemon off;
+worker_processes 1;
+pid {directory}/bench-nginx.pid;
+error_log {directory}/bench-nginx.error;
+events {{ worker_connections 16384; }}
+http {{
+  access_log off;
+  proxy_temp_path {directory}/bench-proxy;
+  client_body_temp_path {directory}/bench-body;
+  fastcgi_temp_path {directory}/bench-fastcgi;
+  uwsgi_temp_path {directory}/bench-uwsgi;
+  scgi_temp_path {directory}/bench-scgi;
+  proxy_buffering off;
+  upstream caches {{ hash $uri consistent; server {one}:80; server {two}:80; keepalive 64; }}
+  server {{
+    listen {port} backlog=8192;
+    location / {{
+      proxy_pass http://caches;
+      proxy_http_version 1.1;
+      proxy_set_header Connection "";
+    }}
+  }}
+}}
+"""
+_COMMANDS = {"haproxy": (_HAPROXY, ["haproxy", "-db", "-f"]), "nginx": (_NGINX, ["nginx", "-c"])}
+
+
+class Contender(NamedTuple):
+    """One that runs. address: where it serves. balancing: the process on the balancer, if any."""
+
+    url: str
+    address: str
+    port: int
+    balancing: Process | None
+
+
+@contextmanager
+def running(lab: Lab, name: str) -> Iterator[Contender]:
+    """One of NAMES, at work; nginx runs on both backends. Raises: RuntimeError."""
+    started: list[Process] = []
+    if name == "direct":
+        made = Contender(f"http://{server_address(1)}", server_address(1), 80, None)
+    elif name in PROXY_PORT:
+        started.append(_start_proxy(lab, name))
+        port = PROXY_PORT[name]
+        made = Contender(f"http://{BALANCER}:{port}", BALANCER, port, started[0])
+    else:
+        balancer_flags, bridge_flags = PAIRS[name]
+        started.append(lab.start_balancer(*balancer_flags))
+        started += [lab.start_bridge(backend, *bridge_flags) for backend in lab.backends]
+        made = Contender(f"http://{VIP}", VIP, 80, started[0])
+    try:
+        yield made
+    finally:
+        for process in started:
+            process.stop()
+
+
+def _start_proxy(lab: Lab, name: str) -> Process:
+    template, command = _COMMANDS[name]
+    path = lab.directory / f"bench-{name}.conf"
+    path.write_text(template.format(port=PROXY_PORT[name], one=server_address(1),
+                                    two=server_address(2), directory=lab.directory))
+    process = lab.balancer.start(name, [*command, str(path)])
+    return process.wait_for_listener("0.0.0.0", PROXY_PORT[name])
+
+
+# --- the time that they take ---
+
+_STATS = Path("/proc/sys/kernel/bpf_stats_enabled")
+
+
+@contextmanager
+def programs_timed() -> Iterator[None]:
+    """The kernel notes how long eBPF programs run, which costs each run some 40 ns."""
+    if not _STATS.exists():
+        yield
+        return
+    before = _STATS.read_text()
+    _STATS.write_text("1")
+    try:
+        yield
+    finally:
+        _STATS.write_text(before)
+
+
+def cpu_s(process: Process, ticks_per_s: int) -> float:
+    """CPU seconds so far: of the process, its children (nginx's workers), and its programs.
+
+    What the kernel does with packets besides is nobody's, whoever balances.
+    """
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    ticks = 0
+    for pid in (process.pid, *children):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += int(fields[11]) + int(fields[12])
+    return ticks / ticks_per_s + _programs_ns(process.pid) / 1e9
+
+
+def _programs_ns(pid: int) -> int:
+    """How long the eBPF programs have run that a process has loaded; each counts once."""
+    found = {}
+    for path in Path(f"/proc/{pid}/fdinfo").iterdir():
+        try:
+            text = path.read_text()
+        except FileNotFoundError:  # closed since
+            continue
+        fields = dict(re.findall(r"^(\w+):\s*(\S+)", text, re.MULTILINE))
+        if "prog_id" in fields and "run_time_ns" in fields and "link_id" not in fields:
+            found[fields["prog_id"]] = int(fields["run_time_ns"])
+    return sum(found.values())
