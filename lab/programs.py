@@ -1,0 +1,298 @@
+"""Nanoseconds for a packet of the eBPF programs, path by path, by test runs in the kernel.
+
+The balancer's program gets fresh frames from a small one before it (lab/bpf/feed.bpf.c), whose own
+time, with a program that does nothing behind it, is taken off. The bridge's programs run again and
+again on one packet, with a flow whose translation changes nothing but the TTL; what an empty run
+takes is taken off, too. Of many runs the median counts, of the rounds the least.
+"""
+
+import socket
+import statistics
+import struct
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from ipaddress import IPv4Address
+from os import getpid
+from pathlib import Path
+from random import Random
+
+from pyroute2 import netns
+
+from balancer import config as balancer_config
+from balancer import fast, takeover
+from balancer.fast_maps import FLOW
+from balancer.next_hops import NextHop
+from balancer.request import KeySpec
+from common import cookie
+from common.bpf import build
+from common.bpf.objects import XDP_PASS, Object, Program, SkBuff
+from common.checksum import checksum
+from common.cookie import Offer, Secrets
+from common.verdict import DropReason, Event, Reason
+from common.wire import ipv4, options, tcp
+from common.wire.options import Options
+from common.wire.tcp import ACK, PSH, SYN
+from lab import payloads
+from packetbridge import splice
+from packetbridge.adopt import Adopt
+from packetbridge.config import Config, Service
+from packetbridge.splice import Splice
+
+# Paths whose time has an aim, ns.
+AIMS = {
+    "balancer: flow hit, 1,024 flows": 30,
+    "balancer: flow hit, 131,072 flows": 90,
+    "balancer: SYN answered": 100,
+    "balancer: first payload, path of 200 octets": 550,
+    "adopt: established": 60,
+    "splice: in": 90,
+    "splice: out": 90,
+}
+_SECRETS = Secrets(bytes(range(16)))
+_VIP = IPv4Address("192.168.33.10")
+_ETHERNET = bytes(12) + b"\x08\x00"
+_FEED = Path(__file__).parent / "bpf/feed.bpf.c"
+_FRAME = struct.Struct("=I1514s2x")
+_FRESH = 4096  # frames that open flows
+_HITS = (1 << 10, 1 << 17, 1 << 20)
+_RUNS = 1 << 17
+_ISN = 1000
+_BACKENDS = 16
+_UP_TO_VIP = _VIP.packed + struct.pack("!HH", 5000, 80)
+
+
+def measure(rounds: int, say: Callable[[str], None]) -> dict[str, float]:
+    """All paths by name, in ns. say: for progress. Raises: BpfError, BuildError."""
+    found: dict[str, list[float]] = {}
+    for number in range(rounds):
+        say(f"programs, round {number + 1} of {rounds}")
+        for name, value in (*_balancer_paths(), *_bridge_paths()):
+            found.setdefault(name, []).append(value)
+    return {name: min(values) for name, values in found.items()}
+
+
+# --- the balancer ---
+
+
+class _Measured:
+    """The balancer's program behind the one that feeds it. key: the service's."""
+
+    def __init__(self, key: str, max_flows: int) -> None:
+        backends = tuple(
+            balancer_config.Backend(number, IPv4Address("192.168.33.20") + number)
+            for number in range(1, _BACKENDS + 1)
+        )
+        service = balancer_config.Service(
+            name="bench", vip=_VIP, port=80, dscp=3, key=KeySpec.parse(key), backends=backends,
+        )
+        self._program = fast.Program(
+            balancer_config.Config(services=(service,), max_flows=max_flows,
+                                   takeover_rate=10**9), _SECRETS)
+        for backend in backends:
+            self._program.set_next_hop(0, backend.id, NextHop(1, 1500, b"\2" * 6, b"\4" * 6))
+        self.flows = self._program.flows
+
+    def close(self) -> None:
+        self._program.close()
+
+    def ns(
+        self, packets: Sequence[bytes], reason: Reason | None, runs: int, clients: int = 0
+    ) -> float:
+        """Time for a packet. reason: why each is sent or dropped; None: each goes up.
+
+        clients: so many send the first of the packets, instead of one after the other; both are
+                 powers of two.
+        Raises: AssertionError where a packet takes another path.
+        """
+        with Object(build.compile(_FEED)) as feed:
+            feed.set_variable("mask", (clients or len(packets)) - 1)
+            feed.set_max_entries("frames", len(packets))
+            feed.load()
+            frames = feed.map("frames", struct.Struct("=I"), _FRAME)
+            frames.update_all((place, (len(_ETHERNET + packet), _ETHERNET + packet))
+                              for place, packet in enumerate(packets))
+            frames.close()
+            feeding = feed.program("feed_clients" if clients else "feed_frames")
+            target = feed.map("measured")
+            target.update(bytes(4), feed.program("nothing").fd.to_bytes(4, "little"))
+            empty_ns = _run(feeding, runs)
+            own = self._program.object.program(fast.PROGRAM_NAME)
+            target.update(bytes(4), own.fd.to_bytes(4, "little"))
+            before = self._counted()
+            whole_ns = _run(feeding, runs, XDP_PASS if reason is None else None)
+            grown = {each: count - before[each] for each, count in self._counted().items()
+                     if count != before[each]}
+            target.close()
+        # all but the few whose checksum looks unfinished
+        assert list(grown) == ([reason] if reason else []), grown
+        assert reason is None or grown[reason] > 0.99 * runs, grown
+        return whole_ns - empty_ns
+
+    def forget_flows(self) -> None:
+        """Empty the table."""
+        self.flows.delete_all(list(self.flows.keys()))
+
+    def _counted(self) -> dict[Reason, int]:
+        return {fast.REASONS[number]: sum(counts)
+                for number, counts in self._program.reasons.items()}
+
+
+def _run(program: Program, runs: int, retval: int | None = None) -> float:
+    """ns for a run, on average over so many. retval: what the last one must return."""
+    done = program.test_run(bytes(64), repeat=runs)
+    assert retval in (None, done.retval), done.retval
+    return done.duration_ns
+
+
+@contextmanager
+def _measured(key: str = "http.host+path", max_flows: int = 2 * _FRESH) -> Iterator[_Measured]:
+    made = _Measured(key, max_flows)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _five_tuples(count: int) -> list[bytes]:
+    ends = Random(7).sample(range(1 << 40), count)
+    return [b"\x0a" + end.to_bytes(5)[:3] + _VIP.packed + end.to_bytes(5)[3:] + b"\0\x50"
+            for end in ends]
+
+
+def _segment(client: bytes, tsecr: int, ack: int, payload: bytes = b"") -> bytes:
+    return tcp.emit(client, _ISN + 1, ack, ACK | PSH if payload else ACK, window=502,
+                    option_octets=options.emit(Options(timestamps=(5_000_000, tsecr))),
+                    payload=payload)
+
+
+def _after_cookie(client: bytes, payload: bytes = b"") -> bytes:
+    """The segment that follows a handshake, now."""
+    now_ms = time.time_ns() // 1_000_000
+    cookie_isn = cookie.encode(_SECRETS, client, _ISN, cookie.epoch_at(now_ms),
+                               Offer(1460, True, 7))
+    return _segment(client, now_ms & (1 << 22) - 1, cookie_isn + 1, payload)
+
+
+def _balancer_paths() -> Iterator[tuple[str, float]]:
+    """Name and ns of each."""
+    clients = _five_tuples(_FRESH)
+    offer = options.emit(Options(1460, True, (5_000_000, 0), 7))
+    named = (3 << takeover.id_shift(7)) + 500
+    with _measured() as balancer:
+        syns = [tcp.emit(client, _ISN, 0, SYN, window=64240, option_octets=offer)
+                for client in clients]
+        yield "balancer: SYN answered", balancer.ns(syns, Event.SYN_ANSWERED, _RUNS)
+        yield "balancer: handshake's ACK", balancer.ns(
+            [_after_cookie(client) for client in clients], DropReason.HANDSHAKE_ACK, _RUNS)
+        yield "balancer: takeover", balancer.ns(
+            [_segment(client, named, 77) for client in clients], Event.TAKEOVER, _RUNS)
+        yield "balancer: unknown flow, goes up", balancer.ns(
+            [_segment(client, 0, 77) for client in clients], None, _RUNS)
+        for length in (40, 200, 800):
+            yield f"balancer: first payload, path of {length} octets", _first_ns(
+                balancer, clients, payloads.request(length))
+    with _measured("tls.sni") as balancer:
+        yield "balancer: first payload, ClientHello", _first_ns(
+            balancer, clients, payloads.client_hello())
+    for count in _HITS:
+        with _measured(max_flows=2 * count) as balancer:
+            yield f"balancer: flow hit, {count:,} flows", _hit_ns(balancer, count)
+
+
+def _first_ns(balancer: _Measured, clients: Sequence[bytes], payload: bytes) -> float:
+    """Each opens a flow of its own."""
+    found = []
+    for _ in range(16):
+        balancer.forget_flows()
+        packets = [_after_cookie(client, payload) for client in clients]
+        found.append(balancer.ns(packets, Event.HANDOFF, len(packets)))
+    return statistics.median(found)
+
+
+def _hit_ns(balancer: _Measured, count: int) -> float:
+    """Packets of flows at random."""
+    now_ms = time.time_ns() // 1_000_000
+    entry = FLOW.pack(now_ms, now_ms, _ISN, 0, 0, 3, 0, 0)
+    balancer.flows.update_all(
+        ((10 << 24 | number).to_bytes(4) + _UP_TO_VIP, entry) for number in range(count))
+    packet = _segment(bytes(4) + _UP_TO_VIP, (3 << takeover.id_shift(7)) + 500, 77)
+    return balancer.ns([packet], Event.FORWARDED, max(_RUNS, count), clients=count)
+
+
+# --- the bridge ---
+
+_CLIENT, _HOST = "10.0.0.1", "10.0.0.2"
+_SERVICE = Service("bench", 0, IPv4Address(_HOST), 80, IPv4Address(_HOST), 80)
+_CONFIG = Config((_SERVICE,), address=IPv4Address(_HOST), max_flows=1000)
+_REPEATS = 250  # the TTL has no more
+_SEQ, _ECHO = 5000, (1 << 24) + 5000
+_UP = socket.inet_aton(_CLIENT) + socket.inet_aton(_HOST) + struct.pack("!HH", 5000, 80)
+_SPLICED = _UP[:4] + _UP[8:10] + _UP[4:8] + _UP[10:12]
+
+
+def _frame(five_tuple: bytes, *layout: bytes, payload: bytes = b"") -> bytes:
+    """A segment with the numbers that the flows here have."""
+    packet = bytearray(tcp.emit(five_tuple, _SEQ, _SEQ, ACK, option_octets=b"".join(layout),
+                                payload=payload))
+    packet[ipv4.TTL_OFF] = 255
+    packet[10:12] = bytes(2)
+    packet[10:12] = checksum(packet[:20]).to_bytes(2)
+    return _ETHERNET + bytes(packet)
+
+
+def _stamps(tsecr: int = _ECHO) -> bytes:
+    return options.emit(Options(timestamps=(0, tsecr)))
+
+
+def _sack(blocks: int) -> bytes:
+    return bytes((1, 1, 5, 2 + 8 * blocks)) + bytes(8 * blocks)
+
+
+def _bridge_paths() -> Iterator[tuple[str, float]]:
+    """Name and ns of each."""
+    with _connection():
+        way_in = Adopt(_CONFIG, [_SERVICE]).program("on_ingress")
+        empty_ns = _median_ns(way_in, bytes(12) + b"\x86\xdd" + bytes(60))
+        programs = Splice(_CONFIG, [_SERVICE])
+        programs.write(_SPLICED, splice.Entry(
+            0, 0, 1, 1, IPv4Address(_HOST).packed, b"\0\x50", 0, 7, 7, 0, 0, _SEQ, _SEQ, _SEQ, 0))
+        up, down = programs.program("on_ingress"), programs.program("on_egress")
+        back = tcp.reverse(_UP)
+        for name, program, frame, mark in (
+            ("adopt: established", way_in, _frame(_UP, _stamps()), 0),
+            ("adopt: established, first round trips", way_in, _frame(_UP, _stamps(1 << 24)), 0),
+            ("adopt: established, no timestamps", way_in, _frame(_UP), 0),
+            ("splice: in", up, _frame(_UP, _stamps()), 0),
+            ("splice: in, 1 SACK block", up, _frame(_UP, _stamps(), _sack(1)), 0),
+            ("splice: in, 3 SACK blocks", up, _frame(_UP, _stamps(), _sack(3)), 0),
+            ("splice: out", down, _frame(back, _stamps(), payload=bytes(1000)), _CONFIG.mark),
+            ("splice: out, not a bridged connection's", down, _frame(back, _stamps()), 0),
+        ):
+            yield name, _median_ns(program, frame, mark) - empty_ns
+        programs.close()
+
+
+def _median_ns(program: Program, octets: bytes, mark: int = 0) -> float:
+    return statistics.median(
+        program.test_run(octets, SkBuff(mark=mark), _REPEATS).duration_ns for _ in range(300))
+
+
+@contextmanager
+def _connection() -> Iterator[None]:
+    """A namespace with an established connection from _CLIENT:5000 to _HOST:80."""
+    name = f"l3dsr-programs-{getpid()}"
+    netns.create(name)
+    netns.pushns(name)
+    try:
+        for words in ("link set lo up", f"addr add {_CLIENT}/32 dev lo",
+                      f"addr add {_HOST}/32 dev lo"):
+            subprocess.run(["ip", *words.split()], check=True)
+        with socket.create_server((_HOST, 80)) as server, \
+                socket.create_connection((_HOST, 80), source_address=(_CLIENT, 5000)), \
+                server.accept()[0]:
+            yield
+    finally:
+        netns.popns()
+        netns.remove(name)
