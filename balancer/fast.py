@@ -43,6 +43,9 @@ from common.verdict import DropReason, Event, Verdict
 PROGRAM_NAME = "on_packet"
 REASONS = (*Event, *DropReason)  # as common/bpf/verdict.h numbers them
 REFRESH_MS = 1000
+_CLOCK_SLACK_MS = 50
+_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h: moves by ticks
+_TICK_MS = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1000 * (1 << 20))  # of 2^-20 ms
 _ETHERNET = 1  # linux/if_arp.h
 log = logging.getLogger(__name__)
 
@@ -83,12 +86,25 @@ class Program:
     def set_secrets(self, secrets: Secrets, fixed_ms: int = 0) -> None:
         """Check and make cookies by these, and set the clock. fixed_ms: the time in test runs."""
         timeouts = self._config.timeouts
-        offset_ms = (time.time_ns() - time.clock_gettime_ns(time.CLOCK_MONOTONIC)) // 1_000_000
+        self._secrets = secrets
+        self._base = time.time_ns() // 1_000_000, self._tick()
         self.settings.update(0, (
             secrets.current, secrets.previous or bytes(16), 2 if secrets.previous else 1,
-            offset_ms, fixed_ms, timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms,
+            *self._base, _TICK_MS, fixed_ms,
+            timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms,
             self._config.takeover_rate, takeover.id_shift(self._config.id_bits),
         ))
+
+    def keep_time(self, now_ms: int) -> None:
+        """Set the clock if it is wrong by more than ticks explain. now_ms: unix time."""
+        base_ms, base_tick = self._base
+        told_ms = base_ms + ((self._tick() - base_tick & 0xFFFFFFFF) * _TICK_MS >> 20)
+        if abs(told_ms - now_ms) > _CLOCK_SLACK_MS:
+            self.set_secrets(self._secrets)
+
+    def _tick(self) -> int:
+        """The kernel's tick, as the program reads it; 32 bits."""
+        return self.object.program("read_tick").test_run(bytes(64)).retval & 0xFFFFFFFF
 
     def set_next_hop(self, service: int, backend_id: int, hop: NextHop) -> None:
         """How to reach a backend of the service of that number."""
@@ -261,7 +277,7 @@ class FastDatapath(Datapath):
             self.find_next_hops(now_ms)
         if not 0 <= self._next_refresh_ms - now_ms <= REFRESH_MS:
             self._next_refresh_ms = now_ms + REFRESH_MS
-            self.program.set_secrets(self._secrets)
+            self.program.keep_time(now_ms)
             self.add_counts()
         return packets
 

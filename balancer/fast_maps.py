@@ -17,7 +17,7 @@ from common.wire.tcp import Segment
 
 MAX_BACKENDS = 128
 INDEX = struct.Struct("=I")  # of arrays
-SETTINGS = struct.Struct("=16s16sI4x QQ 3Q Q I4x")
+SETTINGS = struct.Struct("=16s16sI4x QIIQ 3Q Q I4x")
 SERVICE_KEY = struct.Struct("=4s2s2x")
 SERVICE = struct.Struct("=IHBBB3x")
 BACKEND = struct.Struct("=4sIIBB6s6s6x")

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seconds", type=int, default=4, help="of each load (default 4)")
     parser.add_argument("--output", default="bench.json", help="JSON file (default bench.json)")
     parser.add_argument("--packets", action="store_true",
-                        help="the data paths alone, without traffic (about two minutes)")
+                        help="the data paths alone, without traffic (about three minutes)")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     options = parser.parse_args(arguments)
     if options.packets:

@@ -1,12 +1,12 @@
-"""Nanoseconds for a packet, path by path, and octets for a flow: the pure data paths alone.
+"""Nanoseconds for a packet, path by path, and octets for a flow: the data paths alone.
 
-No network, no queue, no socket: what Python does with a packet that has arrived. Paths are
+No network, no queue, no socket: what Python does with a packet that has arrived, and what the eBPF
+programs do (lab/programs.py). Paths are
 measured alternately, round after round, and the least of the rounds is the figure, since
 whatever else the machine does only adds to it.
 """
 
 import gc
-import ssl
 import statistics
 import time
 import tracemalloc
@@ -21,10 +21,12 @@ from balancer.flows import BackendFlow
 from balancer.request import KeySpec
 from balancer.schedule import moved_share
 from common import cookie
+from common.bpf import BpfError, build
 from common.cookie import Offer, Secrets
 from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH, SYN
+from lab import payloads, programs
 from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath as Bridge
 from packetbridge.flows import OPEN, BridgeFlow
@@ -44,6 +46,10 @@ def measure(rounds: int, say: Callable[[str], None]) -> dict[str, float]:
     """All figures by name: ns for a packet, octets for a flow, shares. say: for progress."""
     random = Random(_SEED)
     figures: dict[str, float] = {}
+    try:
+        figures |= {f"fast {name}": value for name, value in programs.measure(rounds, say).items()}
+    except (BpfError, build.BuildError) as error:
+        say(f"no eBPF here: {error}")
     say("one path after the other")
     fresh = {**_opening_paths(random), **_bridge_paths(random)}
     figures |= _least_ns(fresh, rounds, say)
@@ -123,25 +129,6 @@ def _after_cookie(five_tuple: bytes, payload: bytes) -> bytes:
     return _segment(five_tuple, handshake.clock(NOW_MS), payload, flags, cookie_isn + 1)
 
 
-def _request(length: int) -> bytes:
-    """A GET of `length` octets with a Host."""
-    head, tail = b"GET /", b" HTTP/1.1\r\nHost: a.example\r\n\r\n"
-    return head + b"x" * (length - len(head) - len(tail)) + tail
-
-
-def _client_hello() -> bytes:
-    """What Python's own TLS stack says first."""
-    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
-    client = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).wrap_bio(
-        incoming, outgoing, server_hostname="shop.example.net"
-    )
-    try:
-        client.do_handshake()
-    except ssl.SSLWantReadError:
-        pass
-    return outgoing.read()
-
-
 def _opening_paths(random: Random) -> dict[str, Callable[[], Work]]:
     """Paths that need no flow. Those that open one begin with an empty table each time."""
     clients = _five_tuples(random, _PACKETS)
@@ -159,10 +146,10 @@ def _opening_paths(random: Random) -> dict[str, Callable[[], Work]]:
     return {
         "balancer: SYN answered": path(syns),
         "balancer: handshake's ACK": path([_after_cookie(client, b"") for client in clients]),
-        "balancer: first payload, 44 octets": first(_request(44)),
-        "balancer: first payload, 200 octets": first(_request(200)),
-        "balancer: first payload, 800 octets": first(_request(800)),
-        "balancer: first payload, ClientHello": first(_client_hello(), "tls.sni"),
+        "balancer: first payload, path of 40 octets": first(payloads.request(40)),
+        "balancer: first payload, path of 200 octets": first(payloads.request(200)),
+        "balancer: first payload, path of 800 octets": first(payloads.request(800)),
+        "balancer: first payload, ClientHello": first(payloads.client_hello(), "tls.sni"),
         "balancer: takeover": path([_segment(client, named) for client in clients]),
         "balancer: unknown flow": path([_segment(client, 0) for client in clients]),
     }
@@ -290,8 +277,9 @@ def _moved_shares(count: int) -> list[float]:
 
 
 def print_table(figures: dict[str, float]) -> None:
-    """The figures, for people."""
+    """The figures, for people, beside what some of them aim at."""
     for name, value in figures.items():
+        aim = ""
         if name.startswith("share"):
             shown = f"{value:.2%}"
         elif name.startswith("ratio"):
@@ -300,4 +288,7 @@ def print_table(figures: dict[str, float]) -> None:
             shown = f"{value:,.0f} octets"
         else:
             shown = f"{value:,.0f} ns"
-        print(f"{name:<62}{shown:>14}")
+            bound = programs.AIMS.get(name.removeprefix("fast "))
+            if bound and name.startswith("fast "):
+                aim = f"   at most {bound}: {'met' if value <= bound else 'missed'}"
+        print(f"{name:<62}{shown:>14}{aim}")

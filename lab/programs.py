@@ -223,12 +223,12 @@ def _hit_ns(balancer: _Measured, count: int) -> float:
 
 # --- the bridge ---
 
-_CLIENT, _HOST = "10.0.0.1", "10.0.0.2"
-_SERVICE = Service("bench", 0, IPv4Address(_HOST), 80, IPv4Address(_HOST), 80)
-_CONFIG = Config((_SERVICE,), address=IPv4Address(_HOST), max_flows=1000)
+CLIENT, HOST = "10.0.0.1", "10.0.0.2"
+_SERVICE = Service("bench", 0, IPv4Address(HOST), 80, IPv4Address(HOST), 80)
+_CONFIG = Config((_SERVICE,), address=IPv4Address(HOST), max_flows=1000)
 _REPEATS = 250  # the TTL has no more
 _SEQ, _ECHO = 5000, (1 << 24) + 5000
-_UP = socket.inet_aton(_CLIENT) + socket.inet_aton(_HOST) + struct.pack("!HH", 5000, 80)
+_UP = socket.inet_aton(CLIENT) + socket.inet_aton(HOST) + struct.pack("!HH", 5000, 80)
 _SPLICED = _UP[:4] + _UP[8:10] + _UP[4:8] + _UP[10:12]
 
 
@@ -252,12 +252,12 @@ def _sack(blocks: int) -> bytes:
 
 def _bridge_paths() -> Iterator[tuple[str, float]]:
     """Name and ns of each."""
-    with _connection():
+    with connection():
         way_in = Adopt(_CONFIG, [_SERVICE]).program("on_ingress")
         empty_ns = _median_ns(way_in, bytes(12) + b"\x86\xdd" + bytes(60))
         programs = Splice(_CONFIG, [_SERVICE])
         programs.write(_SPLICED, splice.Entry(
-            0, 0, 1, 1, IPv4Address(_HOST).packed, b"\0\x50", 0, 7, 7, 0, 0, _SEQ, _SEQ, _SEQ, 0))
+            0, 0, 1, 1, IPv4Address(HOST).packed, b"\0\x50", 0, 7, 7, 0, 0, _SEQ, _SEQ, _SEQ, 0))
         up, down = programs.program("on_ingress"), programs.program("on_egress")
         back = tcp.reverse(_UP)
         for name, program, frame, mark in (
@@ -280,17 +280,17 @@ def _median_ns(program: Program, octets: bytes, mark: int = 0) -> float:
 
 
 @contextmanager
-def _connection() -> Iterator[None]:
-    """A namespace with an established connection from _CLIENT:5000 to _HOST:80."""
+def connection() -> Iterator[None]:
+    """A namespace with an established connection from CLIENT:5000 to HOST:80."""
     name = f"l3dsr-programs-{getpid()}"
     netns.create(name)
     netns.pushns(name)
     try:
-        for words in ("link set lo up", f"addr add {_CLIENT}/32 dev lo",
-                      f"addr add {_HOST}/32 dev lo"):
+        for words in ("link set lo up", f"addr add {CLIENT}/32 dev lo",
+                      f"addr add {HOST}/32 dev lo"):
             subprocess.run(["ip", *words.split()], check=True)
-        with socket.create_server((_HOST, 80)) as server, \
-                socket.create_connection((_HOST, 80), source_address=(_CLIENT, 5000)), \
+        with socket.create_server((HOST, 80)) as server, \
+                socket.create_connection((HOST, 80), source_address=(CLIENT, 5000)), \
                 server.accept()[0]:
             yield
     finally:

@@ -54,7 +54,7 @@ static __always_inline int forward_flow(struct xdp_md *ctx, const struct setting
 
 /* A segment whose echo names a backend. */
 static __always_inline int on_named(struct xdp_md *ctx, const struct settings *settings,
-				    const struct service *service, const struct segment *segment,
+				    __u32 service, const struct segment *segment,
 				    struct flow *flow, __u32 id, struct backend *named,
 				    __u64 now_ms)
 {
@@ -74,14 +74,14 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 		count(settings, REASON_TAKEOVER_LIMITED);
 		return XDP_DROP;
 	}
-	return forward(ctx, settings, segment, named, place_of(service->number, id), 0,
+	return forward(ctx, settings, segment, named, place_of(service, id), 0,
 		       REASON_TAKEOVER);
 }
 
 /* The first payload after a handshake of ours: choose, enter the flow, hand it over. */
 static __always_inline int on_first_payload(struct xdp_md *ctx, const struct settings *settings,
-					    const struct service *service,
-					    const struct segment *segment, __u64 now_ms)
+					    __u32 service, const struct segment *segment,
+					    __u64 now_ms)
 {
 	struct flow made = {.created_ms = now_ms, .seen_ms = now_ms, .state = OPEN};
 	struct backend *backend;
@@ -90,27 +90,27 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 	if (segment->flags & (RST | FIN))
 		return XDP_PASS;
 	id = choose_backend(ctx, segment->ip_off + segment->payload_off, payload_len(segment),
-			    service->number, segment->five_tuple.saddr);
+			    service, segment->five_tuple.saddr);
 	if (id <= 0)
 		return XDP_PASS;
-	backend = find_backend(service->number, id);
+	backend = find_backend(service, id);
 	if (!backend || !backend->index || segment->len > backend->mtu)
 		return XDP_PASS;
 	made.client_isn = segment->seq - 1;
-	made.service = service->number;
+	made.service = service;
 	made.backend = id;
 	if (segment->has_timestamps)
 		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), segment->tsecr,
 					 now_ms);
 	if (bpf_map_update_elem(&flows, &segment->five_tuple, &made, BPF_ANY))
 		return XDP_PASS; /* the table is full: the daemon makes room */
-	return forward(ctx, settings, segment, backend, place_of(service->number, id),
+	return forward(ctx, settings, segment, backend, place_of(service, id),
 		       made.ts_shift, REASON_HANDOFF);
 }
 
 /* A segment whose echo, if it has one, names no backend. */
 static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings *settings,
-				      const struct service *service, const struct segment *segment,
+				      __u32 service, const struct segment *segment,
 				      struct flow *flow, __u64 now_ms)
 {
 	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
@@ -128,40 +128,67 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 	return flow ? forward_flow(ctx, settings, segment, flow, now_ms) : XDP_PASS;
 }
 
+/* The service of a segment, or NULL. */
+static __always_inline struct service *find_service(const struct segment *segment)
+{
+	struct service_key key = {
+		.vip = segment->five_tuple.daddr, .port = segment->five_tuple.dport
+	};
+
+	return bpf_map_lookup_elem(&services, &key);
+}
+
+static __always_inline int on_syn(struct xdp_md *ctx, const struct settings *settings,
+				  const struct segment *segment)
+{
+	struct service *service = find_service(segment);
+
+	if (!service || segment->flags & (ACK | FIN | RST) ||
+	    !may_be_answered(&segment->five_tuple))
+		return XDP_PASS;
+	return answer_syn(ctx, settings, service, segment, clock_ms(settings));
+}
+
 SEC("xdp.frags")
 int on_packet(struct xdp_md *ctx)
 {
-	struct service_key key = {};
 	struct segment segment = {};
 	struct settings *settings;
 	struct service *service;
 	struct backend *named;
-	__u32 ip_off, id;
+	struct flow *flow;
+	__u32 ip_off, id, number;
 	__u64 now_ms;
 
 	ip_off = find_ip(ctx);
-	if (!ip_off || !read_segment(ctx, ip_off, &segment))
-		return XDP_PASS;
-	key.vip = segment.five_tuple.daddr;
-	key.port = segment.five_tuple.dport;
-	service = bpf_map_lookup_elem(&services, &key);
 	settings = get_settings();
-	if (!service || !settings || !may_be_answered(&segment.five_tuple))
+	if (!ip_off || !settings || !read_segment(ctx, ip_off, &segment))
 		return XDP_PASS;
-	now_ms = clock_ms(settings);
 	if (segment.flags & SYN)
-		return segment.flags & (ACK | FIN | RST)
-			       ? XDP_PASS
-			       : answer_syn(ctx, settings, service, &segment, now_ms);
+		return on_syn(ctx, settings, &segment);
+	now_ms = clock_ms(settings);
+	flow = find_flow(settings, &segment, now_ms);
+	if (flow) { /* most are, and that tells the service, too */
+		number = flow->service;
+	} else {
+		service = find_service(&segment);
+		if (!service || !may_be_answered(&segment.five_tuple))
+			return XDP_PASS;
+		number = service->number;
+	}
 	if (segment.ttl <= 1 || !read_timestamps(ctx, &segment))
 		return XDP_PASS;
 	id = segment.has_timestamps && segment.flags & ACK
 		     ? segment.tsecr >> (settings->id_shift & 31)
 		     : 0;
-	named = find_backend(service->number, id);
-	if (named)
-		return on_named(ctx, settings, service, &segment,
-				find_flow(settings, &segment, now_ms), id, named, now_ms);
-	return on_unnamed(ctx, settings, service, &segment,
-			  find_flow(settings, &segment, now_ms), now_ms);
+	named = find_backend(number, id);
+	return named ? on_named(ctx, settings, number, &segment, flow, id, named, now_ms)
+		     : on_unnamed(ctx, settings, number, &segment, flow, now_ms);
+}
+
+/* Not for packets: tells the daemon the kernel's tick. */
+SEC("xdp.frags")
+int read_tick(struct xdp_md *ctx)
+{
+	return bpf_jiffies64();
 }

@@ -22,12 +22,14 @@
 /* States of a flow. Twin: balancer/flows.py */
 enum { OPEN, HALF_CLOSED, RESET };
 
-/* clock_offset_ms: what makes unix time of the monotonic clock. fixed_ms: in test runs, the time.
- * id_shift: balancer/takeover.py. timeouts_ms: by state.
+/* base_ms: unix time when the kernel's tick was base_tick. tick_ms: of 2^-20 ms. fixed_ms: in test
+ * runs, the time. id_shift: balancer/takeover.py. timeouts_ms: by state.
  */
 struct settings {
 	struct secrets secrets;
-	__u64 clock_offset_ms;
+	__u64 base_ms;
+	__u32 base_tick;
+	__u32 tick_ms;
 	__u64 fixed_ms;
 	__u64 timeouts_ms[STATES];
 	__u64 takeover_rate;
@@ -165,11 +167,13 @@ static __always_inline struct settings *get_settings(void)
 	return bpf_map_lookup_elem(&settings_map, &zero);
 }
 
-/* Unix time in ms, which goes on when the daemon has ended. A tick's resolution is enough. */
+/* Unix time in ms, which goes on when the daemon has ended. Ticks are enough, and take no time. */
 static __always_inline __u64 clock_ms(const struct settings *settings)
 {
-	return settings->fixed_ms ?: settings->clock_offset_ms +
-					     bpf_ktime_get_coarse_ns() / 1000000;
+	__u32 ticks = (__u32)bpf_jiffies64() - settings->base_tick;
+
+	return settings->fixed_ms ?: settings->base_ms +
+					     ((__u64)ticks * settings->tick_ms >> 20);
 }
 
 static __always_inline void count(const struct settings *settings, __u32 reason)

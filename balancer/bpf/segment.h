@@ -106,6 +106,12 @@ static __always_inline bool may_be_unfinished(const struct iphdr *ip, const stru
 	return folded(sum) == tcp->check;
 }
 
+/* Whether the frame has so many octets; asking for all of its buffers takes longer. */
+static __always_inline bool is_within(struct xdp_md *ctx, __u32 len)
+{
+	return len <= ctx->data_end - ctx->data || len <= bpf_xdp_get_buff_len(ctx);
+}
+
 /* Read a segment whose bounds all hold. */
 static __always_inline bool read_segment(struct xdp_md *ctx, __u32 ip_off, struct segment *segment)
 {
@@ -127,7 +133,7 @@ static __always_inline bool read_segment(struct xdp_md *ctx, __u32 ip_off, struc
 	segment->flags = ((__u8 *)tcp)[13];
 	segment->ttl = ip->ttl;
 	return tcp->doff >= 5 && segment->payload_off <= segment->len &&
-	       segment->len + ip_off <= bpf_xdp_get_buff_len(ctx);
+	       is_within(ctx, ip_off + segment->len);
 }
 
 /* Whether a host on the network can have this source, and it is not the VIP (RFC 1122 §3.2.1.3). */

@@ -17,9 +17,9 @@ from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, Run,
 from common.cookie import Offer, Secrets
 from common.counters import new_counters
 from common.verdict import DropReason, Event
+from lab.programs import CLIENT, HOST, connection
 from packetbridge.adopt import KFUNC, Adopt
 from packetbridge.config import Config, Service
-from tests.bpf.bridge_speed import CLIENT, HOST, connection
 
 BRIDGE, VIP, DSCP = "10.0.0.3", HOST, 3
 TAG = DSCP << 2
