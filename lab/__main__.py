@@ -2,11 +2,13 @@
 
 import argparse
 import importlib
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
 
 from lab.node import REPOSITORY
+from lab.topology import PAIRS
 
 _DESCRIPTION = """\
 The network of the Vagrantfile in network namespaces: a client, a balancer, and two
@@ -34,6 +36,10 @@ def make_parser() -> argparse.ArgumentParser:
     )
     test.add_argument("--repeat", metavar="N", type=int, default=1,
                       help="so many times in a row, until it fails (default 1)")
+    test.add_argument("--pair", metavar="KIND", choices=(*PAIRS, "all"),
+                      help="end-to-end tests with this kind of pair, the balancer's engine and the "
+                           "bridge's: " + ", ".join(PAIRS) + ", or all of them in turn; what "
+                           "follows is given to pytest (default: tests/lab/test_pair*.py)")
     test.add_argument("--kernel", metavar="VERSION", choices=("6.1", "6.12"),
                       help="on the kernel of Debian 12 (6.1) or 13 (6.12), booted by qemu; what "
                            "follows is given to pytest (default: tests/golden tests/bpf)")
@@ -59,6 +65,8 @@ def main(arguments: Sequence[str]) -> int:
     if namespace.command == "test":
         if namespace.kernel:
             return importlib.import_module("lab.kernel").main(namespace.kernel, _words(rest))
+        if namespace.pair:
+            return _test_pairs(namespace.pair, _words(rest))
         return _test(namespace.repeat, _words(rest))
     if namespace.command == "bench":
         return importlib.import_module("lab.bench").main(rest)
@@ -73,13 +81,29 @@ def _words(arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if argument != "--"]
 
 
+def _test_pairs(kind: str, arguments: Sequence[str]) -> int:
+    """The end-to-end tests with one kind of pair, or all. Returns: an exit code that is not 0."""
+    files = map(str, sorted((REPOSITORY / "tests/lab").glob("test_pair*.py")))
+    arguments = list(arguments) or list(files)
+    codes = []
+    for each in PAIRS if kind == "all" else [kind]:
+        print(f"lab: pair {each}", flush=True)
+        codes.append(_pytest(arguments, L3DSR_PAIR=each))
+    return max(codes)
+
+
+def _pytest(arguments: Sequence[str], **environment: str) -> int:
+    """pytest, in a process of its own. Returns: its exit code."""
+    return subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False,
+                          cwd=REPOSITORY, env=os.environ | environment).returncode
+
+
 def _test(repeat: int, arguments: Sequence[str]) -> int:
     """pytest, in a process of its own each time. Returns: the first exit code that is not 0."""
     for number in range(1, repeat + 1):
         if repeat > 1:
             print(f"lab: run {number} of {repeat}", flush=True)
-        code = subprocess.run([sys.executable, "-m", "pytest", *arguments], check=False,
-                              cwd=REPOSITORY).returncode
+        code = _pytest(arguments)
         if code:
             return code
     return 0

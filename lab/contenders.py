@@ -11,16 +11,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.node import Process
-from lab.topology import BALANCER, VIP, Lab, server_address
+from lab.topology import BALANCER, PAIRS, VIP, Lab, server_address
 
 PROXY_PORT = {"haproxy": 8081, "nginx": 8082}
-# flags of the balancer, flags of the bridges
-PAIRS: dict[str, tuple[list[str], list[str]]] = {
-    "portable": (["--engine", "portable"], ["--engine", "portable"]),
-    "fast, splice": (["--engine", "fast"], ["--engine", "fast", "--mode", "splice"]),
-    "fast, adopt": (["--engine", "fast"], ["--engine", "fast", "--mode", "adopt"]),
-}
-NAMES = ("direct", *PROXY_PORT, *PAIRS)
+# How the tables call a pair, and how lab.topology does.
+OURS = {"portable": "portable", "fast, splice": "splice", "fast, adopt": "adopt"}
+NAMES = ("direct", *PROXY_PORT, *OURS)
 _HAPROXY = """\
 global
   maxconn 4000
@@ -88,9 +84,9 @@ def running(lab: Lab, name: str) -> Iterator[Contender]:
         port = PROXY_PORT[name]
         made = Contender(f"http://{BALANCER}:{port}", BALANCER, port, started[0])
     else:
-        balancer_flags, bridge_flags = PAIRS[name]
-        started.append(lab.start_balancer(*balancer_flags))
-        started += [lab.start_bridge(backend, *bridge_flags) for backend in lab.backends]
+        flags = PAIRS[OURS[name]]
+        started.append(lab.start_balancer(*flags["balancer"]))
+        started += [lab.start_bridge(backend, *flags["packetbridge"]) for backend in lab.backends]
         made = Contender(f"http://{VIP}", VIP, 80, started[0])
     try:
         yield made

@@ -61,6 +61,20 @@ def program(name: str) -> list[str]:
     return [str(script)] if script.exists() else [sys.executable, "-m", name]
 
 
+# The balancer's engine, and the bridges' engine and mode.
+PAIRS = {
+    kind: {"balancer": ("--engine", balancer), "packetbridge": ("--engine", engine, "--mode", mode)}
+    for kind, balancer, engine, mode in (
+        ("portable", "portable", "portable", "splice"),
+        ("adopt", "fast", "fast", "adopt"),
+        ("splice", "fast", "fast", "splice"),
+        ("fast-portable", "fast", "portable", "splice"),
+        ("portable-adopt", "portable", "fast", "adopt"),
+        ("portable-splice", "portable", "fast", "splice"),
+    )
+}
+
+
 class Backend(Node):
     """A node with a packetbridge at `address` and a server at `server`."""
 
@@ -88,14 +102,15 @@ class Lab:
                in the lab is one as on a wire.
     impair:    node to what its wire does, e.g. {"client": {"loss": 0.05, "seed": 7}}.
     keep:      leave everything running when this process ends; `remove` takes it down.
-    engine:    of programs whose flags name none; default $L3DSR_ENGINE, else auto.
+    pair:      how programs serve whose flags say nothing of it: one of PAIRS, or `auto`, which
+               leaves it to them; default $L3DSR_PAIR, else auto.
     """
 
     def __init__(
         self, directory: Path | None = None, *, prefix: str | None = None, backends: int = 2,
         balancers: int = 1, clients: int = 1, mtu: int = 1500, path_mtu: int | None = None,
         offloads: bool = False, impair: Mapping[str, Mapping[str, float | str]] | None = None,
-        keep: bool = False, engine: str | None = None,
+        keep: bool = False, pair: str | None = None,
     ) -> None:
         self.prefix = prefix or f"{PREFIX}-{os.getpid()}.{next(_counter)}"
         self._owns_directory = directory is None
@@ -105,7 +120,7 @@ class Lab:
         self._offloads = offloads
         self._impair = {name: Impairment(**wire) for name, wire in (impair or {}).items()}
         self._keep = keep
-        self._engine = engine or os.environ.get("L3DSR_ENGINE", "auto")
+        self.pair = pair or os.environ.get("L3DSR_PAIR", "auto")
         self._nodes: dict[str, Node] = {}
         if offloads and self._impair:
             raise ValueError("a bad wire carries packets as on a wire: no offloads with it")
@@ -204,7 +219,7 @@ class Lab:
     def _start(
         self, node: Node, name: str, described: list[str], flags: tuple[str, ...], ready: bool
     ) -> Process:
-        engine = () if "--engine" in flags else ("--engine", self._engine)
+        engine = () if "--engine" in flags else PAIRS.get(self.pair, {}).get(name, ())
         process = node.start(name, [
             *program(name), "--interface", "eth1", "--secret-file", str(self.secret_file),
             "--metrics", f"127.0.0.1:{METRICS_PORT}", *described, *engine, *flags,

@@ -4,7 +4,9 @@ What the host needs for it: the VIP as an address of its own that neighbours do 
 cookies allowed, and the TCP options that balancers promise switched on.
 """
 
+import logging
 import socket
+import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +28,7 @@ _IPV4 = Path("/proc/sys/net/ipv4")
 _LOOPBACK = "lo"
 _LISTEN = 1 << 10  # of the TCP states, as a set
 _MPTCP = b"mptcp".hex(":")
+log = logging.getLogger(__name__)
 
 
 class Sysctl(NamedTuple):
@@ -101,12 +104,27 @@ class Adopt:
 
     def detach(self) -> None:
         """As fast_datapath.Part."""
-        pins.detach(owner(self._config))
+        detach(self._config)
 
     def on_tick(self, counters: Counters) -> None:
         """Keep the clock right, and add what has been counted since the last call."""
         self._secrets.keep_time()
         self._counts.add_to(counters)
+
+
+def detach(config: Config) -> None:
+    """Take the program off, and reset the connections that nothing leads to the host any more.
+
+    Raises: BpfError.
+    """
+    if not pins.detach(owner(config)):
+        return
+    for service in config.services:
+        words = ["ss", "-K", "-H", "-t", "src", str(service.vip), "sport", "=", f":{service.port}"]
+        try:
+            subprocess.run(words, check=True, capture_output=True, text=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            log.warning("clients of %s are not reset, and will time out: %s", service.name, error)
 
 
 def owner(config: Config) -> str:

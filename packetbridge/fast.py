@@ -21,7 +21,7 @@ from packetbridge.config import Config, Service
 from packetbridge.fast_datapath import Part
 
 _ETHERNET = 1  # linux/if_arp.h
-_OWNERS = {adopt.Adopt: adopt.owner, splice.Splice: splice.owner}
+_DETACH = {adopt.Adopt: adopt.detach, splice.Splice: splice.detach}
 log = logging.getLogger(__name__)
 
 
@@ -70,9 +70,9 @@ class Fast:
         kinds = {type(part) for part in self.parts}
         try:
             pins.sweep()
-            for kind, owner in _OWNERS.items():
+            for kind, end in _DETACH.items():
                 if kind not in kinds:
-                    pins.detach(owner(self._config))
+                    end(self._config)
         except BpfError as error:  # where nothing can be pinned, nothing has been
             log.debug("%s", error)
 
@@ -115,8 +115,8 @@ def prepare(config: Config, foreign: set[IPv4Address]) -> Fast:
 
 def detach(config: Config) -> None:
     """Take all programs off, and forget their maps. Raises: BpfError."""
-    for owner in _OWNERS.values():
-        pins.detach(owner(config))
+    for end in _DETACH.values():
+        end(config)
 
 
 def _served(choices: Sequence[Choice], mode: str) -> list[Service]:

@@ -111,7 +111,7 @@ class Splice:
     def detach(self) -> None:
         """As fast_datapath.Part."""
         self.is_attached = False
-        pins.detach(owner(self._config))
+        detach(self._config)
 
     def set_secrets(self, secrets: Secrets) -> None:
         """As fast_datapath.Part; cookies are the portable engine's matter."""
@@ -183,6 +183,11 @@ class Splice:
     def forget(self, key: bytes) -> None:
         """Remove an entry of no flow."""
         self._flows.delete(_key_of(key))
+
+
+def detach(config: Config) -> None:
+    """Take the programs off, and forget their flows. Raises: BpfError."""
+    pins.detach(owner(config))
 
 
 def owner(config: Config) -> str:

@@ -8,9 +8,9 @@ from traffic import Pair, start_quick
 
 from lab.topology import Lab, sweep
 
-# The portable engine is the specification. Tests of the fast one name it, and all others are run
-# with it by L3DSR_ENGINE=auto.
-os.environ.setdefault("L3DSR_ENGINE", "portable")
+# The portable engine is the specification. Tests of the fast one name it, and the others are run
+# with it by `lab/run test --pair`.
+os.environ.setdefault("L3DSR_PAIR", "portable")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import pytest
 from traffic import (
     ALONE,
+    IS_FAST,
+    OUTLIVES,
     PATIENCE_S,
     URL,
     Pair,
@@ -23,7 +25,7 @@ from traffic import (
 )
 
 from lab.node import Node, Process, wait_until
-from lab.topology import VIP, Lab
+from lab.topology import VIP, Lab, program
 
 LENGTH = 15_000_000
 RESET_BY_PEER = 56  # curl's exit code
@@ -104,7 +106,7 @@ def test_connections_survive_a_balancer_that_is_killed_again_and_again() -> None
             assert not served.done()
 
             assert served.result() > 5000
-        assert _taken_over(balancer) > 100
+        assert IS_FAST or _taken_over(balancer) > 100
 
 
 def test_transfers_survive_a_balancer_that_is_killed() -> None:
@@ -115,7 +117,7 @@ def test_transfers_survive_a_balancer_that_is_killed() -> None:
 
             balancer = lab.start_balancer()
 
-        assert _taken_over(balancer) > 100
+        assert IS_FAST or _taken_over(balancer) > 100
 
 
 def _forwards(balancer: Process, packets: int) -> bool:
@@ -146,6 +148,8 @@ def test_a_connection_without_timestamps_ends_when_its_balancer_forgot_it() -> N
             client.sendall(request("/before"))
             one_answer(client)
             balancer.kill()
+            if IS_FAST:  # its table forgets nothing unless it is told to
+                lab.balancer.run([*program("balancer"), "detach"])
             lab.start_balancer()
 
             client.sendall(request("/after"))
@@ -185,7 +189,7 @@ def test_a_killed_bridge_leaves_no_download_hanging() -> None:
 
             lab.start_bridge(lab.backend1)
 
-            assert busy.result() == RESET_BY_PEER
+            assert busy.result() == (0 if OUTLIVES else RESET_BY_PEER)
         assert "backend1" in lab.client.curl(f"{URL}/")
         wait_until(lambda: not sockets(lab.backend1), PATIENCE_S, "the server has none of them")
 
@@ -199,7 +203,7 @@ def _curls_exit_code(lab: Lab) -> int:
     return int(said)
 
 
-def test_clients_of_a_killed_bridge_that_ask_again_are_reset_by_the_next_one() -> None:
+def test_clients_of_a_killed_bridge_that_ask_again_are_answered_or_reset_by_the_next() -> None:
     with Lab(backends=1) as lab:
         pair = start_quick(lab)
         bridge = pair.bridges[0]
@@ -214,8 +218,11 @@ def test_clients_of_a_killed_bridge_that_ask_again_are_reset_by_the_next_one() -
         for client in clients:
             client.sendall(request("/after"))
         for client in clients:
-            with client, pytest.raises(ConnectionResetError):
-                ends.append(client.recv(1))
+            with client:
+                try:
+                    ends.append(one_answer(client).split()[1])
+                except ConnectionResetError:
+                    ends.append(b"reset")
 
-        assert ends == []
+        assert ends == [b"/after" if OUTLIVES else b"reset"] * len(clients)
         assert "backend1" in lab.client.curl(f"{URL}/")

@@ -14,13 +14,19 @@ from pathlib import Path
 from netns import inside
 
 from lab.node import Node, Process, wait_until
-from lab.topology import VIP, Backend, Lab
+from lab.topology import PAIRS, VIP, Backend, Lab
 
 URL = f"http://{VIP}"
 ALONE = ("-H", "Connection: close")  # a kept connection would keep its backend
 PATIENCE_S = 30
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h
 _DATA_SEGS_OUT, _SND_WND = slice(156, 160), slice(228, 232)  # of struct tcp_info, linux/tcp.h
+
+# What the pair under test is made of; lab.topology.PAIRS.
+_FLAGS = PAIRS[os.environ["L3DSR_PAIR"]]
+IS_FAST = "fast" in _FLAGS["balancer"]  # the balancer's program and table outlive its daemon
+OUTLIVES = "fast" in _FLAGS["packetbridge"]  # so do the bridge's
+ADOPTS = "adopt" in _FLAGS["packetbridge"]  # connections are the host's own, to the VIP
 
 # Flows leave soon after their end. Where a server ends them, the balancer does not see it.
 QUICK = {
