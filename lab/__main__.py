@@ -83,8 +83,9 @@ def _words(arguments: Sequence[str]) -> list[str]:
 
 def _test_pairs(kind: str, arguments: Sequence[str]) -> int:
     """The end-to-end tests with one kind of pair, or all. Returns: an exit code that is not 0."""
-    files = map(str, sorted((REPOSITORY / "tests/lab").glob("test_pair*.py")))
-    arguments = list(arguments) or list(files)
+    if all(argument.startswith("-") for argument in arguments):
+        files = sorted((REPOSITORY / "tests/lab").glob("test_pair*.py"))
+        arguments = [*arguments, *map(str, files)]
     codes = []
     for each in PAIRS if kind == "all" else [kind]:
         print(f"lab: pair {each}", flush=True)

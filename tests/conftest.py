@@ -18,6 +18,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("differential tests (tests/bpf)")
     group.addoption("--seed", type=int, default=1, help="of what they generate (default 1)")
     group.addoption("--times", type=int, default=1, help="so many times as much (default 1)")
+    group = parser.getgroup("restarts under load (tests/lab/test_restarts.py)")
+    group.addoption("--restarts", type=int, default=8, help="for so many seconds (default 8)")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -23,7 +23,7 @@ _SIOCOUTQNSD = 0x894B  # linux/sockios.h
 _DATA_SEGS_OUT, _SND_WND = slice(156, 160), slice(228, 232)  # of struct tcp_info, linux/tcp.h
 
 # What the pair under test is made of; lab.topology.PAIRS.
-_FLAGS = PAIRS[os.environ["L3DSR_PAIR"]]
+_FLAGS = PAIRS[os.environ.get("L3DSR_PAIR", "portable")]
 IS_FAST = "fast" in _FLAGS["balancer"]  # the balancer's program and table outlive its daemon
 OUTLIVES = "fast" in _FLAGS["packetbridge"]  # so do the bridge's
 ADOPTS = "adopt" in _FLAGS["packetbridge"]  # connections are the host's own, to the VIP

@@ -1,0 +1,85 @@
+"""Both programs restarted again and again under load: nothing fails, and nothing is left over.
+
+A whole minute of it: lab/run test tests/lab/test_restarts.py --restarts 60
+"""
+
+import itertools
+import signal
+import time
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import pytest
+from netns import state
+from traffic import ALONE, download, large_file, resident_octets, start_quick, wrk
+
+from common.bpf.pins import Pins
+from lab.node import Node
+from lab.topology import PAIRS, Lab
+from tests.lab.netns import inside
+
+pytestmark = pytest.mark.slow
+
+LENGTH = 8_000_000
+MEMORY_OCTETS = 16 << 20
+MODES = {"adopt": "packetbridge-adopt-34", "splice": "packetbridge-splice-34"}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_restarts_under_load_cost_nothing_and_leave_nothing(
+    mode: str, request: pytest.FixtureRequest
+) -> None:
+    seconds = request.config.getoption("restarts")
+    with Lab(pair=mode) as lab:
+        hosts = [lab.balancer, *lab.backends]
+        before = [state(host) for host in hosts]
+        pair = start_quick(lab)
+        expected = large_file(lab, LENGTH)
+        owners = [(lab.balancer, "balancer-33"),
+                  *((backend, MODES[mode]) for backend in lab.backends)]
+        wrk(lab.client, "-c20", "-d1s")
+        at_work = [state(host) for host in hosts]
+        pinned = [_pinned(*owner) for owner in owners]
+        memory = [resident_octets(process) for process in (pair.balancer, *pair.bridges)]
+        end = time.monotonic() + seconds
+
+        with ThreadPoolExecutor(4) as pool:
+            kept = pool.submit(wrk, lab.client, "-c20", f"-d{seconds}s")
+            short = pool.submit(wrk, lab.client, "-c10", f"-d{seconds}s", *ALONE)
+            downloads: list[Future] = [pool.submit(_downloads, lab, end) for _ in range(2)]
+            signals = itertools.cycle([signal.SIGKILL, signal.SIGUSR2])
+            rounds = 0
+            while time.monotonic() < end:
+                number = next(signals)
+                pair.balancer.stop(number)
+                pair.balancer = lab.start_balancer(*PAIRS[mode]["balancer"])
+                for place, backend in enumerate(lab.backends):
+                    pair.bridges[place].stop(number)
+                    pair.bridges[place] = lab.start_bridge(
+                        backend, *PAIRS[mode]["packetbridge"])
+                rounds += 1
+
+            assert kept.result() > 100
+            assert short.result() > 100
+            assert {digest for each in downloads for digest in each.result()} == {expected}
+        assert rounds >= 2
+        assert [state(host) for host in hosts] == at_work
+        assert [_pinned(*owner) for owner in owners] == pinned
+        for process, octets in zip((pair.balancer, *pair.bridges), memory, strict=True):
+            assert resident_octets(process) < octets + MEMORY_OCTETS
+        assert [each.stop() for each in (pair.balancer, *pair.bridges)] == [0, 0, 0]
+        assert [state(host) for host in hosts] == before
+
+
+def _downloads(lab: Lab, end: float) -> list[str]:
+    """Digests of one download after the other until the end, a monotonic time."""
+    found = []
+    while time.monotonic() < end:
+        found.append(download(lab, "--limit-rate", "4M"))
+    return found
+
+
+def _pinned(host: Node, owner: str) -> tuple[list[str], list[str]]:
+    """The maps and links that an instance has pinned."""
+    with inside(host):
+        own = Pins(owner)
+        return sorted(own.map_paths()), own.links()
