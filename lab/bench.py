@@ -2,7 +2,8 @@
 
 Ratios are what counts; absolute figures depend on the machine and on what else it does. CPU
 seconds are those of the balancing process and of its eBPF programs, taken in a pass of their own.
-With --packets, measure the data paths alone: nanoseconds for a packet, octets for a flow.
+With --packets, measure the data paths alone: nanoseconds for a packet, octets for a flow. With
+--attacks, measure what floods leave of real traffic.
 """
 
 import argparse
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lab import contenders, packets
+from lab import attacks, contenders, packets
 from lab.contenders import Contender
 from lab.topology import Lab
 
@@ -64,10 +65,14 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", default="bench.json", help="JSON file (default bench.json)")
     parser.add_argument("--packets", action="store_true",
                         help="the data paths alone, without traffic (about three minutes)")
+    parser.add_argument("--attacks", action="store_true",
+                        help="real traffic beside floods (about five minutes)")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     options = parser.parse_args(arguments)
     if options.packets:
         figures: dict[str, Any] = packets.measure(options.rounds, _say)
+    elif options.attacks:
+        figures = attacks.measure(options.rounds, options.seconds, _say)
     else:
         with Lab() as lab:
             figures = _measure(lab, options.rounds, options.seconds)
@@ -77,6 +82,8 @@ def main(arguments: Sequence[str]) -> int:
         print(text, end="")
     elif options.packets:
         packets.print_table(figures)
+    elif options.attacks:
+        print("\n".join(attacks.table(figures)))
     else:
         print("\n".join([*table(figures), "", *verdicts(figures)]))
     return 0

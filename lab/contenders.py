@@ -71,6 +71,7 @@ class Contender(NamedTuple):
     address: str
     port: int
     balancing: Process | None
+    is_ours: bool = False
 
 
 @contextmanager
@@ -87,7 +88,7 @@ def running(lab: Lab, name: str) -> Iterator[Contender]:
         flags = PAIRS[OURS[name]]
         started.append(lab.start_balancer(*flags["balancer"]))
         started += [lab.start_bridge(backend, *flags["packetbridge"]) for backend in lab.backends]
-        made = Contender(f"http://{VIP}", VIP, 80, started[0])
+        made = Contender(f"http://{VIP}", VIP, 80, started[0], is_ours=True)
     try:
         yield made
     finally:
