@@ -13,6 +13,8 @@
 #include "translate.h"
 
 #define PLAUSIBLE_LEN (1 << 20)
+#define CLIENT_FIN 1 /* packetbridge/flows.py */
+#define SERVER_FIN 2
 #define HOST 0 /* PACKET_HOST: for this host, whatever the frame's address is */
 
 const volatile __u32 server_mark; /* of packets to servers, and of their answers */
@@ -55,6 +57,15 @@ static __always_inline bool is_plain(const struct segment *segment)
 	return (segment->flags & (SYN | FIN | RST | ACK)) == ACK;
 }
 
+/* Whether it may be the last that a side says, that the other's FIN has arrived: the portable
+ * engine waits for that. fin: the other's, next: its next number.
+ */
+static __always_inline bool acknowledges_fin(const struct segment *segment,
+					     const struct flow *flow, __u8 fin, __u32 next)
+{
+	return flow->ending & fin && !has_payload(segment) && segment->ack == next;
+}
+
 static __always_inline int on_client(struct __sk_buff *skb, const struct iphdr *ip,
 				     const struct service *service)
 {
@@ -71,6 +82,7 @@ static __always_inline int on_client(struct __sk_buff *skb, const struct iphdr *
 	key.client_port = segment.sport;
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || flow->dscp != dscp || !is_of_flow(&segment, flow) ||
+	    acknowledges_fin(&segment, flow, SERVER_FIN, flow->server_next) ||
 	    !to_server(skb, &segment, service, flow))
 		return NEXT;
 	end = segment.seq + segment.len - segment.payload_off;
@@ -121,7 +133,9 @@ int on_egress(struct __sk_buff *skb)
 	key.client_port = segment.dport;
 	key.server_port = segment.sport;
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || !is_plain(&segment) || !to_client(skb, &segment, flow))
+	if (!flow || !is_plain(&segment) ||
+	    acknowledges_fin(&segment, flow, CLIENT_FIN, flow->client_next) ||
+	    !to_client(skb, &segment, flow))
 		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 	end = segment.seq + segment.len - segment.payload_off + flow->seq_delta;
 	if (is_after(end, flow->server_next))

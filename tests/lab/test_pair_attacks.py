@@ -116,8 +116,10 @@ def _access_log(lab: Lab) -> str:
 
 @pytest.fixture
 def alone():
-    """The pair before one nginx, seen by nobody before."""
+    """The pair before one nginx, seen by nobody before; a stranger is a neighbour."""
     with Lab(backends=1) as network:
+        network.backend1.run(["ip", "neigh", "add", STRANGER, "dev", "eth1",
+                              "lladdr", "02:00:00:00:00:77"])
         yield start_quick(network, bridge="replay = 2\n")
 
 
