@@ -252,11 +252,17 @@ def sweep() -> list[str]:
     The interfaces go with their namespace, and leave links that lead nowhere.
     """
     gone = []
-    for path in (path for place in _places() for path in place.glob("l3dsr/*/*")):
+    instances = [path for place in _places() for namespace in _listed(place / "l3dsr")
+                 for path in _listed(namespace)]
+    for path in instances:
         found = _listed(path / "links")
-        if found and all(_leads_nowhere(link) for link in found):
-            remove(path)
-            gone.append(path.name)
+        try:
+            if found and all(_leads_nowhere(link) for link in found):
+                remove(path)
+                gone.append(path.name)
+        except OSError as error:  # others sweep, too
+            if error.errno != errno.ENOENT:
+                raise
     return gone
 
 
@@ -321,7 +327,11 @@ def _is_writable(place: Path) -> bool:
 
 
 def _listed(directory: Path) -> list[Path]:
-    return sorted(directory.iterdir()) if directory.is_dir() else []
+    """What is in a directory; nothing if it has just gone."""
+    try:
+        return sorted(directory.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
 
 
 def _as_created(program_file: Object, name: str) -> Shape:
