@@ -31,7 +31,8 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="print for programs")
     test = commands.add_parser(
         "test", help="run the test suite",
-        description="Run the test suite with pytest. What follows is given to pytest, for "
+        description="Run the test suite with pytest, and its end-to-end tests once more with the "
+                    "fast engine. What follows is given to pytest, which then runs alone, for "
                     "example: lab/run test tests/unit -k cookie",
     )
     test.add_argument("--repeat", metavar="N", type=int, default=1,
@@ -104,7 +105,7 @@ def _test(repeat: int, arguments: Sequence[str]) -> int:
     for number in range(1, repeat + 1):
         if repeat > 1:
             print(f"lab: run {number} of {repeat}", flush=True)
-        code = _pytest(arguments)
+        code = _pytest(arguments) or (0 if arguments else _test_pairs("adopt", []))
         if code:
             return code
     return 0
