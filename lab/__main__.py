@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from lab.node import REPOSITORY
 from lab.topology import PAIRS
 
+_SHORT = "tests/lab/test_pair.py"
 _DESCRIPTION = """\
 The network of the Vagrantfile in network namespaces: a client, a balancer, and two
 backends with real nginx. It needs root, and touches nothing outside its namespaces."""
@@ -31,9 +32,9 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--json", action="store_true", help="print for programs")
     test = commands.add_parser(
         "test", help="run the test suite",
-        description="Run the test suite with pytest, and its end-to-end tests once more with the "
-                    "fast engine. What follows is given to pytest, which then runs alone, for "
-                    "example: lab/run test tests/unit -k cookie",
+        description="Run the test suite with pytest, and some end-to-end tests once more with the "
+                    "fast engine (--pair has them all). What follows is given to pytest, which "
+                    "then runs alone, for example: lab/run test tests/unit -k cookie",
     )
     test.add_argument("--repeat", metavar="N", type=int, default=1,
                       help="so many times in a row, until it fails (default 1)")
@@ -105,7 +106,7 @@ def _test(repeat: int, arguments: Sequence[str]) -> int:
     for number in range(1, repeat + 1):
         if repeat > 1:
             print(f"lab: run {number} of {repeat}", flush=True)
-        code = _pytest(arguments) or (0 if arguments else _test_pairs("adopt", []))
+        code = _pytest(arguments) or (0 if arguments else _test_pairs("adopt", [_SHORT]))
         if code:
             return code
     return 0
