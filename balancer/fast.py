@@ -32,7 +32,7 @@ from balancer.fast_request import fill_requests
 from balancer.flows import Backend
 from balancer.next_hops import UNKNOWN, NextHop, NextHops
 from common import settings
-from common.bpf import BpfError, build, pins
+from common.bpf import BpfError, build, features, pins
 from common.bpf.links import Mode
 from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
@@ -46,7 +46,6 @@ REFRESH_MS = 1000
 _CLOCK_SLACK_MS = 50
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h: moves by ticks
 _TICK_MS = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1000 * (1 << 20))  # of 2^-20 ms
-_ETHERNET = 1  # linux/if_arp.h
 log = logging.getLogger(__name__)
 
 
@@ -170,7 +169,7 @@ def prepare(config: Config, secrets: Secrets) -> tuple[Program | None, str]:
     Returns: the program, or None and why not.
     Raises: ConfigError where the configuration asks for what cannot be.
     """
-    reason = _refusal(config)
+    reason = features.refusal(config.engine, config.interface)
     if not reason:
         try:
             return Program(config, secrets, Pins(owner(config))), ""
@@ -190,16 +189,6 @@ def owner(config: Config) -> str:
 def detach(config: Config) -> None:
     """Take the program off, and forget its maps. Raises: BpfError."""
     pins.detach(owner(config))
-
-
-def _refusal(config: Config) -> str:
-    """Why the fast engine cannot be used; empty if nothing is seen to be against it."""
-    if config.engine == "portable":
-        return "as configured"
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
-        link.bind((config.interface, 0))
-        kind = link.getsockname()[3]
-    return "" if kind == _ETHERNET else f"{config.interface} is not Ethernet"
 
 
 def _kind(interface: str) -> str | None:

@@ -22,13 +22,12 @@ from typing import Any
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from common import firewall, lock
+from common import firewall, lock, netns
 from common.firewall import Rule
 from common.settings import ConfigError
 
 RUN = Path("/run/l3dsr")
 _SYSCTLS = Path("/proc/sys")
-_SO_NETNS_COOKIE = 71  # asm-generic/socket.h; Linux 5.14 and later
 Change = dict[str, str]
 log = logging.getLogger(__name__)
 
@@ -131,7 +130,7 @@ class Host:
     def _write(self) -> None:
         RUN.mkdir(mode=0o755, exist_ok=True)
         draft = self._path.with_suffix(".new")
-        draft.write_text(json.dumps({"namespace": _cookie(), "changes": self._changes}))
+        draft.write_text(json.dumps({"namespace": netns.cookie(), "changes": self._changes}))
         draft.replace(self._path)
 
     def _changes_of_others(self) -> list[Change]:
@@ -228,7 +227,7 @@ def _read(path: Path) -> list[Change]:
         journal: dict[str, Any] = json.loads(path.read_text())
     except (FileNotFoundError, ValueError):
         return []
-    return journal["changes"] if journal["namespace"] == _cookie() else []
+    return journal["changes"] if journal["namespace"] == netns.cookie() else []
 
 
 def _owner(path: Path) -> str:
@@ -238,12 +237,3 @@ def _owner(path: Path) -> str:
 def _inode() -> int:
     """The network namespace's number, which a later one may have again."""
     return os.stat("/proc/self/ns/net").st_ino
-
-
-def _cookie() -> int:
-    """The network namespace's number that no other one has until the next boot; 0: unknown."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            return struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
-        except OSError:
-            return 0

@@ -8,19 +8,17 @@ Programs and maps are pinned, so they go on when the daemon has ended; `detach` 
 """
 
 import logging
-import socket
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 from typing import NamedTuple
 
 from common import settings
-from common.bpf import BpfError, pins
+from common.bpf import BpfError, features, pins
 from common.host import Change, Host
 from packetbridge import adopt, splice
 from packetbridge.config import Config, Service
 from packetbridge.fast_datapath import Part
 
-_ETHERNET = 1  # linux/if_arp.h
 _DETACH = {adopt.Adopt: adopt.detach, splice.Splice: splice.detach}
 log = logging.getLogger(__name__)
 
@@ -132,7 +130,7 @@ class _Refusals:
 
     def __init__(self, config: Config, foreign: set[IPv4Address]) -> None:
         self._foreign = foreign
-        host = _refusal_of_host(config)
+        host = features.refusal(config.engine, config.interface)
         self.of_mode = {
             "adopt": host or adopt.refusal_of_kernel(),
             "splice": host or splice.refusal_of_kernel(),
@@ -159,13 +157,3 @@ def _choose(config: Config, service: Service, refusals: _Refusals) -> Choice:
         return Choice(service, "splice", "fast", why_not_adopt)
     reasons = dict.fromkeys((why_not_adopt, why_not_fast))
     return Choice(service, "splice", "portable", "; ".join(reasons))
-
-
-def _refusal_of_host(config: Config) -> str:
-    """Why the fast engine cannot be used at all; empty if nothing is seen to be against it."""
-    if config.engine == "portable":
-        return "as configured"
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
-        link.bind((config.interface, 0))
-        kind = link.getsockname()[3]
-    return "" if kind == _ETHERNET else f"{config.interface} is not Ethernet"

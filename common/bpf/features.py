@@ -1,9 +1,25 @@
 """What this kernel can do, found out by asking it, never by its version."""
 
+import socket
+
 from common.bpf.libbpf import libbpf, take_log
 
 SCHED_CLS, XDP = 3, 6  # enum bpf_prog_type
 _FUNC = 12  # BTF_KIND_FUNC
+_ETHERNET = 1  # linux/if_arp.h
+
+
+def refusal(engine: str, interface: str) -> str:
+    """Why an interface cannot have the fast engine; empty if nothing is seen to be against it.
+
+    engine: as configured.
+    """
+    if engine == "portable":
+        return "as configured"
+    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
+        link.bind((interface, 0))
+        kind = link.getsockname()[3]
+    return "" if kind == _ETHERNET else f"{interface} is not Ethernet"
 
 
 def missing_kfuncs(*names: str) -> list[str]:

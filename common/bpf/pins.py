@@ -21,13 +21,12 @@ after, for those that came in between. A new version begins empty unless `conver
 import ctypes
 import errno
 import os
-import socket
-import struct
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from common import netns
 from common.bpf.libbpf import BpfError, possible_cpus
 from common.bpf.links import Direction, Link, Mode, TcFilter, attach_tc, attach_xdp
 from common.bpf.maps import (
@@ -42,7 +41,6 @@ from common.bpf.maps import (
 from common.bpf.objects import Object, Program
 
 _MAGIC = 0xCAFE4A11  # BPF_FS_MAGIC
-_SO_NETNS_COOKIE = 71  # asm-generic/socket.h; Linux 5.14 and later
 _OWN, _USUAL = Path("/run/l3dsr/bpf"), Path("/sys/fs/bpf")
 _OF_FIRST = Path("/proc/1/root/sys/fs/bpf")
 _NO_COMMON_LRU, _RDONLY_PROG = 1 << 1, 1 << 7
@@ -297,22 +295,13 @@ def _places() -> list[Path]:
 
 
 def _own_path(owner: str) -> Path:
-    return Path("l3dsr") / str(netns_cookie()) / owner
+    return Path("l3dsr") / str(netns.cookie()) / owner
 
 
 def _found(owner: str) -> list[Path]:
     """Where an instance has pinned something."""
     own = _own_path(owner)
     return [place / own for place in _places() if (place / own).exists()]
-
-
-def netns_cookie() -> int:
-    """The network namespace's number that no other one has until the next boot; 0: unknown."""
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        try:
-            return struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
-        except OSError:
-            return 0
 
 
 def _is_bpffs(path: Path) -> bool:

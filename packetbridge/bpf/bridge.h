@@ -16,6 +16,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/bpf/checksum.h"
+
 #define NEXT -1 /* TCX_NEXT and TC_ACT_UNSPEC: whoever comes after us decides */
 #define DROP 2 /* TC_ACT_SHOT */
 #define MAX_DSCP 64
@@ -140,21 +142,6 @@ static __always_inline bool read_segment(const struct __sk_buff *skb, const stru
 static __always_inline bool has_payload(const struct segment *segment)
 {
 	return segment->len > segment->payload_off;
-}
-
-/* A ones'-complement sum after 32 bits of it have changed (RFC 1624 §3, eqn. 3). */
-static __always_inline __u64 changed(__u64 sum, __u32 old, __u32 new)
-{
-	return sum + (__u32)~old + new;
-}
-
-static __always_inline __sum16 folded(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return sum;
 }
 
 /* A new destination, the tag taken off, ECN bits kept, one hop more.
