@@ -12,7 +12,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from ipaddress import IPv4Address
 from os import getpid
 from pathlib import Path
@@ -27,7 +27,7 @@ from balancer.next_hops import NextHop
 from balancer.request import KeySpec
 from common import cookie
 from common.bpf import build
-from common.bpf.objects import XDP_PASS, Object, Program, SkBuff
+from common.bpf.objects import XDP_DROP, XDP_PASS, Object, Program, SkBuff
 from common.checksum import checksum
 from common.cookie import Offer, Secrets
 from common.verdict import DropReason, Event, Reason
@@ -199,6 +199,7 @@ def _balancer_paths() -> Iterator[tuple[str, float]]:
     for count in _HITS:
         with _measured(max_flows=2 * count) as balancer:
             yield f"balancer: flow hit, {count:,} flows", _hit_ns(balancer, count)
+        yield f"balancer: of it the kernel's look-up, {count:,} flows", _look_up_ns(count)
 
 
 def _first_ns(balancer: _Measured, clients: Sequence[bytes], payload: bytes) -> float:
@@ -219,6 +220,19 @@ def _hit_ns(balancer: _Measured, count: int) -> float:
         ((10 << 24 | number).to_bytes(4) + _UP_TO_VIP, entry) for number in range(count))
     packet = _segment(bytes(4) + _UP_TO_VIP, (3 << takeover.id_shift(7)) + 500, 77)
     return balancer.ns([packet], Event.FORWARDED, max(_RUNS, count), clients=count)
+
+
+def _look_up_ns(count: int) -> float:
+    """What the kernel takes to find a flow at random, in a table as large."""
+    with Object(build.compile(_FEED)) as feed:
+        feed.set_variable("mask", count - 1)
+        feed.set_max_entries("table", 2 * count)
+        feed.load()
+        with closing(feed.map("table")) as table:
+            table.update_all(((10 << 24 | number).to_bytes(4) + bytes(8), bytes(FLOW.size))
+                             for number in range(count))
+        runs = max(_RUNS, count)
+        return _run(feed.program("look_up"), runs, XDP_DROP) - _run(feed.program("nothing"), runs)
 
 
 # --- the bridge ---

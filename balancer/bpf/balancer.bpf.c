@@ -28,10 +28,9 @@ static __always_inline struct flow *find_flow(const struct settings *settings,
 /* Send a segment to its flow's backend, and note what it does to the flow. */
 static __always_inline int forward_flow(struct xdp_md *ctx, const struct settings *settings,
 					const struct segment *segment, struct flow *flow,
-					__u64 now_ms)
+					const struct backend *backend, __u64 now_ms)
 {
 	__u32 place = place_of(flow->service, flow->backend);
-	struct backend *backend = find_backend(flow->service, flow->backend);
 	int verdict;
 
 	if (!backend || flow->goes_up)
@@ -59,14 +58,16 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 				    __u64 now_ms)
 {
 	if (flow) {
-		__u32 start = (__u32)flow->backend << (settings->id_shift & 31);
+		if (flow->backend != id) {
+			__u32 start = (__u32)flow->backend << (settings->id_shift & 31);
 
-		if (flow->backend != id &&
-		    !may_have_wrapped(start, segment->tsecr, now_ms - flow->created_ms))
-			return XDP_PASS; /* the entry is stale, and goes */
+			if (!may_have_wrapped(start, segment->tsecr, now_ms - flow->created_ms))
+				return XDP_PASS; /* the entry is stale, and goes */
+			named = find_backend(service, flow->backend);
+		}
 		if (flow->ts_shift && !flow->goes_up)
 			flow->ts_shift = 0; /* no more echoes of the SYN-ACK's TSval */
-		return forward_flow(ctx, settings, segment, flow, now_ms);
+		return forward_flow(ctx, settings, segment, flow, named, now_ms);
 	}
 	if (!named->index || segment->len > named->mtu)
 		return XDP_PASS;
@@ -113,8 +114,10 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 				      __u32 service, const struct segment *segment,
 				      struct flow *flow, __u64 now_ms)
 {
+	struct backend *backend = flow ? find_backend(service, flow->backend) : NULL;
+
 	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
-		return forward_flow(ctx, settings, segment, flow, now_ms);
+		return forward_flow(ctx, settings, segment, flow, backend, now_ms);
 	if (bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return XDP_PASS;
 	if (follows_cookie(settings, segment, now_ms)) {
@@ -125,7 +128,7 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		count(settings, REASON_HANDSHAKE_ACK);
 		return XDP_DROP;
 	}
-	return flow ? forward_flow(ctx, settings, segment, flow, now_ms) : XDP_PASS;
+	return flow ? forward_flow(ctx, settings, segment, flow, backend, now_ms) : XDP_PASS;
 }
 
 /* The service of a segment, or NULL. */

@@ -93,6 +93,50 @@ __noinline int read_offer(struct syn_options *options)
 	return 0;
 }
 
+/* Read a SYN's options in the one layout that Linux and Android send. False: it is another. */
+static __always_inline bool read_usual_offer(struct xdp_md *ctx, const struct segment *syn,
+					     struct offer *offer)
+{
+	struct iphdr *ip = ip_at(ctx, syn->ip_off, HEADERS_LEN + 20);
+	__be32 *words = (void *)ip + HEADERS_LEN;
+	__u32 mss, wscale;
+
+	if (!ip || syn->payload_off != HEADERS_LEN + 20)
+		return false;
+	mss = bpf_ntohl(words[0]);
+	wscale = bpf_ntohl(words[4]);
+	if (mss >> 16 != (OPTION_MSS << 8 | 4) || words[1] != bpf_htonl(0x0402080a) ||
+	    wscale >> 8 != (OPTION_NOP << 16 | OPTION_WSCALE << 8 | 3))
+		return false;
+	wscale &= 0xff;
+	offer->mss = mss;
+	offer->sack = offer->timestamps = 1;
+	offer->tsval = bpf_ntohl(words[2]);
+	offer->wscale = wscale > WSCALE_MAX ? WSCALE_MAX : wscale;
+	return true;
+}
+
+/* Read a SYN's options, whatever they are. False: there are none that can be read. */
+static __always_inline bool read_other_offer(struct xdp_md *ctx, const struct segment *syn,
+					     struct offer *offer)
+{
+	__u32 options_len = syn->payload_off - HEADERS_LEN;
+	struct syn_options options = {.offer = *offer};
+
+	if (options_len > MAX_OPTIONS_LEN)
+		return false;
+	if (!options_len)
+		return true;
+	/* Linux 6.1 forgets that this is not 0 unless it is said in its own way */
+	asm volatile("%0 += -1\n%0 &= 63\n%0 += 1" : "+r"(options_len));
+	if (bpf_xdp_load_bytes(ctx, syn->ip_off + HEADERS_LEN, options.octets, options_len))
+		return false;
+	options.len = options_len;
+	read_offer(&options);
+	*offer = options.offer;
+	return true;
+}
+
 /* The SYN-ACK's options, in the layout that Linux sends. */
 static __always_inline void write_options(struct tcp_words *made, const struct offer *accepted,
 					  __u16 mss, __u8 wscale, __u32 clock)
@@ -136,8 +180,9 @@ static __always_inline bool write_answer(struct xdp_md *ctx, const struct segmen
 	struct ethhdr *eth;
 	struct iphdr *ip;
 	__be32 *words;
+	int growth = (int)(syn->ip_off + len) - (int)bpf_xdp_get_buff_len(ctx);
 
-	if (bpf_xdp_adjust_tail(ctx, (int)(syn->ip_off + len) - (int)bpf_xdp_get_buff_len(ctx)))
+	if (growth && bpf_xdp_adjust_tail(ctx, growth))
 		return false;
 	ip = ip_at(ctx, syn->ip_off, sizeof(*ip));
 	if (!ip)
@@ -170,28 +215,19 @@ static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings 
 {
 	const struct five_tuple *ends = &syn->five_tuple;
 	struct handshake flow = {ends->saddr, ends->daddr, ends->sport, ends->dport, syn->seq};
-	struct syn_options options = {.offer = {.mss = MSS_DEFAULT, .wscale = NO_WSCALE}};
-	struct offer *offer = &options.offer;
+	struct offer offer = {.mss = MSS_DEFAULT, .wscale = NO_WSCALE};
 	struct tcp_words made = {};
-	__u32 options_len = syn->payload_off - HEADERS_LEN, cookie_isn;
 	struct tcphdr *tcp = (void *)made.words;
+	__u32 cookie_isn;
 
-	if (options_len > MAX_OPTIONS_LEN)
+	if (!read_usual_offer(ctx, syn, &offer) && !read_other_offer(ctx, syn, &offer))
 		return XDP_PASS;
-	if (options_len) {
-		/* Linux 6.1 forgets that this is not 0 unless it is said in its own way */
-		asm volatile("%0 += -1\n%0 &= 63\n%0 += 1" : "+r"(options_len));
-		if (bpf_xdp_load_bytes(ctx, syn->ip_off + HEADERS_LEN, options.octets, options_len))
-			return XDP_PASS;
-		options.len = options_len;
-		read_offer(&options);
-	}
-	offer->sack &= service->sack;
-	offer->timestamps &= service->timestamps;
-	write_options(&made, offer, service->mss, service->wscale, handshake_clock(now_ms));
+	offer.sack &= service->sack;
+	offer.timestamps &= service->timestamps;
+	write_options(&made, &offer, service->mss, service->wscale, handshake_clock(now_ms));
 	cookie_isn = cookie_mac(settings->secrets.keys[0], &flow, now_ms / EPOCH_MS) << 8 |
-		     encode_offer(offer->mss, offer->sack,
-				  offer->wscale == NO_WSCALE ? WSCALE_NONE : offer->wscale);
+		     encode_offer(offer.mss, offer.sack,
+				  offer.wscale == NO_WSCALE ? WSCALE_NONE : offer.wscale);
 	tcp->source = ends->dport;
 	tcp->dest = ends->sport;
 	tcp->seq = bpf_htonl(cookie_isn);

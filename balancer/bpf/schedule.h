@@ -30,6 +30,16 @@ static __always_inline __u32 scrambled(__u32 word)
 	return rotl(word * 0xcc9e2d51, 15) * 0x1b873593;
 }
 
+static __always_inline __u32 mixed(__u32 hash, __u32 word)
+{
+	__u32 times4;
+
+	hash = rotl(hash ^ scrambled(word), 13);
+	times4 = hash << 2;
+	asm volatile("" : "+r"(times4)); /* or it is multiplied, which takes longer */
+	return hash + times4 + 0xe6546b64;
+}
+
 /* The hash of the scratch's octets from `off` to `end`. */
 __noinline __u32 hash_key(__u32 off, __u32 end)
 {
@@ -38,13 +48,22 @@ __noinline __u32 hash_key(__u32 off, __u32 end)
 
 	if (!scratch)
 		return 0;
-	for (int i = 0; i < STEPS_OF_4; i++) {
-		if (off + 4 > end)
+	for (int i = 0; i < STEPS_OF_8; i++) {
+		__u64 words;
+
+		if (off + 8 > end)
 			break;
-		hash = rotl(hash ^ scrambled(*(__u32 *)at(scratch, off)), 13) * 5 + 0xe6546b64;
-		off += 4;
+		words = *(__u64 *)at(scratch, off);
+		hash = mixed(hash, words);
+		hash = mixed(hash, words >> 32);
+		off += 8;
 	}
 	rest = end - off;
+	if (rest >= 4 && rest < 8) {
+		hash = mixed(hash, *(__u32 *)at(scratch, off));
+		off += 4;
+		rest -= 4;
+	}
 	if (rest && rest < 4)
 		hash ^= scrambled(*(__u32 *)at(scratch, off) & ((1U << rest * 8) - 1));
 	hash ^= len;
