@@ -22,7 +22,7 @@ class FirewallError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """What a packet must be, and what becomes of it. None matches anything.
+    """What a packet must be, and what becomes of it: no other rule is asked. None matches anything.
 
     hook:     `prerouting` or `output`. queue: NFQUEUE number; None: no connection tracking.
     interface: where it comes in. other_than: it goes out by another interface than this one.
@@ -59,13 +59,13 @@ class Rule:
             f"{self.protocol} dport {self.dport}" if self.dport else "",
             f"icmp type {self.icmp_type}" if self.icmp_type is not None else "",
             f"meta mark {self.mark:#x}" if self.mark is not None else "",
-            "notrack" if self.queue is None else f"queue num {self.queue}",
+            "notrack accept" if self.queue is None else f"queue num {self.queue}",
             "bypass" if self.bypass and self.queue is not None else "",
         ]
         return " ".join(word for word in words if word)
 
-    def iptables(self) -> str:
-        """The rule's matches and target in the words of iptables."""
+    def iptables(self) -> list[str]:
+        """The rule's matches and target in the words of iptables: one line, or two."""
         words = [
             f"-i {self.interface}" if self.interface else "",
             f"! -o {self.other_than}" if self.other_than else "",
@@ -78,10 +78,12 @@ class Rule:
             f"--icmp-type {self.icmp_type}" if self.icmp_type is not None else "",
             f"-m dscp --dscp {self.dscp}" if self.dscp is not None else "",
             f"-m mark --mark {self.mark:#x}" if self.mark is not None else "",
-            "-j CT --notrack" if self.queue is None else f"-j NFQUEUE --queue-num {self.queue}",
-            "--queue-bypass" if self.bypass and self.queue is not None else "",
         ]
-        return " ".join(word for word in words if word)
+        matches = " ".join(word for word in words if word)
+        if self.queue is None:
+            return [f"{matches} -j CT --notrack", f"{matches} -j RETURN"]
+        bypass = " --queue-bypass" if self.bypass else ""
+        return [f"{matches} -j NFQUEUE --queue-num {self.queue}{bypass}"]
 
 
 class Way(Protocol):
@@ -196,7 +198,8 @@ class Iptables:
         return "\n".join([
             "*raw",
             *(f":{_chain(owner, hook)} - [0:0]" for hook in _HOOKS),
-            *(f"-A {_chain(owner, rule.hook)} {rule.iptables()}" for rule in rules),
+            *(f"-A {_chain(owner, rule.hook)} {words}"
+              for rule in rules for words in rule.iptables()),
             *(f"-I {built_in} -j {_chain(owner, hook)}"
               for hook, built_in in _HOOKS.items() if hook not in jumps),
             "COMMIT\n",

@@ -1,22 +1,23 @@
 """What the benchmark compares: no balancer, proxies, and the pair with each engine and mode.
 
 All serve the same two backends of one lab. The pair's kinds share the VIP, so each runs only while
-it is measured.
+it is measured. `routed` is no balancer either, but the balancer's kernel forwards what the client
+sends: what it costs that the way leads there, since in a lab wires cost CPU time, too.
 """
 
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
-from lab.node import Process
+from lab.node import Node, Process
 from lab.topology import BALANCER, PAIRS, VIP, Lab, server_address
 
 PROXY_PORT = {"haproxy": 8081, "nginx": 8082}
 # How the tables call a pair, and how lab.topology does.
 OURS = {"portable": "portable", "fast, splice": "splice", "fast, adopt": "adopt"}
-NAMES = ("direct", *PROXY_PORT, *OURS)
+NAMES = ("direct", "routed", *PROXY_PORT, *OURS)
 _HAPROXY = """\
 global
   maxconn 4000
@@ -78,7 +79,7 @@ class Contender(NamedTuple):
 def running(lab: Lab, name: str) -> Iterator[Contender]:
     """One of NAMES, at work; nginx runs on both backends. Raises: RuntimeError."""
     started: list[Process] = []
-    if name == "direct":
+    if name in ("direct", "routed"):
         made = Contender(f"http://{server_address(1)}", server_address(1), 80, None)
     elif name in PROXY_PORT:
         started.append(_start_proxy(lab, name))
@@ -90,10 +91,27 @@ def running(lab: Lab, name: str) -> Iterator[Contender]:
         started += [lab.start_bridge(backend, *flags["packetbridge"]) for backend in lab.backends]
         made = Contender(f"http://{VIP}", VIP, 80, started[0], is_ours=True)
     try:
-        yield made
+        with _routed_by(lab.balancer, lab) if name == "routed" else nullcontext():
+            yield made
     finally:
         for process in started:
             process.stop()
+
+
+@contextmanager
+def _routed_by(node: Node, lab: Lab) -> Iterator[None]:
+    """What the client sends to the server goes by way of this node; answers go straight back."""
+    route = [f"{server_address(1)}/32", "via", BALANCER]
+    forwarding = {"net.ipv4.ip_forward": "1", "net.ipv4.conf.all.send_redirects": "0",
+                  "net.ipv4.conf.eth1.send_redirects": "0"}
+    before = {key: node.run(["sysctl", "-n", key]).strip() for key in forwarding}
+    lab.client.run(["ip", "route", "add", *route])
+    try:
+        node.run(["sysctl", "-qw", *(f"{key}={value}" for key, value in forwarding.items())])
+        yield
+    finally:
+        node.run(["sysctl", "-qw", *(f"{key}={value}" for key, value in before.items())])
+        lab.client.run(["ip", "route", "del", *route])
 
 
 def _start_proxy(lab: Lab, name: str) -> Process:

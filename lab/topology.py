@@ -263,10 +263,12 @@ class Lab:
 
     def _add_switch(self) -> None:
         switch = self._add_namespace("switch")
-        # No snooping and no learning delay: a plain piece of wire with several ends.
+        # No snooping, no learning delay, no firewall: a plain piece of wire with several ends.
         _ip(switch, "link", "add", "br0", "mtu", str(self._mtu), "type", "bridge",
             "stp_state", "0", "forward_delay", "0", "mcast_snooping", "0")
         _ip(switch, "link", "set", "br0", "up")
+        for rules in ("iptables", "ip6tables", "arptables"):  # where br_netfilter is loaded
+            switch.run(["sysctl", "-eqw", f"net.bridge.bridge-nf-call-{rules}=0"], check=False)
 
     def _add_namespace(self, name: str, kind: type[Node] = Node) -> Node:
         node = self._nodes[name] = kind(name, f"{self.prefix}-{name}", self.directory)

@@ -147,7 +147,10 @@ def rules(
           they turn round to come in again; only what leaves by another interface is not theirs.
     adopted: services whose connections are between the client and the VIP.
     """
-    made = []
+    to_vips = [Rule("prerouting", None, destination=str(service.vip), protocol="tcp",
+                    dport=service.port) for service in adopted]
+    # most packets are these, so they come first where they cannot be tagged ones, too
+    made = [rule for rule in to_vips if rule.destination != str(config.address)]
     for service in config.services:
         tagged = Rule("prerouting", config.queue, config.interface,
                       destination=str(config.address), dscp=service.dscp)
@@ -166,10 +169,8 @@ def rules(
             made.append(replace(marked, hook="prerouting", interface=config.interface))
             marked = replace(marked, other_than=config.interface)
         made.append(marked)
-    for service in adopted:
-        vip, port = str(service.vip), service.port
-        made += [Rule("prerouting", None, destination=vip, protocol="tcp", dport=port),
-                 Rule("output", None, source=vip, protocol="tcp", sport=port)]
+    made += [*to_vips, *(Rule("output", None, source=str(service.vip), protocol="tcp",
+                              sport=service.port) for service in adopted)]
     if fast:
         made.append(Rule("prerouting", None, config.interface, mark=config.mark))
     for mark in (config.mark, config.mark + 1):
