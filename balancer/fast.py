@@ -18,7 +18,6 @@ from balancer.config import Config, Service
 from balancer.datapath import Datapath, ServiceState
 from balancer.fast_maps import (
     BACKEND,
-    COUNT,
     INDEX,
     SERVICE,
     SERVICE_KEY,
@@ -36,12 +35,12 @@ from common.bpf import BpfError, build, features, pins
 from common.bpf.links import Mode
 from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
+from common.bpf.reasons import ReasonCounts
 from common.cookie import Secrets
 from common.host import Change
-from common.verdict import DropReason, Event, Verdict
+from common.verdict import Verdict
 
 PROGRAM_NAME = "on_packet"
-REASONS = (*Event, *DropReason)  # as common/bpf/verdict.h numbers them
 REFRESH_MS = 1000
 _CLOCK_SLACK_MS = 50
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h: moves by ticks
@@ -69,7 +68,7 @@ class Program:
         self.backends = self.object.map("backends", INDEX, BACKEND)
         self.flows = self.object.map("flows")
         self.marks = self.object.map("held")
-        self.reasons = self.object.map("reasons", INDEX, COUNT)
+        self.reasons = ReasonCounts(self.object)
         self.traffic = self.object.map("traffic", INDEX, TRAFFIC)
         self.set_secrets(secrets)
         self._fill_services(config.services)
@@ -225,7 +224,6 @@ class FastDatapath(Datapath):
         self._places = places
         self._next_hops: NextHops | None = None
         self._next_refresh_ms = 0
-        self._counted: dict[str, int] = {}
         self._sent: dict[tuple[int, int], tuple[int, ...]] = {}
 
     @property
@@ -272,10 +270,7 @@ class FastDatapath(Datapath):
 
     def add_counts(self) -> None:
         """Add what the program has counted since the last call."""
-        for number, per_cpu in self.program.reasons.items():
-            reason, total = REASONS[number], sum(per_cpu)
-            self.counters[reason] += total - self._counted.get(reason, 0)
-            self._counted[reason] = total
+        self.program.reasons.add_to(self.counters)
         for place, backend in self._places.items():
             per_cpu = self.program.traffic.lookup(place_of(*place))
             totals = tuple(map(sum, zip(*per_cpu, strict=True)))

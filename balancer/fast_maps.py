@@ -22,7 +22,6 @@ SERVICE_KEY = struct.Struct("=4s2s2x")
 SERVICE = struct.Struct("=IHBBB3x")
 BACKEND = struct.Struct("=4sIIBB6s6s6x")
 FLOW = struct.Struct("=QQIIBBBB4x")
-COUNT = struct.Struct("=Q")
 TRAFFIC = struct.Struct("=QQQ")
 _WALK_MS = 1000  # between two walks through the table
 _STEP = 2000  # flows looked at in a tick: some milliseconds, in which packets wait

@@ -135,8 +135,7 @@ class _Measured:
         self.flows.delete_all(list(self.flows.keys()))
 
     def _counted(self) -> dict[Reason, int]:
-        return {fast.REASONS[number]: sum(counts)
-                for number, counts in self._program.reasons.items()}
+        return dict(self._program.reasons.totals())
 
 
 def _run(program: Program, runs: int, retval: int | None = None) -> float:

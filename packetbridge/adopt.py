@@ -17,10 +17,11 @@ from common.bpf import BpfError, build, features, pins
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program
 from common.bpf.pins import Kept, Pins
+from common.bpf.reasons import ReasonCounts
 from common.cookie import Secrets
 from common.counters import Counters
 from common.host import Change, Host
-from packetbridge import fastmaps
+from packetbridge import fast_maps
 from packetbridge.config import Config, Service
 
 KFUNC = "bpf_sk_assign_tcp_reqsk"
@@ -67,11 +68,11 @@ class Adopt:
         self._pins = Pins(owner(config))
         self._object = Object(build.object_of("packetbridge", "adopt"))
         self._object.set_variable("can_read_summed", 1)  # every kernel with the other one has it
-        self._pins.reuse_maps(self._object, [Kept("counters"), Kept("refused")])
+        self._pins.reuse_maps(self._object, [Kept("reasons"), Kept("refused")])
         self._object.load()
-        fastmaps.write_services(self._object, config, services)
-        self._secrets = fastmaps.SecretsMap(self._object)
-        self._counts = fastmaps.Counts(self._object)
+        fast_maps.write_services(self._object, config, services)
+        self._secrets = fast_maps.SecretsMap(self._object)
+        self._counts = ReasonCounts(self._object)
 
     def program(self, name: str) -> Program:
         """`on_ingress`, for test runs."""

@@ -14,11 +14,12 @@ from common.bpf import BpfError, build, features, pins
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program
 from common.bpf.pins import Kept, Pins
+from common.bpf.reasons import ReasonCounts
 from common.cookie import Secrets
 from common.counters import Counters
 from common.host import Change, Host
 from common.seq import MASK, before
-from packetbridge import fastmaps
+from packetbridge import fast_maps
 from packetbridge.config import Config, Service
 from packetbridge.flows import BridgeFlow
 
@@ -84,10 +85,10 @@ class Splice:
         self._object.set_variable("server_mark", config.mark)
         self._object.set_variable("can_read_summed", not features.missing_kfuncs(_READS_SUMMED))
         self._object.set_max_entries("flows", config.max_flows)
-        self._pins.reuse_maps(self._object, [Kept("counters"), Kept("flows")])
+        self._pins.reuse_maps(self._object, [Kept("reasons"), Kept("flows")])
         self._object.load()
-        fastmaps.write_services(self._object, config, services)
-        self._counts = fastmaps.Counts(self._object)
+        fast_maps.write_services(self._object, config, services)
+        self._counts = ReasonCounts(self._object)
         self._flows = self._object.map("flows", _KEY, _FLOW)
         section, offset, size = self._object.variable("current_round")
         self._memory = self._object.map(section).map_memory()

@@ -72,7 +72,7 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 	if (!named->index || segment->len > named->mtu)
 		return XDP_PASS;
 	if (!takeover_allowed(settings, now_ms)) {
-		count(settings, REASON_TAKEOVER_LIMITED);
+		note(settings, REASON_TAKEOVER_LIMITED);
 		return XDP_DROP;
 	}
 	return forward(ctx, settings, segment, named, place_of(service, id), 0,
@@ -125,7 +125,7 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 			return on_first_payload(ctx, settings, service, segment, now_ms);
 		if (segment->flags & (RST | FIN))
 			return XDP_PASS;
-		count(settings, REASON_HANDSHAKE_ACK);
+		note(settings, REASON_HANDSHAKE_ACK);
 		return XDP_DROP;
 	}
 	return flow ? forward_flow(ctx, settings, segment, flow, backend, now_ms) : XDP_PASS;

@@ -57,6 +57,6 @@ static __always_inline int forward(struct xdp_md *ctx, const struct settings *se
 		sent->octets += segment->len;
 		sent->handoffs += reason == REASON_HANDOFF;
 	}
-	count(settings, reason);
+	note(settings, reason);
 	return backend->index == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(backend->index, 0);
 }

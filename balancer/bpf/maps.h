@@ -146,13 +146,6 @@ struct {
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, REASONS);
-	__type(key, __u32);
-	__type(value, __u64);
-} reasons SEC(".maps");
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, MAX_SERVICES * MAX_BACKENDS);
 	__type(key, __u32);
 	__type(value, struct traffic);
@@ -176,12 +169,9 @@ static __always_inline __u64 clock_ms(const struct settings *settings)
 					     ((__u64)ticks * settings->tick_ms >> 20);
 }
 
-static __always_inline void count(const struct settings *settings, __u32 reason)
+static __always_inline void note(const struct settings *settings, __u32 reason)
 {
-	__u64 *counter = bpf_map_lookup_elem(&reasons, &reason);
-
-	if (counter)
-		(*counter)++;
+	count(reason);
 	if (settings->fixed_ms)
 		last_reason = reason;
 }

@@ -56,6 +56,14 @@ static __always_inline __u8 encode_offer(__u16 mss, bool sack, __u8 wscale)
 	return index << 5 | sack << 4 | wscale;
 }
 
+/* The MSS that a cookie stands for, octets; never more than was offered. */
+static __always_inline __u16 cookie_mss(__u32 cookie_isn)
+{
+	static const __u16 table[] = {536, 1200, 1300, 1360, 1400, 1440, 1460, 8960};
+
+	return table[cookie_isn >> 5 & 7];
+}
+
 /* Whether a cookie is ours, made for this flow in a neighbouring epoch. */
 static __noinline bool cookie_holds(const struct secrets *secrets, const struct handshake *flow,
 				    __u32 cookie_isn, __u32 epoch)

@@ -1,8 +1,12 @@
-/* Why a packet was passed, sent or dropped: the index of its counter.
+/* Why a packet was passed, sent or dropped, and a counter for each reason.
  *
  * Twin: common/verdict.py, in whose order they stand (tests/bpf/test_verdict.py).
  */
 #pragma once
+
+#include <linux/bpf.h>
+
+#include <bpf/bpf_helpers.h>
 
 enum reason {
 	REASON_NOT_OURS,
@@ -42,3 +46,19 @@ enum reason {
 	REASON_INTERNAL_ERROR,
 	REASONS,
 };
+
+/* Read by common/bpf/reasons.py. */
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, REASONS);
+	__type(key, __u32);
+	__type(value, __u64);
+} reasons SEC(".maps");
+
+static __always_inline void count(__u32 reason)
+{
+	__u64 *counter = bpf_map_lookup_elem(&reasons, &reason);
+
+	if (counter)
+		++*counter;
+}

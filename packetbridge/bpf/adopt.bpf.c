@@ -13,7 +13,6 @@
 #include "bridge.h"
 #include "checksum.h"
 #include "cookie.h"
-#include "counters.h"
 #include "options.h"
 #include "socket.h"
 
@@ -186,13 +185,12 @@ static __noinline int end_old_socket(struct __sk_buff *skb, const struct service
 static __always_inline bool is_handoff(const struct service *service,
 				       const struct segment *segment)
 {
-	struct handshake handshake = {
-		segment->src, service->vip, segment->sport, service->vip_port,
-		segment->seq - 1, segment->ack - 1,
+	struct handshake flow = {
+		segment->src, service->vip, segment->sport, service->vip_port, segment->seq - 1,
 	};
 
 	return has_payload(segment) && (segment->flags & (SYN | RST | ACK)) == ACK &&
-	       cookie_holds(&handshake);
+	       is_ours(&flow, segment->ack - 1);
 }
 
 /* To the portable engine, at a rate that it can bear. */
@@ -210,7 +208,7 @@ static __always_inline int up(void)
 	}
 	if (allowance->used++ < MAX_UP)
 		return NEXT;
-	count(UNKNOWN_FLOW);
+	count(REASON_UNKNOWN_FLOW);
 	return DROP;
 }
 
@@ -229,7 +227,7 @@ static __always_inline int on_handoff(struct __sk_buff *skb, struct service *ser
 			       : end_old_socket(skb, service, segment, stack->expected_seq);
 	error = open_connection(skb, service, segment);
 	if (!error)
-		return to_stack(skb, service, OPENED);
+		return to_stack(skb, service, REASON_OPENED);
 	if (error != NO_LISTENER) { /* else the portable engine's SYN is refused as well */
 		service->has_refused = 1;
 		bpf_map_update_elem(&refused, key, &yes, BPF_ANY);
@@ -261,10 +259,10 @@ static __always_inline int on_segment(struct __sk_buff *skb, const struct iphdr 
 	    segment.dport != service->vip_port)
 		return NEXT;
 	if (!service->has_refused && echoes_the_server(skb, &segment))
-		return to_stack(skb, service, TO_SERVER);
+		return to_stack(skb, service, REASON_TO_SERVER);
 	stack = look_up(skb, service, &segment);
 	if (stack.state == CONNECTED)
-		return to_stack(skb, service, TO_SERVER);
+		return to_stack(skb, service, REASON_TO_SERVER);
 	key.client = segment.src;
 	key.client_port = segment.sport;
 	if (service->has_refused && bpf_map_lookup_elem(&refused, &key))
@@ -272,7 +270,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, const struct iphdr 
 	if (is_handoff(service, &segment))
 		return on_handoff(skb, service, &segment, &stack, &key);
 	if (stack.state == ODD)
-		return to_stack(skb, service, TO_SERVER);
+		return to_stack(skb, service, REASON_TO_SERVER);
 	if (has_payload(&segment) && skb->tc_index != REQUEUED)
 		return requeue(skb); /* the first one may be just before it, not yet at the stack */
 	return up();
@@ -310,7 +308,7 @@ static __always_inline int on_icmp(struct __sk_buff *skb, const struct service *
 		return NEXT;
 	state = *(volatile __u32 *)&sk->state;
 	bpf_sk_release(sk);
-	return state == LISTENING ? NEXT : to_stack(skb, service, ICMP_FORWARDED);
+	return state == LISTENING ? NEXT : to_stack(skb, service, REASON_ICMP_FORWARDED);
 }
 
 SEC("tc")

@@ -17,6 +17,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "common/bpf/checksum.h"
+#include "common/bpf/verdict.h"
 
 #define NEXT -1 /* TCX_NEXT and TC_ACT_UNSPEC: whoever comes after us decides */
 #define DROP 2 /* TC_ACT_SHOT */

@@ -9,7 +9,6 @@
  */
 #include "bridge.h"
 #include "checksum.h"
-#include "counters.h"
 #include "translate.h"
 
 #define PLAUSIBLE_LEN (1 << 20)
@@ -92,7 +91,7 @@ static __always_inline int on_client(struct __sk_buff *skb, const struct iphdr *
 		flow->server_acked = segment.ack;
 	flow->seen_round = current_round;
 	skb->mark = server_mark; /* so that a RST in answer is known for one of ours */
-	count(TO_SERVER);
+	count(REASON_TO_SERVER);
 	return NEXT;
 }
 
@@ -141,7 +140,7 @@ int on_egress(struct __sk_buff *skb)
 	if (is_after(end, flow->server_next))
 		flow->server_next = end;
 	flow->seen_round = current_round;
-	count(TO_CLIENT);
+	count(REASON_TO_CLIENT);
 	return NEXT;
 }
 

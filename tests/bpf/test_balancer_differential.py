@@ -21,6 +21,7 @@ from balancer.request import KeySpec
 from common import checksum, cookie
 from common.bpf import BpfError, build
 from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX
+from common.bpf.reasons import REASONS
 from common.cookie import Offer, Secrets
 from common.verdict import DropReason, Event
 from common.wire import options, tcp
@@ -70,7 +71,7 @@ class Twins:
         if run.retval == XDP_PASS:
             return ""
         verdict = self.datapath.on_packet(packet, NOW_MS)
-        reason = fast.REASONS[int.from_bytes(self.reason(0)[:4], "little")]
+        reason = REASONS[int.from_bytes(self.reason(0)[:4], "little")]
         if reason is not verdict.reason:
             return f"{reason}, not {verdict.reason}"
         if run.retval == XDP_DROP:

@@ -86,7 +86,7 @@ def test_a_service_in_a_vlan_is_served() -> None:
     with Lab(backends=1) as lab:
         add_vlan(lab)
         backend = lab.backends[0]
-        start_digests(lab, "192.168.44.30")
+        start_digests(backend, "192.168.44.30")
         lab.start_bridge(backend, "--interface", "eth1.5", "--vip", "3=192.168.44.10:80",
                          "--server", "192.168.44.30:80", defaults=False)
         lab.start_balancer("--interface", "eth1.5", "--vip", "192.168.44.10",
@@ -95,6 +95,7 @@ def test_a_service_in_a_vlan_is_served() -> None:
         sent, received = upload(lab, 3_000_000, "192.168.44.10")
 
         assert sent == received
+        assert queued(lab.balancer) < 100, "of thousands"
 
 
 def test_tagged_frames_pass_the_program() -> None:

@@ -47,8 +47,9 @@ class FastBalancer:
         from balancer import fast
         from balancer.next_hops import NextHop
         from common.bpf.objects import XDP_DROP, XDP_PASS
+        from common.bpf.reasons import REASONS
 
-        self._fast, self._pass, self._drop = fast, XDP_PASS, XDP_DROP
+        self._reasons, self._pass, self._drop = REASONS, XDP_PASS, XDP_DROP
         self._secrets = secrets
         self._loaded = fast.Program(config, secrets)
         for number, service in enumerate(config.services):
@@ -66,7 +67,7 @@ class FastBalancer:
         if run.retval == self._pass:
             return self._behind.on_packet(packet, now_ms)
         self.handled += 1
-        reason = self._fast.REASONS[int.from_bytes(self._bss.lookup(0)[:4], "little")]
+        reason = self._reasons[int.from_bytes(self._bss.lookup(0)[:4], "little")]
         if run.retval == self._drop:
             return DROP[reason]
         sent = run.data[14:]

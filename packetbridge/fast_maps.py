@@ -1,6 +1,6 @@
 """The maps that both programs of the bridge have, as Python writes and reads them.
 
-Twin: packetbridge/bpf/bridge.h, cookie.h and counters.h
+Twin: packetbridge/bpf/bridge.h and cookie.h
 """
 
 import struct
@@ -9,19 +9,12 @@ from collections.abc import Sequence
 
 from common.bpf.objects import Object
 from common.cookie import KEY_LEN, Secrets
-from common.counters import Counters
-from common.verdict import DropReason, Event
 from packetbridge.config import Config, Service
 
 _INDEX = struct.Struct("=I")
 _SERVICE = struct.Struct("=4s4s4s2s2sB3x")  # struct service
 _SECRETS = struct.Struct(f"={KEY_LEN}s{KEY_LEN}sIIQ")
-_COUNT = struct.Struct("=Q")
 _MAX_DRIFT_NS = 100_000_000
-REASONS: tuple[Event | DropReason, ...] = (  # packetbridge/bpf/counters.h
-    Event.OPENED, Event.TO_SERVER, Event.TO_CLIENT, Event.ICMP_FORWARDED,
-    DropReason.UNKNOWN_FLOW,
-)
 
 
 def write_services(program_file: Object, config: Config, services: Sequence[Service]) -> None:
@@ -57,22 +50,6 @@ class SecretsMap:
         """Follow the clock when it is set. Raises: BpfError."""
         if self._secrets and abs(_offset_ns() - self._offset_ns) > _MAX_DRIFT_NS:
             self.write(self._secrets)
-
-
-class Counts:
-    """Packets by reason, counted by a program for as long as its maps are pinned."""
-
-    def __init__(self, program_file: Object) -> None:
-        self._map = program_file.map("counters", _INDEX, _COUNT)
-        self._seen = [0] * len(REASONS)
-
-    def add_to(self, counters: Counters) -> None:
-        """Add what is new since the last call. Raises: BpfError."""
-        for number, per_cpu in self._map.items():
-            total = sum(per_cpu)
-            if total != self._seen[number]:
-                counters[REASONS[number]] += total - self._seen[number]
-                self._seen[number] = total
 
 
 def _offset_ns() -> int:
