@@ -1,6 +1,5 @@
 """Adoption on real traffic: the servers' own stacks answer for the VIP."""
 
-import hashlib
 import os
 import re
 import signal
@@ -10,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from netns import inside, python, state, tcp_packet
+from traffic import LARGE_LEN, download, large_file
 
 from common.bpf import features
 from common.bpf.pins import Pins
@@ -23,7 +23,6 @@ pytestmark = pytest.mark.skipif(
 
 URL = f"http://{VIP}"
 ADOPT = ("--engine", "fast", "--mode", "adopt")
-LARGE_LEN = 20_000_000
 TAG, ACK = 3 << 2, 16
 
 
@@ -53,21 +52,6 @@ def counted(bridges: list[Process], reason: str) -> int:
     """Packets of all bridges by what became of them."""
     name = f'l3dsr_packetbridge_packets_total{{reason="{reason}"}}'
     return int(sum(bridge.metrics().get(name, 0) for bridge in bridges))
-
-
-def large_file(lab: Lab, length: int = LARGE_LEN) -> str:
-    """Put a random file where every nginx serves it, and return its digest."""
-    content = os.urandom(length)
-    (lab.files / "large").write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def digest_of_download(lab: Lab, *flags: str) -> str:
-    target = lab.directory / f"downloaded-{os.urandom(4).hex()}"
-    lab.client.curl(f"{URL}/files/large", "-o", str(target), *flags, timeout_s=120)
-    digest = hashlib.sha256(target.read_bytes()).hexdigest()
-    target.unlink()
-    return digest
 
 
 def attached(node: Node) -> list[str]:
@@ -120,7 +104,7 @@ def test_a_download_arrives_octet_for_octet(shared):
     lab, bridges = shared
     expected = large_file(lab, 100_000_000)
 
-    assert digest_of_download(lab) == expected
+    assert download(lab) == expected
     assert all_adopted(bridges)
 
 
@@ -189,7 +173,7 @@ def test_a_client_without_some_options_is_served(lab, sysctls):
     lab.client.run(["sysctl", "-qw", *sysctls])
     expected = large_file(lab)
 
-    assert digest_of_download(lab) == expected
+    assert download(lab) == expected
     assert all_adopted(bridges)
 
 
@@ -212,7 +196,7 @@ def test_a_client_with_a_small_mss_is_served(lab):
     lab.client.run(["ip", "route", "add", f"{VIP}/32", "dev", "eth1", "advmss", "536"])
     expected = large_file(lab)
 
-    assert digest_of_download(lab) == expected
+    assert download(lab) == expected
     assert all_adopted(bridges)
 
 
@@ -221,7 +205,7 @@ def test_a_narrow_link_on_the_path_makes_itself_known_by_icmp():
         _, bridges = start(lab)
         expected = large_file(lab)
 
-        assert digest_of_download(lab) == expected
+        assert download(lab) == expected
 
         assert all_adopted(bridges)
         assert counted(bridges, "icmp_forwarded") > 0
@@ -234,7 +218,7 @@ def test_loss_reordering_and_duplicates_cost_no_octet(leg):
         _, bridges = start(lab)
         expected = large_file(lab, 2_000_000)
 
-        digests = [digest_of_download(lab) for _ in range(2)]
+        digests = [download(lab) for _ in range(2)]
 
         assert digests == [expected, expected]
         assert all_adopted(bridges)
@@ -400,7 +384,7 @@ def test_a_bridge_that_ends_and_starts_again_under_load_costs_nothing(lab, numbe
     }
     with ThreadPoolExecutor(3) as pool:
         reports = {name: pool.submit(lab.client.run, words) for name, words in load.items()}
-        download = pool.submit(digest_of_download, lab, "--limit-rate", "10M")
+        transfer = pool.submit(download, lab, "--limit-rate", "10M")
         wait_until(lambda: lab.client.octets("rx") > 5_000_000, 30, "the download runs")
         for _ in range(3):
             bridge.stop(number)
@@ -408,7 +392,7 @@ def test_a_bridge_that_ends_and_starts_again_under_load_costs_nothing(lab, numbe
             assert "backend1" in served
             bridge = lab.start_bridge(lab.backend1, *ADOPT)
 
-        assert download.result(120) == expected
+        assert transfer.result(120) == expected
         for report in reports.values():
             assert "Socket errors" not in report.result(60)
     assert watch.running

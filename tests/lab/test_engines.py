@@ -1,12 +1,11 @@
 """The fast engine on both sides, and mixed pairs: the same requests, the same backends."""
 
-import hashlib
-import os
 import re
 import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from traffic import download, large_file
 
 from balancer import fast
 from common.bpf import BpfError, build
@@ -34,21 +33,6 @@ def start(lab: Lab, balancer: str, bridge: str):
     return lab.start_balancer("--engine", balancer), bridges
 
 
-def large_file(lab: Lab, length: int) -> str:
-    """A random file that every nginx serves, and its digest."""
-    content = os.urandom(length)
-    (lab.files / "large").write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def digest_of_download(lab: Lab) -> str:
-    target = lab.directory / f"downloaded-{os.urandom(4).hex()}"
-    lab.client.curl(f"{URL}/files/large", "-o", str(target), timeout_s=120)
-    digest = hashlib.sha256(target.read_bytes()).hexdigest()
-    target.unlink()
-    return digest
-
-
 def answers(lab: Lab, count: int = 300) -> list[list[str]]:
     """Which backend answers each of many URLs, each on a connection of its own."""
     urls = [f"{URL}/object/{number}" for number in range(count)]
@@ -66,7 +50,7 @@ def test_every_pair_of_engines_serves_alike(engines):
         digest = large_file(lab, 30_000_000)
 
         assert answers(lab) == expected
-        assert digest_of_download(lab) == digest
+        assert download(lab) == digest
 
 
 def test_the_program_decides_and_the_portable_engine_sees_hardly_anything():
@@ -88,7 +72,7 @@ def test_a_client_without_an_option_is_served(sysctl):
         lab.client.run(["sysctl", "-qw", f"net.ipv4.{sysctl}=0"])
         digest = large_file(lab, 10_000_000)
 
-        assert digest_of_download(lab) == digest
+        assert download(lab) == digest
 
 
 @pytest.mark.parametrize("leg", ["client", "balancer", "backend1"])
@@ -99,7 +83,7 @@ def test_loss_reordering_and_duplicates_cost_no_octet(leg):
         digest = large_file(lab, 2_000_000)
 
         assert len(answers(lab, 60)) == 60
-        assert digest_of_download(lab) == digest
+        assert download(lab) == digest
 
 
 def test_a_request_in_pieces_goes_where_the_whole_goes():
@@ -126,7 +110,7 @@ def test_a_killed_daemon_is_not_noticed(which):
         balancer, bridges = start(lab, "fast", "fast")
         digest = large_file(lab, 200_000_000)
         with ThreadPoolExecutor(1) as pool:
-            download = pool.submit(digest_of_download, lab)
+            transfer = pool.submit(download, lab)
             wait_until(lambda: lab.client.octets("rx") > 5_000_000, 30, "the download runs")
             for process in [balancer] if which == "balancer" else bridges:
                 process.kill()
@@ -140,7 +124,7 @@ def test_a_killed_daemon_is_not_noticed(which):
 
             assert answers(lab, 50) == without
             assert len(without) == 50
-            assert download.result(120) == digest
+            assert transfer.result(120) == digest
 
 
 def test_short_connections_under_load_all_succeed_and_leave_an_empty_table(tmp_path):

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from netns import inside, python, state
+from traffic import download, large_file
 
 from common.bpf.maps import Map
 from common.bpf.pins import Pins
@@ -46,28 +47,13 @@ def queued(node: Node) -> int:
     return int(row[7])
 
 
-def large_file(lab: Lab, length: int = 20_000_000) -> str:
-    """Put a random file where every nginx serves it, and return its digest."""
-    content = os.urandom(length)
-    (lab.files / "large").write_bytes(content)
-    return hashlib.sha256(content).hexdigest()
-
-
-def digest_of_download(lab: Lab, *flags: str) -> str:
-    target = lab.directory / f"downloaded-{os.urandom(4).hex()}"
-    lab.client.curl(f"{URL}/files/large", "-o", str(target), *flags, timeout_s=120)
-    digest = hashlib.sha256(target.read_bytes()).hexdigest()
-    target.unlink()
-    return digest
-
-
 @pytest.mark.parametrize("offloads", [False, True], ids=["wire", "offloads"])
 def test_a_download_hardly_meets_the_portable_engine(offloads):
     with Lab(backends=1, offloads=offloads) as lab:
         start(lab)
         expected = large_file(lab, 100_000_000)
 
-        assert digest_of_download(lab) == expected
+        assert download(lab) == expected
 
         assert queued(lab.backend1) < 500  # of thousands
 
@@ -120,7 +106,7 @@ def test_options_that_one_side_has_not_cost_nothing(lab, side, sysctls):
     lab.node(side).run(["sysctl", "-qw", *sysctls])
     expected = large_file(lab)
 
-    assert digest_of_download(lab) == expected
+    assert download(lab) == expected
 
 
 def test_a_narrow_link_on_the_path_makes_itself_known_by_icmp():
@@ -128,7 +114,7 @@ def test_a_narrow_link_on_the_path_makes_itself_known_by_icmp():
         start(lab)
         expected = large_file(lab)
 
-        assert digest_of_download(lab) == expected
+        assert download(lab) == expected
 
 
 @pytest.mark.parametrize("leg", ["client", "backend1"])
@@ -138,7 +124,7 @@ def test_loss_reordering_and_duplicates_cost_no_octet(leg):
         start(lab)
         expected = large_file(lab, 2_000_000)
 
-        digests = [digest_of_download(lab) for _ in range(2)]
+        digests = [download(lab) for _ in range(2)]
 
         assert digests == [expected, expected]
 
@@ -148,7 +134,7 @@ def test_established_flows_outlive_the_bridge(lab, number):
     _, (bridge,) = start(lab)
     expected = large_file(lab, 40_000_000)
     with ThreadPoolExecutor(1) as pool:
-        download = pool.submit(digest_of_download, lab, "--limit-rate", "10M")
+        transfer = pool.submit(download, lab, "--limit-rate", "10M")
         wait_until(lambda: lab.client.octets("rx") > 5_000_000, 30, "the download runs")
         bridge.stop(number)
         before = lab.client.octets("rx")
@@ -156,7 +142,7 @@ def test_established_flows_outlive_the_bridge(lab, number):
         bridge = lab.start_bridge(lab.backend1, *SPLICE, "--max-flows", "777")  # another map
         assert bridge.metrics()["l3dsr_packetbridge_flows"] == 1
 
-        assert download.result(120) == expected
+        assert transfer.result(120) == expected
 
     assert "backend1" in lab.client.curl(f"{URL}/")
 
@@ -166,7 +152,7 @@ def test_an_interrupted_bridge_ends_its_flows_with_a_reset(lab):
     large_file(lab, 60_000_000)
     before = state(lab.backend1)
     with ThreadPoolExecutor(1) as pool:
-        download = pool.submit(
+        transfer = pool.submit(
             lab.client.run, ["curl", "-sS", "-o", "/dev/null", "-w", "%{exitcode}",
                              "--limit-rate", "10M", f"{URL}/files/large"],
             check=False, timeout_s=60,
@@ -174,7 +160,7 @@ def test_an_interrupted_bridge_ends_its_flows_with_a_reset(lab):
         wait_until(lambda: lab.client.octets("rx") > 5_000_000, 30, "the download runs")
         bridge.stop(signal.SIGINT)
 
-        assert download.result(60).strip().endswith("56")  # reset by the peer
+        assert transfer.result(60).strip().endswith("56")  # reset by the peer
 
     assert state(lab.backend1) != before
     assert attached(lab.backend1) == []
@@ -203,7 +189,7 @@ def test_idle_flows_leave_and_busy_ones_stay(lab, tmp_path):
 
     lab.client.start("idle", python(idle, VIP)).wait_for("idle")
     with ThreadPoolExecutor(1) as pool:
-        busy = pool.submit(digest_of_download, lab, "--limit-rate", "8M")
+        busy = pool.submit(download, lab, "--limit-rate", "8M")
         wait_until(lambda: flows() == 2, 10, "both are there")
         wait_until(lambda: flows() == 1, 20, "the idle one has left")
 

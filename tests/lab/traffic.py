@@ -19,6 +19,7 @@ from lab.topology import PAIRS, VIP, Backend, Lab
 URL = f"http://{VIP}"
 ALONE = ("-H", "Connection: close")  # a kept connection would keep its backend
 PATIENCE_S = 30
+LARGE_LEN = 20_000_000
 _SIOCOUTQNSD = 0x894B  # linux/sockios.h
 _DATA_SEGS_OUT, _SND_WND = slice(156, 160), slice(228, 232)  # of struct tcp_info, linux/tcp.h
 
@@ -74,7 +75,7 @@ def start_quick(lab: Lab, *, nginx: bool = True, bridge: str = "") -> Pair:
 # --- files ---
 
 
-def large_file(lab: Lab, length: int, name: str = "large") -> str:
+def large_file(lab: Lab, length: int = LARGE_LEN, name: str = "large") -> str:
     """Put a random file where every nginx serves it, and return its digest."""
     content = os.urandom(length)
     (lab.files / name).write_bytes(content)
