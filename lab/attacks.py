@@ -63,8 +63,7 @@ def measure(rounds: int, seconds: int, say: Callable[[str], None]) -> dict[str, 
     """
     found: dict[str, Any] = {name: {} for name in CONTENDERS}
     with Lab(clients=2) as lab, _attacker(lab) as flood:
-        for backend in lab.backends:
-            lab.start_nginx(backend)
+        contenders.prepare(lab)
         for number in range(rounds):
             for name in CONTENDERS:
                 with contenders.running(lab, name) as contender:

@@ -98,8 +98,7 @@ def _say(progress: str) -> None:
 
 
 def _measure(lab: Lab, rounds: int, seconds: int) -> Figures:
-    for backend in lab.backends:
-        lab.start_nginx(backend)
+    contenders.prepare(lab)
     (lab.files / "bulk").write_bytes(os.urandom(1 << 20) * (_BULK_LEN >> 20))
     figures: Figures = {name: {} for name in contenders.NAMES}
     for number in range(rounds):

@@ -75,9 +75,19 @@ class Contender(NamedTuple):
     is_ours: bool = False
 
 
+def prepare(lab: Lab) -> None:
+    """What all of them need: the servers, and a client that does not run out of ports.
+
+    Those that one contender's connections leave in TIME_WAIT would make the next one's wait.
+    """
+    for backend in lab.backends:
+        lab.start_nginx(backend)
+    lab.client.run(["sysctl", "-qw", "net.ipv4.tcp_tw_reuse=1"])
+
+
 @contextmanager
 def running(lab: Lab, name: str) -> Iterator[Contender]:
-    """One of NAMES, at work; nginx runs on both backends. Raises: RuntimeError."""
+    """One of NAMES, at work in a lab that is prepared. Raises: RuntimeError."""
     started: list[Process] = []
     if name in ("direct", "routed"):
         made = Contender(f"http://{server_address(1)}", server_address(1), 80, None)
