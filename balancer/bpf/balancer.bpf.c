@@ -6,7 +6,13 @@
 #include "forward.h"
 #include "request.h"
 
+#include "common/bpf/allowance.h"
+
 #define RELINK_MS 1000 /* common/flow.py: a flow's time is exact to a second */
+/* Packets of unknown flows that go up in a period: second segments of long requests are such, too,
+ * until the first one is known to be held.
+ */
+#define MAX_UNKNOWN 10000
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -109,6 +115,15 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 		       made.ts_shift, REASON_HANDOFF);
 }
 
+/* A segment of no flow: it may have overtaken the one that opens it, or wants a reset in time. */
+static __always_inline int on_unknown(const struct settings *settings)
+{
+	if (settings->fixed_ms || may_go_up(MAX_UNKNOWN))
+		return XDP_PASS;
+	note(settings, REASON_UNKNOWN_FLOW);
+	return XDP_DROP;
+}
+
 /* A segment whose echo, if it has one, names no backend. */
 static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings *settings,
 				      __u32 service, const struct segment *segment,
@@ -128,7 +143,8 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		note(settings, REASON_HANDSHAKE_ACK);
 		return XDP_DROP;
 	}
-	return flow ? forward_flow(ctx, settings, segment, flow, backend, now_ms) : XDP_PASS;
+	return flow ? forward_flow(ctx, settings, segment, flow, backend, now_ms)
+		    : on_unknown(settings);
 }
 
 /* The service of a segment, or NULL. */

@@ -16,11 +16,12 @@
 #include "options.h"
 #include "socket.h"
 
+#include "common/bpf/allowance.h"
+
 #define REQUEUED 0x5ce1 /* in tc_index: the packet has been here before */
 #define MAX_ROUND_TRIP_MS 333
 #define NO_LISTENER 1
-#define PERIOD_JIFFIES 256 /* a second, or a quarter of one */
-#define MAX_UP 1000 /* packets of unknown flows that may go up in a period */
+#define MAX_UNKNOWN 1000 /* packets of unknown flows that go up in a period */
 #define FLAGS_OFF 12 /* in the TCP header: data offset and flags, 16 bits */
 #define ICMP_LEN 8
 #define QUOTE_LEN (2 * sizeof(struct iphdr) + ICMP_LEN + 8)
@@ -38,19 +39,6 @@ struct {
 	__type(key, struct flow_key);
 	__type(value, __u8);
 } refused SEC(".maps");
-
-/* How many packets have gone up in the current period, on each CPU. */
-struct allowance {
-	__u64 period;
-	__u64 used;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct allowance);
-} allowances SEC(".maps");
 
 /* The destination becomes the VIP, the tag is taken off, and the packet goes to the stack. */
 static __always_inline int to_stack(struct __sk_buff *skb, const struct service *service,
@@ -196,17 +184,7 @@ static __always_inline bool is_handoff(const struct service *service,
 /* To the portable engine, at a rate that it can bear. */
 static __always_inline int up(void)
 {
-	__u32 zero = 0;
-	struct allowance *allowance = bpf_map_lookup_elem(&allowances, &zero);
-	__u64 period = bpf_jiffies64() / PERIOD_JIFFIES;
-
-	if (!allowance)
-		return DROP;
-	if (allowance->period != period) {
-		allowance->period = period;
-		allowance->used = 0;
-	}
-	if (allowance->used++ < MAX_UP)
+	if (may_go_up(MAX_UNKNOWN))
 		return NEXT;
 	count(REASON_UNKNOWN_FLOW);
 	return DROP;

@@ -225,6 +225,22 @@ def test_a_tagged_frame_is_left_to_the_vlans_own_interface(
     assert twins.run(ETHERNET[:12] + tag + ETHERNET[12:] + syn).retval == XDP_PASS
 
 
+def test_a_flood_of_unknown_packets_is_kept_from_the_portable_engine(
+    twins: Twins, random: Random
+) -> None:
+    packet = tcp.emit(five_tuple(random), 7, 7, 16)
+    counted = twins.loaded.reasons.totals
+    before = counted()[DropReason.UNKNOWN_FLOW]
+
+    alone = twins.run(ETHERNET + packet)
+    twins.loaded.set_secrets(SECRETS)  # by the clock, as on a host
+    flood = twins.run(ETHERNET + packet, repeat=100_000)
+    twins.loaded.set_secrets(SECRETS, fixed_ms=NOW_MS)
+
+    assert (alone.retval, flood.retval) == (XDP_PASS, XDP_DROP)
+    assert 50_000 < counted()[DropReason.UNKNOWN_FLOW] - before < 100_000
+
+
 def test_whole_lives_of_flows_are_alike(twins: Twins, random: Random, times: int) -> None:
     """Few clients, so that ports are used again, echoes go stale and resets meet flows."""
     ends = [five_tuple(random) for _ in range(40)]
