@@ -1,6 +1,7 @@
 """The portable data path behind the programs: it opens and closes what they carry.
 
-A flow is theirs from the server's answer until both sides have closed it, or one has reset it.
+A flow is theirs from the server's answer until both sides' FINs are acknowledged, or one has reset
+it; till then a reply's last window may be on its way, with its ACKs and what is sent again of it.
 What they leave alone comes here. By then they know its numbers better, so these are read first.
 """
 
@@ -12,14 +13,13 @@ from common.cookie import Secrets
 from common.counters import Counters
 from common.host import Change, Host
 from common.verdict import Event, Verdict
-from common.wire.tcp import FIN, RST, Segment
-from packetbridge import datapath, flows
+from common.wire.tcp import RST, Segment
+from packetbridge import datapath
 from packetbridge.config import Config
-from packetbridge.flows import OPEN, BridgeFlow
+from packetbridge.flows import ENDED, OPEN, BridgeFlow
 from packetbridge.splice import Splice
 from packetbridge.translate import ServiceState
 
-_BOTH_FINS = flows.CLIENT_FIN | flows.SERVER_FIN
 _ROUNDS = 4  # how often in its timeout an idle flow is looked at
 
 
@@ -121,15 +121,17 @@ class Datapath(datapath.Datapath):
         flow = self.flows.get(key)
         if splice is None or (flow is not None and flow.service.config not in splice.services):
             return decide()
+        known_ending = 0
         if flow is not None and flow.is_open:
             splice.refresh(flow)
+            known_ending = flow.ending
         verdict = decide()
         flow = self.flows.get(key)
         if flow is None or not flow.is_open:
             return verdict
-        if segment.flags & RST or flow.ending & _BOTH_FINS == _BOTH_FINS:
+        if segment.flags & RST or flow.ending == ENDED:
             splice.remove(flow)
-        elif verdict.reason is Event.OPENED or segment.flags & FIN:
+        elif verdict.reason is Event.OPENED or flow.ending != known_ending:
             splice.insert(flow)
         return verdict
 

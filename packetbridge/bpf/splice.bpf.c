@@ -12,9 +12,10 @@
 #include "translate.h"
 
 #define PLAUSIBLE_LEN (1 << 20)
-#define CLIENT_FIN 1 /* packetbridge/flows.py */
-#define SERVER_FIN 2
 #define HOST 0 /* PACKET_HOST: for this host, whatever the frame's address is */
+
+/* What has been seen of the end of a flow. Source: packetbridge/flows.py */
+enum { CLIENT_FIN = 1, SERVER_FIN = 2, BOTH_FINS = 3, CLIENT_FIN_ACKED = 4, SERVER_FIN_ACKED = 8 };
 
 const volatile __u32 server_mark; /* of packets to servers, and of their answers */
 
@@ -56,13 +57,19 @@ static __always_inline bool is_plain(const struct segment *segment)
 	return (segment->flags & (SYN | FIN | RST | ACK)) == ACK;
 }
 
-/* Whether it may be the last that a side says, that the other's FIN has arrived: the portable
- * engine waits for that. fin: the other's, next: its next number.
+/* Whether it is the first to say that the other side's FIN has arrived: the portable engine notes
+ * that. While only one side has closed, a segment with payload does not count: many may say so at
+ * once, and would be overtaken by those that come after it is noted.
+ *
+ * fin, acked: the other side's bits of `ending`, next: its next number.
  */
-static __always_inline bool acknowledges_fin(const struct segment *segment,
-					     const struct flow *flow, __u8 fin, __u32 next)
+static __always_inline bool is_first_ack_of_fin(const struct segment *segment,
+						const struct flow *flow, __u8 fin, __u8 acked,
+						__u32 next)
 {
-	return flow->ending & fin && !has_payload(segment) && segment->ack == next;
+	if ((flow->ending & (fin | acked)) != fin || segment->ack != next)
+		return false;
+	return !has_payload(segment) || (flow->ending & BOTH_FINS) == BOTH_FINS;
 }
 
 static __always_inline int on_client(struct __sk_buff *skb, const struct iphdr *ip,
@@ -81,7 +88,7 @@ static __always_inline int on_client(struct __sk_buff *skb, const struct iphdr *
 	key.client_port = segment.sport;
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || flow->dscp != dscp || !is_of_flow(&segment, flow) ||
-	    acknowledges_fin(&segment, flow, SERVER_FIN, flow->server_next) ||
+	    is_first_ack_of_fin(&segment, flow, SERVER_FIN, SERVER_FIN_ACKED, flow->server_next) ||
 	    !to_server(skb, &segment, service, flow))
 		return NEXT;
 	end = segment.seq + segment.len - segment.payload_off;
@@ -133,7 +140,7 @@ int on_egress(struct __sk_buff *skb)
 	key.server_port = segment.sport;
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || !is_plain(&segment) ||
-	    acknowledges_fin(&segment, flow, CLIENT_FIN, flow->client_next) ||
+	    is_first_ack_of_fin(&segment, flow, CLIENT_FIN, CLIENT_FIN_ACKED, flow->client_next) ||
 	    !to_client(skb, &segment, flow))
 		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 	end = segment.seq + segment.len - segment.payload_off + flow->seq_delta;

@@ -85,6 +85,46 @@ def a_half_closed_flow_goes_on(case: Case) -> None:
 
 
 @book.case()
+def a_long_reply_s_last_window_is_on_its_way_when_both_have_closed(case: Case) -> None:
+    """The client has closed at once. The server's FIN leaves long before the client has all of the
+    reply: its ACKs, and what is sent again of it, pass as before, and the last ACK ends the flow.
+    """
+    splice = Splice()
+
+    splice.open(case)
+    splice.up(case, "FA", END, 1)
+    splice.down(case, "A", 1, END + 1, ms=(1, 0))
+    for number in range(8):
+        splice.down(case, "A", 1 + number * 100, END + 1, bytes(100), ms=(2, 0))
+    splice.down(case, "FPA", 801, END + 1, bytes(50), ms=(2, 0))
+    for number in range(4):
+        splice.up(case, "A", END + 1, 101 + number * 100, ms=(3, 2))
+    for number in range(3):
+        splice.up(case, "A", END + 1, 401, ms=(3, 2), sack=(501, 601 + number * 100))
+    splice.down(case, "A", 401, END + 1, bytes(100), ms=(4, 3))
+    splice.up(case, "A", END + 1, 801, ms=(5, 4))
+    splice.up(case, "A", END + 1, 852, ms=(5, 4))
+    case.wait(10_100)
+    case.drops("unknown_flow", splice.at_bridge("A", END + 1, 852))
+
+
+@book.case()
+def what_ends_a_flow_may_come_with_octets_sent_again(case: Case) -> None:
+    """Both FINs are on their way, and the server's only acknowledgment of the client's is on a
+    segment that it sends again."""
+    splice = Splice(Client(**PLAIN))
+
+    splice.open(case)
+    splice.down(case, "A", 1, END, b"reply")
+    splice.down(case, "FA", 6, END)
+    splice.up(case, "FA", END, 1)
+    splice.down(case, "A", 1, END + 1, b"reply")
+    splice.up(case, "A", END + 1, 7)
+    case.wait(10_100)
+    case.drops("unknown_flow", splice.at_bridge("A", END + 1, 7))
+
+
+@book.case()
 def a_client_s_reset_reaches_the_server(case: Case) -> None:
     """A reset with ACK is translated like any segment; one without has no acknowledgment to
     translate. What is still under way passes for 10 s, and is unknown after that."""

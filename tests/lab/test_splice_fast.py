@@ -77,13 +77,13 @@ def test_half_close_keeps_the_reply_coming(lab):
         "import socket, sys; s = socket.create_server((sys.argv[1], 80)); "
         "print('listens', flush=True); c = s.accept()[0]\n"
         "while c.recv(65536): pass\n"
-        "c.sendall(bytes(range(250)) * 160_000)"
+        "c.sendall(bytes(range(250)) * 40_000)"
     )
     client = (
         "import socket, sys; s = socket.create_connection((sys.argv[1], 80)); "
         "s.sendall(b'GET / HTTP/1.0\\r\\n\\r\\n'); s.shutdown(socket.SHUT_WR); "
         "reply = b''.join(iter(lambda: s.recv(65536), b'')); "
-        "print(reply == bytes(range(250)) * 160_000)"
+        "print(reply == bytes(range(250)) * 40_000)"
     )
     lab.backend1.start("server", python(server, lab.backend1.server)).wait_for("listens")
     lab.start_bridge(lab.backend1, *SPLICE)
@@ -92,7 +92,7 @@ def test_half_close_keeps_the_reply_coming(lab):
     answer = lab.client.run(python(client, VIP))
 
     assert answer.strip() == "True"
-    assert queued(lab.backend1) < 5000  # of some 40,000
+    assert queued(lab.backend1) < 500  # of thousands
 
 
 @pytest.mark.parametrize("sysctls", [
