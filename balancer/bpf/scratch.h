@@ -13,7 +13,6 @@
 #define PAYLOAD_OFF 256 /* room before it, for a host that is to precede a path */
 #define PAYLOAD_MAX 2048
 #define STEPS_OF_8 ((PAYLOAD_OFF + PAYLOAD_MAX) / 8 + 1)
-#define STEPS_OF_4 ((PAYLOAD_OFF + PAYLOAD_MAX) / 4 + 1)
 
 struct scratch {
 	__u8 octets[SCRATCH_LEN + 8];
