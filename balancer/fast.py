@@ -28,6 +28,7 @@ from balancer.fast_maps import (
     place_of,
 )
 from balancer.fast_request import fill_requests
+from balancer.flow_map import FlowMap
 from balancer.flows import Backend
 from balancer.next_hops import UNKNOWN, NextHop, NextHops
 from common import settings
@@ -57,17 +58,19 @@ class Program:
         self._pins = instance
         self._next_hops: dict[int, NextHop] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
-        self.object.set_max_entries("flows", config.max_flows)
+        FlowMap.size(self.object, config.max_flows)
         if instance is not None:
             # flows name services by number, so they mean something to the same services only
             ends = [(str(service.vip), service.port) for service in config.services]
             layout = zlib.crc32(repr(ends).encode()) >> 1
-            instance.reuse_maps(self.object, [Kept("flows", layout), Kept("reasons")])
+            instance.reuse_maps(self.object, [
+                Kept("flows", layout, copy=lambda *given: self.flows.take_over(*given)),
+                Kept("reasons"),
+            ])
         self.object.load()
         self.settings = self.object.map("settings_map", INDEX, SETTINGS)
         self.backends = self.object.map("backends", INDEX, BACKEND)
-        self.flows = self.object.map("flows")
-        self.marks = self.object.map("held")
+        self.flows = FlowMap(self.object)
         self.reasons = ReasonCounts(self.object)
         self.traffic = self.object.map("traffic", INDEX, TRAFFIC)
         self.set_secrets(secrets)
@@ -76,8 +79,7 @@ class Program:
 
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
-        for each in (self.settings, self.backends, self.flows, self.marks, self.reasons,
-                     self.traffic):
+        for each in (self.settings, self.backends, self.flows, self.reasons, self.traffic):
             each.close()
         self.object.close()
 
@@ -90,7 +92,7 @@ class Program:
             secrets.current, secrets.previous or bytes(16), 2 if secrets.previous else 1,
             *self._base, _TICK_MS, fixed_ms,
             timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms,
-            self._config.takeover_rate, takeover.id_shift(self._config.id_bits),
+            self._config.takeover_rate, takeover.id_shift(self._config.id_bits), self.flows.seed,
         ))
 
     def keep_time(self, now_ms: int) -> None:
@@ -220,7 +222,7 @@ class FastDatapath(Datapath):
             program.flows, (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms), places,
             numbers.__getitem__, self._forget_flow,
         )
-        self.holds = MarkedHolds(config.hold_octets_total, program.marks)
+        self.holds = MarkedHolds(config.hold_octets_total, program.object)
         self._places = places
         self._next_hops: NextHops | None = None
         self._next_refresh_ms = 0

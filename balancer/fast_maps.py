@@ -3,28 +3,28 @@
 Twin: balancer/bpf/maps.h, which has the same layouts.
 """
 
-import errno
 import struct
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
-from itertools import islice
+from itertools import chain, islice
 
-from balancer.flows import Backend, BackendFlow
+from balancer.flow_map import ENTERED, TABLE_FULL, Entry, FlowMap
+from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
 from balancer.hold import Held, HoldTable
-from common.bpf import BpfError
-from common.bpf.maps import Map
+from common.bpf.objects import Object
 from common.wire.tcp import Segment
 
 MAX_BACKENDS = 128
 INDEX = struct.Struct("=I")  # of arrays
-SETTINGS = struct.Struct("=16s16sI4x QIIQ 3Q Q I4x")
+SETTINGS = struct.Struct("=16s16sI4x QIIQ 3Q Q I4x Q")
 SERVICE_KEY = struct.Struct("=4s2s2x")
 SERVICE = struct.Struct("=IHBBB3x")
 BACKEND = struct.Struct("=4sIIBB6s6s6x")
-FLOW = struct.Struct("=QQIIBBBB4x")
 TRAFFIC = struct.Struct("=QQQ")
 _WALK_MS = 1000  # between two walks through the table
 _STEP = 2000  # flows looked at in a tick: some milliseconds, in which packets wait
+_STEP_CHUNKS = 64  # the same of a table that is all but empty
 _CANDIDATES = 20_000  # flows looked at when the table is full
 _EVICTED_SHARE = 10  # of these, one in so many makes room
 _FULL_MS = 100  # how long a table in which nothing could go is taken for full
@@ -45,8 +45,9 @@ class MapFlows:
     """
 
     def __init__(
-        self, table: Map, timeouts_ms: tuple[int, ...], places: dict[tuple[int, int], Backend],
-        numbers: Callable[[Backend], int], on_remove: Callable[[BackendFlow], None],
+        self, table: FlowMap, timeouts_ms: tuple[int, ...],
+        places: dict[tuple[int, int], Backend], numbers: Callable[[Backend], int],
+        on_remove: Callable[[BackendFlow], None],
     ) -> None:
         self._map = table
         self._timeouts_ms = timeouts_ms
@@ -59,7 +60,7 @@ class MapFlows:
         self.count = 0  # as of the last walk, and of what was done here since
         self.evicted = 0
         self._next_walk_ms = 0
-        self._walk: Iterator[BackendFlow] | None = None
+        self._walk: Iterator[list[BackendFlow]] | None = None
         self._walked: Counter[Backend] = Counter()
         self._candidates: Iterator[BackendFlow] = iter(())
         self._full_until_ms = 0
@@ -69,18 +70,13 @@ class MapFlows:
 
     def __iter__(self) -> Iterator[BackendFlow]:
         """All flows. Those of backends that are configured no more go when they are met."""
-        for key, octets in self._map.items():
-            flow = self._flow(key, octets)
-            if flow is None:
-                self._map.delete(key)
-            else:
-                yield flow
+        return chain.from_iterable(self._parts())
 
     def get(self, key: bytes) -> BackendFlow | None:
         """The flow of a five-tuple, unless it has been idle for too long."""
         octets = self._map.lookup(key)
-        flow = self._flow(key, octets) if octets else None
-        if flow is None:
+        flow = self._flow(octets) if octets else None
+        if octets is None or flow is None:
             return None
         if self._is_idle(flow):
             self.remove(flow)
@@ -94,9 +90,15 @@ class MapFlows:
         if old is not None:
             self.remove(old)
         octets = self._octets(flow)
-        if not (self._enter(flow.key, octets)
-                or (self._evict(spares_open) and self._enter(flow.key, octets))):
-            return False
+        result = self._map.enter(octets, self.now_ms)
+        if result == TABLE_FULL and self._evict(spares_open):
+            result = self._map.enter(octets, self.now_ms)
+        if result != ENTERED:  # both its buckets are full
+            result = self._map.enter(octets, self.now_ms, HALF_CLOSED if spares_open else OPEN)
+            if result != ENTERED:
+                return False
+            self.evicted += 1
+            self.count -= 1
         self.count += 1
         self._last = flow, octets
         return True
@@ -109,7 +111,7 @@ class MapFlows:
         """Put `flow` into `state`, seen now."""
         flow.state = state
         flow.seen_ms = now_ms
-        self._map.update(flow.key, self._octets(flow))
+        self._map.enter(self._octets(flow), self.now_ms)
 
     def remove(self, flow: BackendFlow) -> None:
         """Take `flow` out."""
@@ -131,7 +133,7 @@ class MapFlows:
             self._delivering.pop(flow.key, None)
         octets = self._octets(flow)
         if octets != before:
-            self._map.update(flow.key, octets)
+            self._map.enter(octets, self.now_ms)
 
     def expire(self, now_ms: int) -> list[BackendFlow]:
         """Remove and return flows idle for longer than their state's timeout, some in each call.
@@ -142,12 +144,17 @@ class MapFlows:
         if self._walk is None:
             if 0 <= self._next_walk_ms - now_ms <= _WALK_MS:
                 return []
-            self._walk, self._walked = iter(self), Counter()
-        flows = list(islice(self._walk, _STEP))
+            self._walk, self._walked = self._parts(), Counter()
+        flows: list[BackendFlow] = []
+        for _ in range(_STEP_CHUNKS):
+            part = next(self._walk, None)
+            flows += part or []
+            if part is None or len(flows) >= _STEP:
+                break
         gone = [flow for flow in flows if self._is_idle(flow) and self._has_gone(flow)]
         self._walked.update(flow.backend for flow in flows)
         self._walked.subtract(flow.backend for flow in gone)
-        if len(flows) < _STEP:
+        if part is None:
             self._end_walk()
         return gone
 
@@ -158,20 +165,22 @@ class MapFlows:
         for backend in self._places.values():
             backend.flows = self._walked[backend]
 
-    def _enter(self, key: bytes, octets: bytes) -> bool:
-        """Write an entry. Returns: whether there was room."""
-        try:
-            self._map.update(key, octets)
-        except BpfError as error:
-            if error.errno != errno.E2BIG:
-                raise
-            return False
-        return True
+    def _parts(self) -> Iterator[list[BackendFlow]]:
+        """All flows, part by part of the table."""
+        for chunk in self._map.chunks():
+            flows = []
+            for octets in chunk:
+                flow = self._flow(octets)
+                if flow is None:
+                    self._map.delete(octets[:12])
+                else:
+                    flows.append(flow)
+            yield flows
 
     def _has_gone(self, seen: BackendFlow) -> bool:
         """Remove a flow that was seen in a walk, unless it has lived on since."""
         octets = self._map.lookup(seen.key)
-        flow = self._flow(seen.key, octets) if octets else None
+        flow = self._flow(octets) if octets else None
         if flow is None or not self._is_idle(flow):
             return False
         self.remove(flow)
@@ -197,40 +206,45 @@ class MapFlows:
     def _is_idle(self, flow: BackendFlow) -> bool:
         return self.now_ms - flow.seen_ms >= self._timeouts_ms[flow.state]
 
-    def _flow(self, key: bytes, octets: bytes) -> BackendFlow | None:
-        created_ms, seen_ms, isn, ts_shift, service, backend_id, state, _ = FLOW.unpack(octets)
-        backend = self._places.get((service, backend_id))
+    def _flow(self, octets: bytes) -> BackendFlow | None:
+        entry = Entry.unpack(octets, self.now_ms)
+        backend = self._places.get((entry.service, entry.backend))
         if backend is None:
             return None
-        flow = BackendFlow(key, backend, isn, ts_shift, created_ms)
-        flow.seen_ms, flow.state = seen_ms, state
-        delivering = self._delivering.get(key)
-        if delivering is not None and delivering.created_ms == created_ms:
+        flow = BackendFlow(entry.key, backend, entry.client_isn, entry.ts_shift, entry.created_ms)
+        flow.seen_ms, flow.state = entry.seen_ms, entry.state
+        delivering = self._delivering.get(entry.key)
+        if delivering is not None and delivering.created_ms == entry.created_ms:
             flow.delivery = delivering.delivery
         return flow
 
     def _octets(self, flow: BackendFlow) -> bytes:
-        return FLOW.pack(flow.created_ms, flow.seen_ms, flow.client_isn, flow.ts_shift,
-                         self._numbers(flow.backend), flow.backend.id, flow.state,
-                         flow.delivery is not None)
+        return Entry(flow.key, flow.client_isn, flow.ts_shift, flow.created_ms, flow.seen_ms,
+                     self._numbers(flow.backend), flow.backend.id, flow.state,
+                     flow.delivery is not None).pack()
 
 
 class MarkedHolds(HoldTable):
     """A HoldTable whose flows are marked in a map, so that all their packets go up."""
 
-    def __init__(self, octets_total: int, marks: Map) -> None:
+    def __init__(self, octets_total: int, program_file: Object) -> None:
         super().__init__(octets_total)
-        self._marks = marks
+        self._marks = program_file.map("held")
+        self._told_count = program_file.shared_variable("held_count")
 
     def add(self, held: Held, segment: Segment) -> None:
         """As HoldTable."""
         if self.get(held.key) is None:
             self._marks.update(held.key, b"\x01")
         super().add(held, segment)
+        self._tell_count()
 
     def remove(self, held: Held) -> None:
         """As HoldTable."""
         self._marks.delete(held.key)
         super().remove(held)
+        self._tell_count()
 
-
+    def _tell_count(self) -> None:
+        """The program looks into the map only while there is something in it."""
+        self._told_count[:] = len(self).to_bytes(4, sys.byteorder)

@@ -12,7 +12,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from ipaddress import IPv4Address
 from os import getpid
 from pathlib import Path
@@ -22,12 +22,12 @@ from pyroute2 import netns
 
 from balancer import config as balancer_config
 from balancer import fast, takeover
-from balancer.fast_maps import FLOW
+from balancer.flow_map import ENTERED, Entry
 from balancer.next_hops import NextHop
 from balancer.request import KeySpec
 from common import cookie
 from common.bpf import build
-from common.bpf.objects import XDP_DROP, Object, Program, SkBuff
+from common.bpf.objects import Object, Program, SkBuff
 from common.checksum import checksum
 from common.cookie import Offer, Secrets
 from common.verdict import DropReason, Event, Reason
@@ -132,17 +132,17 @@ class _Measured:
 
     def forget_flows(self) -> None:
         """Empty the table."""
-        self.flows.delete_all(list(self.flows.keys()))
+        for chunk in self.flows.chunks():
+            for flow in chunk:
+                self.flows.delete(flow[:12])
 
     def _counted(self) -> dict[Reason, int]:
         return dict(self._program.reasons.totals())
 
 
-def _run(program: Program, runs: int, retval: int | None = None) -> float:
-    """ns for a run, on average over so many. retval: what the last one must return."""
-    done = program.test_run(bytes(64), repeat=runs)
-    assert retval in (None, done.retval), done.retval
-    return done.duration_ns
+def _run(program: Program, runs: int) -> float:
+    """ns for a run, on average over so many."""
+    return program.test_run(bytes(64), repeat=runs).duration_ns
 
 
 @contextmanager
@@ -198,7 +198,6 @@ def _balancer_paths() -> Iterator[tuple[str, float]]:
     for count in _HITS:
         with _measured(max_flows=2 * count) as balancer:
             yield f"balancer: flow hit, {count:,} flows", _hit_ns(balancer, count)
-        yield f"balancer: of it the kernel's look-up, {count:,} flows", _look_up_ns(count)
 
 
 def _first_ns(balancer: _Measured, clients: Sequence[bytes], payload: bytes) -> float:
@@ -214,24 +213,12 @@ def _first_ns(balancer: _Measured, clients: Sequence[bytes], payload: bytes) -> 
 def _hit_ns(balancer: _Measured, count: int) -> float:
     """Packets of flows at random."""
     now_ms = time.time_ns() // 1_000_000
-    entry = FLOW.pack(now_ms, now_ms, _ISN, 0, 0, 3, 0, 0)
-    balancer.flows.update_all(
-        ((10 << 24 | number).to_bytes(4) + _UP_TO_VIP, entry) for number in range(count))
+    for number in range(count):
+        key = (10 << 24 | number).to_bytes(4) + _UP_TO_VIP
+        entry = Entry(key, _ISN, 0, now_ms, now_ms, 0, 3, 0)
+        assert balancer.flows.enter(entry.pack(), now_ms) == ENTERED
     packet = _segment(bytes(4) + _UP_TO_VIP, (3 << takeover.id_shift(7)) + 500, 77)
     return balancer.ns([packet], Event.FORWARDED, max(_RUNS, count), clients=count)
-
-
-def _look_up_ns(count: int) -> float:
-    """What the kernel takes to find a flow at random, in a table as large."""
-    with Object(build.compile(_FEED)) as feed:
-        feed.set_variable("mask", count - 1)
-        feed.set_max_entries("table", 2 * count)
-        feed.load()
-        with closing(feed.map("table")) as table:
-            table.update_all(((10 << 24 | number).to_bytes(4) + bytes(8), bytes(FLOW.size))
-                             for number in range(count))
-        runs = max(_RUNS, count)
-        return _run(feed.program("look_up"), runs, XDP_DROP) - _run(feed.program("nothing"), runs)
 
 
 # --- the bridge ---

@@ -90,9 +90,7 @@ class Splice:
         fast_maps.write_services(self._object, config, services)
         self._counts = ReasonCounts(self._object)
         self._flows = self._object.map("flows", _KEY, _FLOW)
-        section, offset, size = self._object.variable("current_round")
-        self._memory = self._object.map(section).map_memory()
-        self._round_place = slice(offset, offset + size)
+        self._told_round = self._object.shared_variable("current_round")
         self._round = 0
 
     def attach(self, changes: Host) -> None:
@@ -173,7 +171,7 @@ class Splice:
         """
         ended = self._round
         self._round = ended + 1 & MASK
-        self._memory[self._round_place] = self._round.to_bytes(4, sys.byteorder)
+        self._told_round[:] = self._round.to_bytes(4, sys.byteorder)
         return ended, self._round
 
     def entries(self) -> Iterator[tuple[bytes, Entry]]:

@@ -3,6 +3,7 @@
  * balancer/datapath.py is the specification; the tests come in its order. XDP_PASS leaves a packet
  * to the portable engine, which decides with the same tables: whatever is unusual goes up.
  */
+#include "flows.h"
 #include "forward.h"
 #include "request.h"
 
@@ -20,15 +21,9 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 static __always_inline struct flow *find_flow(const struct settings *settings,
 					      const struct segment *segment, __u64 now_ms)
 {
-	struct flow *flow = bpf_map_lookup_elem(&flows, &segment->five_tuple);
-	__u64 timeout_ms;
+	struct flow *flow = look_up(&segment->five_tuple, settings->flow_seed);
 
-	if (!flow)
-		return NULL;
-	timeout_ms = flow->state == OPEN	  ? settings->timeouts_ms[OPEN]
-		     : flow->state == HALF_CLOSED ? settings->timeouts_ms[HALF_CLOSED]
-						  : settings->timeouts_ms[RESET];
-	return now_ms >= flow->seen_ms + timeout_ms ? NULL : flow;
+	return flow && !is_idle(settings, flow, now_ms) ? flow : NULL;
 }
 
 /* Send a segment to its flow's backend, and note what it does to the flow. */
@@ -36,22 +31,22 @@ static __always_inline int forward_flow(struct xdp_md *ctx, const struct setting
 					const struct segment *segment, struct flow *flow,
 					const struct backend *backend, __u64 now_ms)
 {
-	__u32 place = place_of(flow->service, flow->backend);
+	__u32 place = place_of(flow->tag.service, flow->tag.backend);
 	int verdict;
 
-	if (!backend || flow->goes_up)
+	if (!backend || flow->tag.state & GOES_UP)
 		return XDP_PASS;
 	verdict = forward(ctx, settings, segment, backend, place, flow->ts_shift,
 			  REASON_FORWARDED);
 	if (verdict == XDP_PASS)
 		return verdict;
 	if (segment->flags & RST) {
-		flow->state = RESET;
+		set_state(flow, RESET);
 		flow->seen_ms = now_ms;
-	} else if (segment->flags & FIN && flow->state == OPEN) {
-		flow->state = HALF_CLOSED;
+	} else if (segment->flags & FIN && state_of(flow) == OPEN) {
+		set_state(flow, HALF_CLOSED);
 		flow->seen_ms = now_ms;
-	} else if (now_ms >= flow->seen_ms + RELINK_MS) {
+	} else if ((__s32)((__u32)now_ms - flow->seen_ms) >= RELINK_MS) {
 		flow->seen_ms = now_ms;
 	}
 	return verdict;
@@ -64,14 +59,14 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 				    __u64 now_ms)
 {
 	if (flow) {
-		if (flow->backend != id) {
-			__u32 start = (__u32)flow->backend << (settings->id_shift & 31);
+		if (flow->tag.backend != id) {
+			__u32 start = (__u32)flow->tag.backend << (settings->id_shift & 31);
 
-			if (!may_have_wrapped(start, segment->tsecr, now_ms - flow->created_ms))
+			if (!may_have_wrapped(start, segment->tsecr, age_ms(flow, now_ms)))
 				return XDP_PASS; /* the entry is stale, and goes */
-			named = find_backend(service, flow->backend);
+			named = find_backend(service, flow->tag.backend);
 		}
-		if (flow->ts_shift && !flow->goes_up)
+		if (flow->ts_shift && !(flow->tag.state & GOES_UP))
 			flow->ts_shift = 0; /* no more echoes of the SYN-ACK's TSval */
 		return forward_flow(ctx, settings, segment, flow, named, now_ms);
 	}
@@ -90,7 +85,7 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 					    __u32 service, const struct segment *segment,
 					    __u64 now_ms)
 {
-	struct flow made = {.created_ms = now_ms, .seen_ms = now_ms, .state = OPEN};
+	struct flow made = {.ends = segment->five_tuple, .seen_ms = now_ms};
 	struct backend *backend;
 	int id;
 
@@ -104,12 +99,13 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 	if (!backend || !backend->index || segment->len > backend->mtu)
 		return XDP_PASS;
 	made.client_isn = segment->seq - 1;
-	made.service = service;
-	made.backend = id;
+	made.tag.service = service;
+	made.tag.backend = id;
+	set_created(&made, now_ms);
 	if (segment->has_timestamps)
 		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), segment->tsecr,
 					 now_ms);
-	if (bpf_map_update_elem(&flows, &segment->five_tuple, &made, BPF_ANY))
+	if (enter_flow(&made, now_ms, IDLE) != ENTERED)
 		return XDP_PASS; /* the table is full: the daemon makes room */
 	return forward(ctx, settings, segment, backend, place_of(service, id),
 		       made.ts_shift, REASON_HANDOFF);
@@ -129,11 +125,11 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 				      __u32 service, const struct segment *segment,
 				      struct flow *flow, __u64 now_ms)
 {
-	struct backend *backend = flow ? find_backend(service, flow->backend) : NULL;
+	struct backend *backend = flow ? find_backend(service, flow->tag.backend) : NULL;
 
 	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
 		return forward_flow(ctx, settings, segment, flow, backend, now_ms);
-	if (bpf_map_lookup_elem(&held, &segment->five_tuple))
+	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return XDP_PASS;
 	if (follows_cookie(settings, segment, now_ms)) {
 		if (payload_len(segment))
@@ -188,7 +184,7 @@ int on_packet(struct xdp_md *ctx)
 	now_ms = clock_ms(settings);
 	flow = find_flow(settings, &segment, now_ms);
 	if (flow) { /* most are, and that tells the service, too */
-		number = flow->service;
+		number = flow->tag.service;
 	} else {
 		service = find_service(&segment);
 		if (!service || !may_be_answered(&segment.five_tuple))

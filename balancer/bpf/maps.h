@@ -15,7 +15,6 @@
 
 #define MAX_SERVICES 64
 #define MAX_BACKENDS 128 /* of a service; ids have 7 bits at most */
-#define MAX_FLOWS 1000000
 #define MAX_HELD 65536
 #define STATES 3
 
@@ -23,7 +22,7 @@
 enum { OPEN, HALF_CLOSED, RESET };
 
 /* base_ms: unix time when the kernel's tick was base_tick. tick_ms: of 2^-20 ms. fixed_ms: in test
- * runs, the time. id_shift: balancer/takeover.py. timeouts_ms: by state.
+ * runs, the time. id_shift: balancer/takeover.py. timeouts_ms: by state. flow_seed: of the flow table.
  */
 struct settings {
 	struct secrets secrets;
@@ -35,6 +34,7 @@ struct settings {
 	__u64 takeover_rate;
 	__u32 id_shift;
 	__u32 padding;
+	__u64 flow_seed;
 };
 
 struct service_key {
@@ -72,22 +72,6 @@ struct five_tuple {
 	__be16 dport;
 };
 
-/* Twin: balancer/flows.py:BackendFlow
- *
- * goes_up: the portable engine waits for its packets (balancer/delivery.py).
- */
-struct flow {
-	__u64 created_ms;
-	__u64 seen_ms;
-	__u32 client_isn;
-	__u32 ts_shift;
-	__u8 service;
-	__u8 backend;
-	__u8 state;
-	__u8 goes_up;
-	__u8 padding[4];
-};
-
 struct traffic {
 	__u64 packets;
 	__u64 octets;
@@ -121,14 +105,6 @@ struct {
 	__type(value, struct backend);
 } backends SEC(".maps");
 
-/* Not LRU: a flood of new flows must not put out those that there are. The daemon makes room. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, MAX_FLOWS);
-	__type(key, struct five_tuple);
-	__type(value, struct flow);
-} flows SEC(".maps");
-
 /* Flows of which the portable engine holds segments: all of theirs go up. */
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
@@ -136,6 +112,8 @@ struct {
 	__type(key, struct five_tuple);
 	__type(value, __u8);
 } held SEC(".maps");
+
+volatile __u32 held_count; /* written by the daemon: with 0, nobody need look into `held` */
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

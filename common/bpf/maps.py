@@ -172,11 +172,6 @@ class Map:
             else:
                 check(result, f"writing {len(part)} entries into {self.name}")
 
-    def delete_all(self, keys: Iterable[Any]) -> None:
-        """Remove many keys; those that are not there do no harm."""
-        for key in keys:
-            self.delete(key)
-
     def map_memory(self) -> mmap.mmap:
         """An array's values as shared memory. Needs BPF_F_MMAPABLE; .data and .bss have it."""
         return mmap.mmap(self.fd, self.shape.value_size * self.shape.max_entries)

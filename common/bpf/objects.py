@@ -5,6 +5,7 @@ import errno
 import os
 import struct
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -120,6 +121,17 @@ class Program:
         if retval >= 1 << 31:
             retval -= 1 << 32
         return Run(retval, ctypes.string_at(out, options.data_size_out), options.duration)
+
+    def call(self, ctx: ctypes.Array[ctypes.c_char]) -> int:
+        """Run a program of type `syscall`. ctx: its argument, updated in place.
+
+        Returns: its result. Raises: BpfError.
+        """
+        options = TestRunOptions(ctx_in=ctypes.addressof(ctx), ctx_size_in=len(ctx))
+        result = libbpf().bpf_prog_test_run_opts(self.fd, options)
+        if result:
+            check(result, f"calling {self.name}")
+        return options.retval
 
     def run_live(self, data: bytes, ctx: XdpMd, repeat: int, batch: int = 64) -> None:
         """Run an XDP program on a frame whose verdict is carried out: a packet generator.
@@ -249,6 +261,12 @@ class Object:
     def variable(self, name: str) -> tuple[str, int, int]:
         """Where a global variable is: section (which is a map's name), offset, size in octets."""
         return self._variables[name]
+
+    def shared_variable(self, name: str) -> memoryview:
+        """A global variable's octets, which programs read and write. Raises: BpfError."""
+        section, offset, size = self.variable(name)
+        with closing(self.map(section)) as variables:
+            return memoryview(variables.map_memory())[offset:offset + size]
 
     def _map(self, name: str) -> int:
         handle = libbpf().bpf_object__find_map_by_name(self._handle, name.encode())

@@ -55,12 +55,15 @@ class Kept:
 
     version: of the meaning of its octets; raise it when that changes and the sizes may not.
     convert: (version found, key, value), all octets → entry of this version, or None to forget it.
+    copy:    (old map, whether what it has goes first) → None, for a map whose entries are more
+             than keys and values; in place of copying these.
     fresh:   pinned only for its life, and never used on: tables of programs (tail calls).
     """
 
     name: str
     version: int = 0
     convert: Convert | None = None
+    copy: Callable[[Map, bool], None] | None = None
     fresh: bool = False
 
 
@@ -150,6 +153,10 @@ class Pins:
     def _copy(self, one: Kept, old: Map, version: int, new: Map, replace: bool) -> None:
         """Copy entries from an old map into a new one."""
         if one.fresh:
+            return
+        if one.copy is not None:
+            if version == one.version:
+                one.copy(old, replace)
             return
         entries: Iterable[Entry] = old.items()
         if version != one.version:

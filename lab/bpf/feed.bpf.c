@@ -32,14 +32,6 @@ struct {
 	__type(value, __u32);
 } measured SEC(".maps");
 
-/* As the balancer's table of flows; max_entries is set before it is loaded. */
-struct {
-	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(max_entries, 1);
-	__uint(key_size, 12);
-	__uint(value_size, 32);
-} table SEC(".maps");
-
 const volatile __u32 mask; /* how many, a power of two, less one */
 __u32 count;
 
@@ -82,18 +74,6 @@ int feed_clients(struct xdp_md *ctx)
 	if (!feed(ctx, 0) && !bpf_xdp_store_bytes(ctx, SADDR_OFF, &saddr, sizeof(saddr)))
 		bpf_tail_call(ctx, &measured, 0);
 	return XDP_ABORTED;
-}
-
-/* No frames: what the kernel takes to look up a flow of one client after the other. */
-SEC("xdp.frags")
-int look_up(struct xdp_md *ctx)
-{
-	struct {
-		__be32 saddr;
-		__u32 other_end[2];
-	} key = {.saddr = bpf_htonl(10 << 24 | next_place())};
-
-	return bpf_map_lookup_elem(&table, &key) ? XDP_DROP : XDP_ABORTED;
 }
 
 /* In place of what is measured: the time that the feeding takes. */

@@ -14,7 +14,7 @@ import pytest
 
 from balancer import config, fast
 from balancer.datapath import Datapath
-from balancer.fast_maps import FLOW
+from balancer.flow_map import Entry
 from balancer.flows import BackendFlow
 from balancer.next_hops import NextHop
 from balancer.request import KeySpec
@@ -62,7 +62,7 @@ class Twins:
                 hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
                 self.loaded.set_next_hop(number, backend.id, hop)
         self.run = self.loaded.object.program(fast.PROGRAM_NAME).test_run
-        self.reason = self.loaded.object.map(".bss", struct.Struct("=I")).lookup
+        self.reason = self.loaded.object.shared_variable("last_reason")
         self.datapath = Datapath(configured, SECRETS, random=Random(1))
 
     def differ(self, packet: bytes) -> str:
@@ -71,7 +71,7 @@ class Twins:
         if run.retval == XDP_PASS:
             return ""
         verdict = self.datapath.on_packet(packet, NOW_MS)
-        reason = REASONS[int.from_bytes(self.reason(0)[:4], "little")]
+        reason = REASONS[int.from_bytes(self.reason, "little")]
         if reason is not verdict.reason:
             return f"{reason}, not {verdict.reason}"
         if run.retval == XDP_DROP:
@@ -84,12 +84,12 @@ class Twins:
         return self._flows_differ(packet[12:24])
 
     def _flows_differ(self, key: bytes) -> str:
-        entry, flow = self.loaded.flows.lookup(key), self.datapath.flows.get(key)
+        octets, flow = self.loaded.flows.lookup(key), self.datapath.flows.get(key)
         expected = flow and (flow.client_isn, flow.ts_shift, flow.backend.id, flow.state)
         found = None
-        if entry:
-            _, _, isn, ts_shift, _, backend_id, state, _ = FLOW.unpack(entry)
-            found = isn, ts_shift, backend_id, state
+        if octets:
+            entry = Entry.unpack(octets, NOW_MS)
+            found = entry.client_isn, entry.ts_shift, entry.backend, entry.state
         return "" if found == expected else f"entered {found}, not {expected}"
 
 
@@ -271,16 +271,15 @@ def test_whole_lives_of_flows_are_alike(twins: Twins, random: Random, times: int
 
 def _agree(twins: Twins, key: bytes) -> None:
     """Give the data path the flow that the program has, after what only the latter has seen."""
-    entry, flow = twins.loaded.flows.lookup(key), twins.datapath.flows.get(key)
-    if entry is None:
-        if flow is not None:
-            twins.datapath.flows.remove(flow)
-        return
-    created_ms, _, isn, ts_shift, number, backend_id, state, _ = FLOW.unpack(entry)
-    service = list(twins.datapath.services.values())[number]
+    octets, flow = twins.loaded.flows.lookup(key), twins.datapath.flows.get(key)
     if flow is not None:
         twins.datapath.flows.remove(flow)
-    made = BackendFlow(key, service.backends[backend_id], isn, ts_shift, created_ms)
+    if octets is None:
+        return
+    entry = Entry.unpack(octets, NOW_MS)
+    service = list(twins.datapath.services.values())[entry.service]
+    made = BackendFlow(key, service.backends[entry.backend], entry.client_isn, entry.ts_shift,
+                       entry.created_ms)
     twins.datapath.flows.insert(made)
     made.backend.flows += 1
-    twins.datapath.flows.move(made, state, NOW_MS)
+    twins.datapath.flows.move(made, entry.state, NOW_MS)

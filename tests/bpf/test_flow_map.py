@@ -1,16 +1,22 @@
 """The flow table that the balancer's program and its daemon share."""
 
-from collections.abc import Iterator
+import ctypes
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
+from itertools import count
+from pathlib import Path
 
 import pytest
 
 from balancer import config, fast
 from balancer.datapath import ServiceState
-from balancer.fast_maps import FLOW, MapFlows
+from balancer.fast_maps import MapFlows
+from balancer.flow_map import CROWDED, ENTERED, TABLE_FULL, Entry, FlowMap
 from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
 from balancer.request import KeySpec
 from common.bpf import BpfError, build
+from common.bpf.objects import Object
 from common.cookie import Secrets
 
 pytestmark = pytest.mark.root
@@ -18,18 +24,50 @@ pytestmark = pytest.mark.root
 MAX_FLOWS = 50
 NOW_MS = 1_700_000_000_000
 TIMEOUTS_MS = (900_000, 120_000, 10_000)
+BUCKETS = 4
+# Without settings every flow has been idle for too long, so each may go for another.
+CHURN = """
+#include "balancer/bpf/flows.h"
+
+char LICENSE[] SEC("license") = "GPL";
+
+static long step(__u32 index, __u32 *written)
+{
+	__u32 number = bpf_get_prandom_u32() % 64 + 1;
+	struct flow made = {
+		.ends.saddr = number, .client_isn = number * 7, .ts_shift = number * 11,
+		.tag.backend = 1,
+	};
+	struct table *table = get_table();
+
+	if (enter_flow(&made, 1000, IDLE) == ENTERED)
+		(*written)++;
+	if (table && index % 3 == 0)
+		remove_from(table, &made.ends, 0);
+	return 0;
+}
+
+SEC("syscall")
+int churn(void *ctx)
+{
+	__u32 written = 0;
+
+	bpf_loop(200000, step, &written, 0);
+	return written;
+}
+"""
 
 
 class Table:
     """The flow table of a loaded program, and one backend."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_flows: int = MAX_FLOWS) -> None:
         service = config.Service(
             name="web", vip=IPv4Address("192.168.33.10"), port=80, dscp=3,
             key=KeySpec.parse("http.path"),
             backends=(config.Backend(1, IPv4Address("192.168.33.20")),),
         )
-        configured = config.Config(services=(service,), max_flows=MAX_FLOWS)
+        configured = config.Config(services=(service,), max_flows=max_flows)
         try:
             self.program = fast.Program(configured, Secrets(bytes(16)))
         except (BpfError, build.BuildError) as error:
@@ -56,7 +94,18 @@ class Table:
             self.flows.expire(now_ms)
 
     def keys(self) -> set[bytes]:
-        return set(self.program.flows.keys())
+        return {flow[:12] for chunk in self.program.flows.chunks() for flow in chunk}
+
+    def enter(
+        self, number: int, *, backend: int = 1, state: int = OPEN, now_ms: int = NOW_MS
+    ) -> int:
+        """As the program does."""
+        entry = Entry(key(number), number, 0, now_ms, now_ms, 0, backend, state)
+        return self.program.flows.enter(entry.pack(), now_ms)
+
+    def fill(self) -> int:
+        """Enter flows until one finds no place. Returns: its number."""
+        return next(number for number in count(1) if self.enter(number) != ENTERED)
 
 
 def key(number: int) -> bytes:
@@ -65,6 +114,20 @@ def key(number: int) -> bytes:
 
 @pytest.fixture
 def table() -> Iterator[Table]:
+    made = Table()
+    yield made
+    made.program.close()
+
+
+@pytest.fixture
+def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
+    """Of 4 buckets, though more flows are allowed."""
+    def size(program_file: Object, max_flows: int) -> None:
+        program_file.set_max_entries("flows", 4 + 1)
+        program_file.set_variable("bucket_mask", 4 - 1)
+        program_file.set_variable("max_flows", max_flows)
+
+    monkeypatch.setattr(FlowMap, "size", size)
     made = Table()
     yield made
     made.program.close()
@@ -114,7 +177,7 @@ def test_idle_flows_leave_and_the_others_are_counted(table: Table) -> None:
 
 def test_what_the_program_has_entered_is_counted(table: Table) -> None:
     for number in range(7):
-        table.program.flows.update(key(number), FLOW.pack(NOW_MS, NOW_MS, 7, 0, 0, 1, OPEN, 0))
+        table.enter(number)
 
     table.walk(NOW_MS)
 
@@ -124,7 +187,7 @@ def test_what_the_program_has_entered_is_counted(table: Table) -> None:
 def test_a_flow_that_has_lived_on_since_it_was_met_stays(table: Table) -> None:
     table.insert(1, age_ms=TIMEOUTS_MS[OPEN])
     seen = BackendFlow(key(1), table.backend, 1, 0, NOW_MS - TIMEOUTS_MS[OPEN])
-    table.program.flows.update(key(1), FLOW.pack(NOW_MS, NOW_MS, 1, 0, 0, 1, OPEN, 0))
+    table.enter(1)
 
     assert not table.flows._has_gone(seen)
 
@@ -132,9 +195,126 @@ def test_a_flow_that_has_lived_on_since_it_was_met_stays(table: Table) -> None:
 
 
 def test_flows_of_a_backend_that_is_configured_no_more_leave(table: Table) -> None:
-    table.program.flows.update(key(1), FLOW.pack(NOW_MS, NOW_MS, 7, 0, 0, 9, OPEN, 0))
+    table.enter(1, backend=9)
 
     assert table.flows.get(key(1)) is None
     table.walk(NOW_MS)
 
     assert not table.keys()
+
+
+def test_an_entry_is_found_as_it_was_entered(table: Table) -> None:
+    entry = Entry(key(7), 2**32 - 1, 2**31, NOW_MS - 5_000_000_000, NOW_MS + 3, 63, 127, OPEN, True)
+
+    table.program.flows.enter(entry.pack(), NOW_MS)
+
+    found = table.program.flows.lookup(key(7))
+    assert found is not None
+    assert Entry.unpack(found, NOW_MS) == entry
+    assert table.program.flows.lookup(key(8)) is None
+
+
+def test_a_flow_that_is_entered_again_is_changed(table: Table) -> None:
+    table.enter(1)
+    changed = Entry(key(1), 9, 9, NOW_MS, NOW_MS, 0, 1, HALF_CLOSED)
+
+    assert table.program.flows.enter(changed.pack(), NOW_MS) == ENTERED
+
+    assert [flow for chunk in table.program.flows.chunks() for flow in chunk] == [changed.pack()]
+    assert len(table.program.flows) == 1
+
+
+def test_a_table_holds_as_many_flows_as_it_is_to(table: Table) -> None:
+    results = [table.enter(number) for number in range(MAX_FLOWS + 5)]
+
+    assert results == [ENTERED] * MAX_FLOWS + [TABLE_FULL] * 5
+    assert table.program.flows.delete(key(3))
+    assert not table.program.flows.delete(key(3))
+    assert table.enter(99) == ENTERED
+
+
+def test_hardly_any_flow_finds_its_places_taken() -> None:
+    table = Table(max_flows=2048)
+
+    results = [table.enter(number) for number in range(2048)]
+
+    assert results.count(CROWDED) <= 20
+    assert table.keys() == {key(number) for number, result in enumerate(results) if not result}
+    table.program.close()
+
+
+def test_where_all_places_are_taken_the_one_closest_to_its_end_goes(narrow: Table) -> None:
+    number = narrow.fill()
+    before = narrow.keys()
+
+    assert not narrow.insert(number, spare=True)
+    assert narrow.keys() == before
+    assert narrow.insert(number)
+
+    assert len(before - narrow.keys()) == 1
+    assert narrow.keys() - before == {key(number)}
+    assert (narrow.flows.evicted, len(narrow.program.flows)) == (1, len(before))
+
+
+def test_where_all_places_are_taken_a_closing_flow_goes_first(narrow: Table) -> None:
+    number = narrow.fill()
+    for other in range(2, number):
+        narrow.enter(other, state=HALF_CLOSED)
+
+    assert narrow.insert(number, spare=True)
+
+    gone = {key(other) for other in range(1, number)} - narrow.keys()
+    assert len(gone) == 1
+    assert key(1) not in gone
+
+
+def test_where_all_places_are_taken_idle_flows_need_no_daemon_to_go(narrow: Table) -> None:
+    number = narrow.fill()
+
+    assert narrow.enter(number, now_ms=NOW_MS + TIMEOUTS_MS[OPEN] - 1) == CROWDED
+    assert narrow.enter(number, now_ms=NOW_MS + TIMEOUTS_MS[OPEN]) == ENTERED
+
+
+def test_flows_move_to_a_table_of_another_size(table: Table) -> None:
+    larger = Table(max_flows=100_000)
+    for number in range(MAX_FLOWS):
+        table.enter(number)
+    older = Entry(key(3), 1234, 0, NOW_MS, NOW_MS, 0, 1, HALF_CLOSED).pack()
+    larger.program.flows.enter(older, NOW_MS)
+
+    for replace in (False, True):
+        old = table.program.object.map("flows")
+        larger.program.flows.take_over(old, replace)
+        old.close()
+
+        assert larger.keys() == table.keys()
+        assert (larger.program.flows.lookup(key(3)) == older) is not replace
+    larger.program.close()
+
+
+def test_writers_on_several_processors_spoil_no_entry(
+    compiled: Callable[[str], Path]
+) -> None:
+    """All write into the same few places, and each flow's fields must tell of one writer."""
+    with Object(compiled(CHURN)) as program_file:
+        program_file.set_max_entries("flows", BUCKETS + 1)
+        program_file.set_variable("bucket_mask", BUCKETS - 1)
+        program_file.set_variable("max_flows", 1000)
+        program_file.load()
+        churn, table = program_file.program("churn"), program_file.map("flows")
+        with ThreadPoolExecutor(4) as pool:
+            written = list(pool.map(lambda _: churn.call(ctypes.create_string_buffer(8)), range(8)))
+        memory = table.map_memory()
+        flows = [memory[place:place + 32] for place in range(0, BUCKETS * 64, 32)]
+        counted = int.from_bytes(memory[BUCKETS * 64 + 8:BUCKETS * 64 + 16], "little")
+        memory.close()
+        table.close()
+
+    assert min(written) > 100_000
+    there = [Entry.unpack(flow, NOW_MS) for flow in flows if any(flow[28:])]
+    assert counted == len(there) > 0
+    assert {entry.backend for entry in there} == {1}  # no place is left claimed
+    for entry in there:
+        number = int.from_bytes(entry.key[:4], "little")
+        assert entry.key[4:] == bytes(8)
+        assert (entry.client_isn, entry.ts_shift) == (number * 7, number * 11)

@@ -1,7 +1,6 @@
 """The golden cases, through every engine: the same octets, verdicts and reasons."""
 
 import ipaddress
-import struct
 import tomllib
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -57,7 +56,7 @@ class FastBalancer:
                 hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
                 self._loaded.set_next_hop(number, backend.id, hop)
         self._run = self._loaded.object.program(fast.PROGRAM_NAME).test_run
-        self._bss = self._loaded.object.map(".bss", struct.Struct("=I"))
+        self._reason = self._loaded.object.shared_variable("last_reason")
         self._behind = fast.FastDatapath(config, secrets, self._loaded, random=Random(1))
         self.handled = 0
 
@@ -67,7 +66,7 @@ class FastBalancer:
         if run.retval == self._pass:
             return self._behind.on_packet(packet, now_ms)
         self.handled += 1
-        reason = self._reasons[int.from_bytes(self._bss.lookup(0)[:4], "little")]
+        reason = self._reasons[int.from_bytes(self._reason, "little")]
         if run.retval == self._drop:
             return DROP[reason]
         sent = run.data[14:]
@@ -77,7 +76,6 @@ class FastBalancer:
         return self._behind.on_tick(now_ms)
 
     def close(self) -> None:
-        self._bss.close()
         self._loaded.close()
 
 

@@ -127,6 +127,22 @@ def test_a_killed_daemon_is_not_noticed(which):
             assert transfer.result(120) == digest
 
 
+def test_flows_move_to_a_table_of_another_size():
+    """Without timestamps nothing but the table knows where a flow belongs."""
+    with Lab() as lab:
+        balancer, _ = start(lab, "fast", "fast")
+        lab.client.run(["sysctl", "-qw", "net.ipv4.tcp_timestamps=0"])
+        digest = large_file(lab, 40_000_000)
+        with ThreadPoolExecutor(1) as pool:
+            transfer = pool.submit(download, lab, "--limit-rate", "10M")
+            wait_until(lambda: lab.client.octets("rx") > 5_000_000, 30, "the download runs")
+            balancer.stop(signal.SIGUSR2)
+            balancer = lab.start_balancer("--engine", "fast", "--max-flows", "20000")
+
+            wait_until(lambda: balancer.metrics()["l3dsr_balancer_flows"] == 1, 30, "it is found")
+            assert transfer.result(120) == digest
+
+
 def test_short_connections_under_load_all_succeed_and_leave_an_empty_table(tmp_path):
     config = tmp_path / "balancer.toml"
     with Lab(backends=1) as lab:
