@@ -22,7 +22,7 @@ from pyroute2 import netns
 
 from balancer import config as balancer_config
 from balancer import fast, takeover
-from balancer.flow_map import ENTERED, Entry
+from balancer.flow_map import Entry
 from balancer.next_hops import NextHop
 from balancer.request import KeySpec
 from common import cookie
@@ -58,6 +58,7 @@ _FRAME = struct.Struct("=I1514s2x")
 _FRESH = 4096  # frames that open flows
 _HITS = (1 << 10, 1 << 17, 1 << 20)
 _RUNS = 1 << 17
+_TRIES = 3
 _ISN = 1000
 _BACKENDS = 16
 _UP_TO_VIP = _VIP.packed + struct.pack("!HH", 5000, 80)
@@ -98,9 +99,10 @@ class _Measured:
         self._program.close()
 
     def ns(
-        self, packets: Sequence[bytes], reason: Reason, runs: int, clients: int = 0
+        self, packets: Sequence[bytes], reason: Reason, runs: int, clients: int = 0,
+        tries: int = _TRIES,
     ) -> float:
-        """Time for a packet. reason: why each is sent or dropped.
+        """Time for a packet, the least of the tries. reason: why each is sent or dropped.
 
         clients: so many send the first of the packets, instead of one after the other; both are
                  powers of two.
@@ -117,17 +119,17 @@ class _Measured:
             feeding = feed.program("feed_clients" if clients else "feed_frames")
             target = feed.map("measured")
             target.update(bytes(4), feed.program("nothing").fd.to_bytes(4, "little"))
-            empty_ns = _run(feeding, runs)
+            empty_ns = min(_run(feeding, runs) for _ in range(_TRIES))
             own = self._program.object.program(fast.PROGRAM_NAME)
             target.update(bytes(4), own.fd.to_bytes(4, "little"))
             before = self._counted()
-            whole_ns = _run(feeding, runs)
+            whole_ns = min(_run(feeding, runs) for _ in range(tries))
             grown = {each: count - before[each] for each, count in self._counted().items()
                      if count != before[each]}
             target.close()
-        # all but the few that go up, such as those whose checksum looks unfinished
-        assert list(grown) == [reason], grown
-        assert grown[reason] > 0.97 * runs, grown
+        # all but the few whose checksum looks unfinished, or whose flow found no place
+        assert grown.pop(reason) > 0.97 * tries * runs, grown
+        assert sum(grown.values()) < 0.001 * tries * runs, grown
         return whole_ns - empty_ns
 
     def forget_flows(self) -> None:
@@ -206,7 +208,7 @@ def _first_ns(balancer: _Measured, clients: Sequence[bytes], payload: bytes) -> 
     for _ in range(16):
         balancer.forget_flows()
         packets = [_after_cookie(client, payload) for client in clients]
-        found.append(balancer.ns(packets, Event.HANDOFF, len(packets)))
+        found.append(balancer.ns(packets, Event.HANDOFF, len(packets), tries=1))
     return statistics.median(found)
 
 
@@ -216,7 +218,8 @@ def _hit_ns(balancer: _Measured, count: int) -> float:
     for number in range(count):
         key = (10 << 24 | number).to_bytes(4) + _UP_TO_VIP
         entry = Entry(key, _ISN, 0, now_ms, now_ms, 0, 3, 0)
-        assert balancer.flows.enter(entry.pack(), now_ms) == ENTERED
+        balancer.flows.enter(entry.pack(), now_ms)
+    assert len(balancer.flows) > 0.999 * count  # few find their places taken
     packet = _segment(bytes(4) + _UP_TO_VIP, (3 << takeover.id_shift(7)) + 500, 77)
     return balancer.ns([packet], Event.FORWARDED, max(_RUNS, count), clients=count)
 
