@@ -77,6 +77,7 @@ class MapFlows:
         octets = self._map.lookup(key)
         flow = self._flow(octets) if octets else None
         if octets is None or flow is None:
+            self._delivering.pop(key, None)
             return None
         if self._is_idle(flow):
             self.remove(flow)
@@ -93,13 +94,14 @@ class MapFlows:
         result = self._map.enter(octets, self.now_ms)
         if result == TABLE_FULL and self._evict(spares_open):
             result = self._map.enter(octets, self.now_ms)
-        if result != ENTERED:  # both its buckets are full
-            result = self._map.enter(octets, self.now_ms, HALF_CLOSED if spares_open else OPEN)
-            if result != ENTERED:
-                return False
+        if result == ENTERED:
+            self.count += 1
+        elif self._map.enter(
+            octets, self.now_ms, HALF_CLOSED if spares_open else OPEN
+        ) == ENTERED:  # in place of one of those in its buckets
             self.evicted += 1
-            self.count -= 1
-        self.count += 1
+        else:
+            return False
         self._last = flow, octets
         return True
 
@@ -172,10 +174,16 @@ class MapFlows:
             for octets in chunk:
                 flow = self._flow(octets)
                 if flow is None:
-                    self._map.delete(octets[:12])
+                    self._drop_unknown(octets[:12])
                 else:
                     flows.append(flow)
             yield flows
+
+    def _drop_unknown(self, key: bytes) -> None:
+        """Remove a flow of no backend, unless it was only being written when it was met."""
+        octets = self._map.lookup(key)
+        if octets and self._flow(octets) is None:
+            self._map.delete(key)
 
     def _has_gone(self, seen: BackendFlow) -> bool:
         """Remove a flow that was seen in a walk, unless it has lived on since."""

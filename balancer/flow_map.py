@@ -98,8 +98,7 @@ class FlowMap:
 
     def lookup(self, key: bytes) -> bytes | None:
         """The flow of a five-tuple."""
-        request = ctypes.create_string_buffer(
-            _REQUEST.pack(key.ljust(_FLOW_LEN, b"\0"), 0, 0), _REQUEST.size)
+        request = _request(key)
         return request.raw[:_FLOW_LEN] if self._read.call(request) else None
 
     def enter(self, flow: bytes, now_ms: int, least: int = IDLE) -> int:
@@ -108,13 +107,11 @@ class FlowMap:
         least: where all its places are taken, the lowest state of a flow that goes for it; one that
                has been idle for too long always does.
         """
-        return self._write.call(ctypes.create_string_buffer(
-            _REQUEST.pack(flow, now_ms, least), _REQUEST.size))
+        return self._write.call(_request(flow, now_ms, least))
 
     def delete(self, key: bytes) -> bool:
         """Remove a flow. Returns: whether it was there."""
-        return bool(self._remove.call(ctypes.create_string_buffer(
-            _REQUEST.pack(key.ljust(_FLOW_LEN, b"\0"), 0, 0), _REQUEST.size)))
+        return bool(self._remove.call(_request(key)))
 
     def chunks(self) -> Iterator[list[bytes]]:
         """All flows, part by part of the table; of a part there may be none."""
@@ -130,6 +127,11 @@ class FlowMap:
                 if replace or self.lookup(flow[:12]) is None:
                     self.enter(flow, now_ms)
         memory.close()
+
+
+def _request(flow: bytes, now_ms: int = 0, least: int = IDLE) -> ctypes.Array[ctypes.c_char]:
+    """As balancer/bpf/flows.h:flow_request. flow: an entry, or a key alone."""
+    return ctypes.create_string_buffer(_REQUEST.pack(flow, now_ms, least), _REQUEST.size)
 
 
 def _chunks(memory: mmap, end: int) -> Iterator[list[bytes]]:

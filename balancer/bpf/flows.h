@@ -322,11 +322,14 @@ int read_flow(struct flow_request *request)
 {
 	struct five_tuple ends = request->flow.ends;
 	struct settings *settings = get_settings();
-	struct flow *found = settings ? look_up(&ends, settings->flow_seed) : NULL;
+	struct flow *found = settings ? look_up(&ends, settings->flow_seed) : NULL, copy;
 
 	if (!found)
 		return false;
-	request->flow = *found;
+	copy = *found;
+	if (!is_of(&copy, &ends))
+		return false; /* it has just become another one's */
+	request->flow = copy;
 	return true;
 }
 
