@@ -65,6 +65,7 @@ class Adopt:
         """Load it; nothing on the host is changed. Raises: BpfError."""
         self._config = config
         self._services = services
+        self.is_attached = False
         self._pins = Pins(owner(config))
         self._object = Object(build.object_of("packetbridge", "adopt"))
         self._object.set_variable("can_read_summed", 1)  # every kernel with the other one has it
@@ -102,9 +103,11 @@ class Adopt:
         how = self._pins.attach_tc(self._object.program("on_ingress"), index, Direction.INGRESS)
         self._pins.keep_links([f"{how}-{Direction.INGRESS.value}-{index}"])
         self._pins.settle()
+        self.is_attached = True
 
     def detach(self) -> None:
         """As fast_datapath.Part."""
+        self.is_attached = False
         detach(self._config)
 
     def on_tick(self, counters: Counters) -> None:

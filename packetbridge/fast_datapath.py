@@ -16,7 +16,7 @@ from common.verdict import Event, Verdict
 from common.wire.tcp import RST, Segment
 from packetbridge import datapath
 from packetbridge.config import Config
-from packetbridge.flows import ENDED, OPEN, BridgeFlow
+from packetbridge.flows import ENDED, OPEN, REPLAY, BridgeFlow
 from packetbridge.splice import Splice
 from packetbridge.translate import ServiceState
 
@@ -25,6 +25,8 @@ _ROUNDS = 4  # how often in its timeout an idle flow is looked at
 
 class Part(Protocol):
     """A program, or a pair of them, for the services of one mode."""
+
+    is_attached: bool
 
     def set_secrets(self, secrets: Secrets) -> None: ...
     def keeps(self, change: Change) -> bool: ...
@@ -82,17 +84,21 @@ class Datapath(datapath.Datapath):
         return super().on_tick(now_ms)
 
     def on_shutdown(self, now_ms: int) -> list[bytes]:
-        """As datapath.Datapath, but flows that the programs go on with are left to them."""
-        splice = self._splice
-        if splice is not None and splice.is_attached:
-            self._splice = None  # what it has is not ours to remove any more
-            for key, _ in splice.entries():
-                flow = self.flows.get(key)
-                if flow is not None:
-                    self.flows.remove(flow)
-        elif splice is not None:
+        """As datapath.Datapath, unless the programs stay: then so do the flows that they have.
+
+        A flow whose handshake is being replayed is left to the next instance, too: the client sends
+        its request again, and the server its answer.
+        """
+        if not any(part.is_attached for part in self._parts):
             for flow in self.flows:
-                splice.refresh(flow)
+                if self._splice is not None:
+                    self._splice.refresh(flow)
+            return super().on_shutdown(now_ms)
+        splice, self._splice = self._splice, None  # what it has is not ours to remove any more
+        carried = {key for key, _ in splice.entries()} if splice is not None else set()
+        for flow in self.flows:
+            if flow.key in carried or flow.state == REPLAY:
+                self.flows.remove(flow)
         return super().on_shutdown(now_ms)
 
     # --- hooks of datapath.Datapath ---

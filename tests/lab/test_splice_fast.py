@@ -147,6 +147,22 @@ def test_established_flows_outlive_the_bridge(lab, number):
     assert "backend1" in lab.client.curl(f"{URL}/")
 
 
+def test_a_handshake_that_is_being_replayed_outlives_the_bridge(lab):
+    """The client's request and the server's answer come again, to the next bridge."""
+    _, (bridge,) = start(lab)
+    rule = ["OUTPUT", "-p", "tcp", "--sport", "80", "--tcp-flags", "SYN,ACK", "SYN,ACK",
+            "-j", "DROP"]
+    lab.backend1.run(["iptables", "-I", *rule])
+    with ThreadPoolExecutor(1) as pool:
+        answer = pool.submit(lab.client.curl, f"{URL}/", timeout_s=30)
+        wait_until(lambda: bridge.metrics()["l3dsr_packetbridge_held_octets"] > 0, 10, "it waits")
+        bridge.stop(signal.SIGUSR2)
+        lab.backend1.run(["iptables", "-D", *rule])
+        lab.start_bridge(lab.backend1, *SPLICE)
+
+        assert "backend1" in answer.result(60)
+
+
 def test_an_interrupted_bridge_ends_its_flows_with_a_reset(lab):
     _, (bridge,) = start(lab)
     large_file(lab, 60_000_000)
