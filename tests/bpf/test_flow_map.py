@@ -310,7 +310,7 @@ def test_writers_on_several_processors_spoil_no_entry(
         memory.close()
         table.close()
 
-    assert min(written) > 100_000
+    assert min(written) > 10_000  # a place that stays claimed would soon let none in
     there = [Entry.unpack(flow, NOW_MS) for flow in flows if any(flow[28:])]
     assert counted == len(there) > 0
     assert {entry.backend for entry in there} == {1}  # no place is left claimed
