@@ -64,13 +64,15 @@ class Program:
             ends = [(str(service.vip), service.port) for service in config.services]
             layout = zlib.crc32(repr(ends).encode()) >> 1
             instance.reuse_maps(self.object, [
-                Kept("flows", layout, copy=lambda *given: self.flows.take_over(*given)),
+                Kept("flows", layout, copy=lambda old, replace: self.flows.take_over(old, replace)),
                 Kept("reasons"),
             ])
         self.object.load()
         self.settings = self.object.map("settings_map", INDEX, SETTINGS)
         self.backends = self.object.map("backends", INDEX, BACKEND)
         self.flows = FlowMap(self.object)
+        self.marks = self.object.map("held")
+        self.held_count = self.object.shared_variable("held_count")
         self.reasons = ReasonCounts(self.object)
         self.traffic = self.object.map("traffic", INDEX, TRAFFIC)
         self.set_secrets(secrets)
@@ -79,7 +81,8 @@ class Program:
 
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
-        for each in (self.settings, self.backends, self.flows, self.reasons, self.traffic):
+        for each in (self.settings, self.backends, self.flows, self.marks, self.reasons,
+                     self.traffic):
             each.close()
         self.object.close()
 
@@ -222,7 +225,7 @@ class FastDatapath(Datapath):
             program.flows, (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms), places,
             numbers.__getitem__, self._forget_flow,
         )
-        self.holds = MarkedHolds(config.hold_octets_total, program.object)
+        self.holds = MarkedHolds(config.hold_octets_total, program.marks, program.held_count)
         self._places = places
         self._next_hops: NextHops | None = None
         self._next_refresh_ms = 0

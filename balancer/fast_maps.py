@@ -9,10 +9,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
-from balancer.flow_map import ENTERED, TABLE_FULL, Entry, FlowMap
+from balancer.flow_map import ENTERED, KEY, TABLE_FULL, Entry, FlowMap
 from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
 from balancer.hold import Held, HoldTable
-from common.bpf.objects import Object
+from common.bpf.maps import Map
 from common.wire.tcp import Segment
 
 MAX_BACKENDS = 128
@@ -57,7 +57,6 @@ class MapFlows:
         self._delivering: dict[bytes, BackendFlow] = {}
         self._last: tuple[BackendFlow, bytes] | None = None
         self.now_ms = 0  # set before each packet and tick
-        self.count = 0  # as of the last walk, and of what was done here since
         self.evicted = 0
         self._next_walk_ms = 0
         self._walk: Iterator[list[BackendFlow]] | None = None
@@ -66,7 +65,7 @@ class MapFlows:
         self._full_until_ms = 0
 
     def __len__(self) -> int:
-        return max(0, self.count)
+        return len(self._map)
 
     def __iter__(self) -> Iterator[BackendFlow]:
         """All flows. Those of backends that are configured no more go when they are met."""
@@ -94,14 +93,11 @@ class MapFlows:
         result = self._map.enter(octets, self.now_ms)
         if result == TABLE_FULL and self._evict(spares_open):
             result = self._map.enter(octets, self.now_ms)
-        if result == ENTERED:
-            self.count += 1
-        elif self._map.enter(
-            octets, self.now_ms, HALF_CLOSED if spares_open else OPEN
-        ) == ENTERED:  # in place of one of those in its buckets
+        if result != ENTERED:  # in place of one of those in its buckets
+            least = HALF_CLOSED if spares_open else OPEN
+            if self._map.enter(octets, self.now_ms, least) != ENTERED:
+                return False
             self.evicted += 1
-        else:
-            return False
         self._last = flow, octets
         return True
 
@@ -119,7 +115,6 @@ class MapFlows:
         """Take `flow` out."""
         self._delivering.pop(flow.key, None)
         if self._map.delete(flow.key):
-            self.count -= 1
             self._on_remove(flow)
         self._last = None
 
@@ -163,7 +158,6 @@ class MapFlows:
     def _end_walk(self) -> None:
         """Take over what was counted: the program enters flows, too."""
         self._walk, self._next_walk_ms = None, self.now_ms + _WALK_MS
-        self.count = self._walked.total()
         for backend in self._places.values():
             backend.flows = self._walked[backend]
 
@@ -174,7 +168,7 @@ class MapFlows:
             for octets in chunk:
                 flow = self._flow(octets)
                 if flow is None:
-                    self._drop_unknown(octets[:12])
+                    self._drop_unknown(octets[KEY])
                 else:
                     flows.append(flow)
             yield flows
@@ -235,10 +229,11 @@ class MapFlows:
 class MarkedHolds(HoldTable):
     """A HoldTable whose flows are marked in a map, so that all their packets go up."""
 
-    def __init__(self, octets_total: int, program_file: Object) -> None:
+    def __init__(self, octets_total: int, marks: Map, told_count: memoryview) -> None:
+        """told_count: where the program reads how many there are."""
         super().__init__(octets_total)
-        self._marks = program_file.map("held")
-        self._told_count = program_file.shared_variable("held_count")
+        self._marks = marks
+        self._told_count = told_count
 
     def add(self, held: Held, segment: Segment) -> None:
         """As HoldTable."""

@@ -19,6 +19,7 @@ from common.bpf.objects import Object
 
 ENTERED, TABLE_FULL, CROWDED = range(3)  # what becomes of an attempt to enter a flow
 IDLE = 3  # a rank that no state has
+KEY = slice(0, 12)  # of an entry's octets
 _LEAST_BUCKETS = 4096
 _BUCKET_LEN, _FLOW_LEN, _BACKEND_OFF = 64, 32, 29
 _CHUNK_LEN = 4096 * _FLOW_LEN
@@ -124,7 +125,7 @@ class FlowMap:
         memory, now_ms = old.map_memory(), time.time_ns() // 1_000_000
         for chunk in _chunks(memory, len(memory) - _BUCKET_LEN):
             for flow in chunk:
-                if replace or self.lookup(flow[:12]) is None:
+                if replace or self.lookup(flow[KEY]) is None:
                     self.enter(flow, now_ms)
         memory.close()
 

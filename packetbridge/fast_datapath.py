@@ -89,16 +89,16 @@ class Datapath(datapath.Datapath):
         A flow whose handshake is being replayed is left to the next instance, too: the client sends
         its request again, and the server its answer.
         """
-        if not any(part.is_attached for part in self._parts):
+        splice = self._splice
+        if any(part.is_attached for part in self._parts):
+            self._splice = None  # what it has is not ours to remove any more
+            carried = {key for key, _ in splice.entries()} if splice is not None else set()
             for flow in self.flows:
-                if self._splice is not None:
-                    self._splice.refresh(flow)
-            return super().on_shutdown(now_ms)
-        splice, self._splice = self._splice, None  # what it has is not ours to remove any more
-        carried = {key for key, _ in splice.entries()} if splice is not None else set()
-        for flow in self.flows:
-            if flow.key in carried or flow.state == REPLAY:
-                self.flows.remove(flow)
+                if flow.key in carried or flow.state == REPLAY:
+                    self.flows.remove(flow)
+        elif splice is not None:
+            for flow in self.flows:
+                splice.refresh(flow)
         return super().on_shutdown(now_ms)
 
     # --- hooks of datapath.Datapath ---

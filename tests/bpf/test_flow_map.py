@@ -12,7 +12,7 @@ import pytest
 from balancer import config, fast
 from balancer.datapath import ServiceState
 from balancer.fast_maps import MapFlows
-from balancer.flow_map import CROWDED, ENTERED, TABLE_FULL, Entry, FlowMap
+from balancer.flow_map import CROWDED, ENTERED, KEY, TABLE_FULL, Entry, FlowMap
 from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
 from balancer.request import KeySpec
 from common.bpf import BpfError, build
@@ -94,7 +94,7 @@ class Table:
             self.flows.expire(now_ms)
 
     def keys(self) -> set[bytes]:
-        return {flow[:12] for chunk in self.program.flows.chunks() for flow in chunk}
+        return {flow[KEY] for chunk in self.program.flows.chunks() for flow in chunk}
 
     def enter(
         self, number: int, *, backend: int = 1, state: int = OPEN, now_ms: int = NOW_MS
@@ -119,15 +119,16 @@ def table() -> Iterator[Table]:
     made.program.close()
 
 
+def size_narrow(program_file: Object, max_flows: int) -> None:
+    program_file.set_max_entries("flows", BUCKETS + 1)
+    program_file.set_variable("bucket_mask", BUCKETS - 1)
+    program_file.set_variable("max_flows", max_flows)
+
+
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> Iterator[Table]:
-    """Of 4 buckets, though more flows are allowed."""
-    def size(program_file: Object, max_flows: int) -> None:
-        program_file.set_max_entries("flows", 4 + 1)
-        program_file.set_variable("bucket_mask", 4 - 1)
-        program_file.set_variable("max_flows", max_flows)
-
-    monkeypatch.setattr(FlowMap, "size", size)
+    """With fewer places than flows are allowed."""
+    monkeypatch.setattr(FlowMap, "size", size_narrow)
     made = Table()
     yield made
     made.program.close()
@@ -297,9 +298,7 @@ def test_writers_on_several_processors_spoil_no_entry(
 ) -> None:
     """All write into the same few places, and each flow's fields must tell of one writer."""
     with Object(compiled(CHURN)) as program_file:
-        program_file.set_max_entries("flows", BUCKETS + 1)
-        program_file.set_variable("bucket_mask", BUCKETS - 1)
-        program_file.set_variable("max_flows", 1000)
+        size_narrow(program_file, 1000)
         program_file.load()
         churn, table = program_file.program("churn"), program_file.map("flows")
         with ThreadPoolExecutor(4) as pool:
