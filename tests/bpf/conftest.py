@@ -2,6 +2,7 @@
 
 import shutil
 import socket
+import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
@@ -43,10 +44,19 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return compile_text
 
 
+@pytest.fixture(scope="session")
+def own_bpffs() -> Iterator[None]:
+    """A bpf file system that is there for what `ip netns exec` starts."""
+    before = Path("/proc/mounts").read_text(encoding="utf-8")
+    path = pins.mount_own()
+    yield
+    if f" {path} " not in before:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
 @pytest.fixture
-def wire() -> Iterator[Lab]:
+def wire(own_bpffs: None) -> Iterator[Lab]:
     """Two hosts, `client` and `balancer`, that see each other's packets."""
-    pins.mount_own()  # so that it is there for what `ip netns exec` starts
     with Lab(backends=0) as lab:
         yield lab
 
