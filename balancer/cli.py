@@ -7,10 +7,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from balancer import config, explain, keygen, schedule
-from common import cli, settings
-from common.flags import flag_name
-from common.settings import COMMAND_LINE, ConfigError
+from balancer import config
+from balancer.pool import schedule
+from balancer.tools import explain, keygen
+from common import settings
+from common.settings import COMMAND_LINE, ConfigError, cli
+from common.settings.flags import flag_name
 
 PROGRAM = "balancer"
 FLAGS = (
@@ -288,7 +290,7 @@ def _add_replay(commands: Any) -> None:
 
 def _replay(namespace: argparse.Namespace) -> int:
     from balancer.datapath import Datapath
-    from balancer.rebase import Rebased
+    from balancer.tools.rebase import Rebased
 
     loaded = _load(namespace)
     secrets = cli.replay_secrets(namespace, loaded.file, loaded.secret_file)

@@ -6,12 +6,13 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
-from balancer import schedule
-from balancer.request import KeySpec
-from common import dscp, settings
-from common.cookie import WSCALE_MAX
-from common.flags import Flags, number, service_tables, top_table
+from balancer.keys.request import KeySpec
+from balancer.pool import schedule
+from common import settings
+from common.cluster.cookie import WSCALE_MAX
+from common.encap import dscp
 from common.settings import COMMAND_LINE, ConfigError, Table
+from common.settings.flags import Flags, number, service_tables, top_table
 
 DEFAULT_FILE = Path("/etc/l3dsr/balancer.toml")
 DEFAULT_SECRET = "/etc/l3dsr/secret"

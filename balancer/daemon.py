@@ -3,15 +3,16 @@
 from dataclasses import replace
 from random import SystemRandom
 
-from balancer import fast
 from balancer.config import Config
 from balancer.datapath import Datapath
-from common import daemon, log, settings
-from common.daemon import Claim
-from common.engine import clock_ms
-from common.firewall import Rule
-from common.host import Host
-from common.queue import RawSender
+from balancer.offload import fast
+from common import settings
+from common.engine import daemon, log
+from common.engine.daemon import Claim
+from common.engine.firewall import Rule
+from common.engine.host import Host
+from common.engine.loop import clock_ms
+from common.engine.queue import RawSender
 from common.wire import icmp
 
 PROGRAM = "balancer"

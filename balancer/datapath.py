@@ -17,7 +17,7 @@ For a packet that is no SYN the tests come in this order:
 2. It repeats the flow's first segment: same backend.
 3. It follows a cookie: with payload it opens a flow (over whatever was there),
    without it is consumed, and with FIN alone it is answered.
-4. It belongs to held segments, and may have to be acknowledged (balancer/hold.py).
+4. It belongs to held segments, and may have to be acknowledged (balancer/modes/split/hold.py).
 5. It has a table entry.
 6. Nobody knows it: dropped, and a second later reset.
 
@@ -32,22 +32,22 @@ is lost with the table that knows it.
 import struct
 from random import Random
 
-from balancer import handshake, hold, takeover
 from balancer.config import Config, Service
-from balancer.delivery import Deliveries, Delivery
-from balancer.flood import Flood
 from balancer.flows import HALF_CLOSED, OPEN, RESET, Backend, BackendFlow
-from balancer.http import Missing
-from balancer.request import choose_key
-from balancer.schedule import make_scheduler
-from common.checksum import change_at, patch
-from common.cookie import Secrets
+from balancer.keys.http import Missing
+from balancer.keys.request import choose_key
+from balancer.modes.split import handshake, hold, takeover
+from balancer.modes.split.delivery import Deliveries, Delivery
+from balancer.modes.split.flood import Flood
+from balancer.pool.schedule import make_scheduler
+from common.cluster.cookie import Secrets
 from common.counters import Sample, new_counters
-from common.flow import RELINK_MS, FlowTable
-from common.seq import add, delta
-from common.unknown import UnknownFlows
+from common.flow.table import RELINK_MS, FlowTable
+from common.flow.unknown import UnknownFlows
 from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
 from common.wire import Malformed, icmp, ipv4, tcp
+from common.wire.checksum import change_at, patch
+from common.wire.seq import add, delta
 from common.wire.tcp import ACK, FIN, RST, SYN, Segment
 
 _U16 = struct.Struct("!H")

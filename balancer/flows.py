@@ -3,7 +3,7 @@
 from typing import Any
 
 from balancer import config
-from balancer.delivery import DeliveringFlow
+from balancer.modes.split.delivery import DeliveringFlow
 from common.wire.ipv4 import Rewrite
 
 # States, in the order in which flows are evicted last.
@@ -15,7 +15,7 @@ class Backend:
 
     address: 4 octets. rewrite: turns a packet for the VIP into one for the backend.
     service:  whose it is; nothing here looks into it.
-    ts_start: its id, as timestamps carry it (balancer/takeover.py).
+    ts_start: its id, as timestamps carry it (balancer/modes/split/takeover.py).
     """
 
     __slots__ = ("address", "flows", "handoffs", "id", "octets", "packets", "rewrite", "service",

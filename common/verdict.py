@@ -1,7 +1,7 @@
 """What the data path says of a packet: an action, its reason, and packets to send.
 
 The list of reasons is the same in Python, C, logs and metrics.
-Twin: common/bpf/verdict.h
+Twin: common/bpf/include/verdict.h
 """
 
 from enum import Enum, StrEnum

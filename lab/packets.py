@@ -15,14 +15,14 @@ from ipaddress import IPv4Address
 from random import Random
 
 from balancer import config as balancer_config
-from balancer import handshake, takeover
 from balancer.datapath import Datapath as Balancer
 from balancer.flows import BackendFlow
-from balancer.request import KeySpec
-from balancer.schedule import moved_share
-from common import cookie
+from balancer.keys.request import KeySpec
+from balancer.modes.split import handshake, takeover
+from balancer.pool.schedule import moved_share
 from common.bpf import BpfError, build
-from common.cookie import Offer, Secrets
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
 from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH, SYN

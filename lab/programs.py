@@ -21,24 +21,25 @@ from random import Random
 from pyroute2 import netns
 
 from balancer import config as balancer_config
-from balancer import fast, takeover
-from balancer.flow_map import KEY, Entry
-from balancer.next_hops import NextHop
-from balancer.request import KeySpec
-from common import cookie
+from balancer.keys.request import KeySpec
+from balancer.modes.split import takeover
+from balancer.offload import fast
+from balancer.offload.flow_map import KEY, Entry
+from balancer.offload.next_hops import NextHop
 from common.bpf import build
 from common.bpf.objects import Object, Program, SkBuff
-from common.checksum import checksum
-from common.cookie import Offer, Secrets
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
 from common.verdict import DropReason, Event, Reason
 from common.wire import ipv4, options, tcp
+from common.wire.checksum import checksum
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH, SYN
 from lab import payloads
-from packetbridge import splice
-from packetbridge.adopt import Adopt
 from packetbridge.config import Config, Service
-from packetbridge.splice import Splice
+from packetbridge.offload import splice
+from packetbridge.offload.adopt import Adopt
+from packetbridge.offload.splice import Splice
 
 # Paths whose time has an aim, ns.
 AIMS = {

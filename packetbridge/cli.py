@@ -7,9 +7,9 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import Any
 
-from common import cli, settings
-from common.dscp import of_tos
-from common.settings import COMMAND_LINE, ConfigError
+from common import settings
+from common.encap.dscp import of_tos
+from common.settings import COMMAND_LINE, ConfigError, cli
 from common.wire import ipv4, tcp
 from packetbridge import config
 
@@ -159,7 +159,7 @@ def _add_replay(commands: Any) -> None:
 
 def _replay(namespace: argparse.Namespace) -> int:
     from packetbridge.datapath import Datapath
-    from packetbridge.standin import StandIn
+    from packetbridge.tools.standin import StandIn
 
     loaded = _load(namespace)
     secrets = cli.replay_secrets(namespace, loaded.file, loaded.secret_file)

@@ -6,16 +6,17 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from random import SystemRandom
 
-from common import daemon, host, log, settings
-from common.daemon import Claim
-from common.engine import clock_ms
-from common.firewall import Rule
-from common.host import Host
-from common.queue import RawSender
+from common import settings
+from common.engine import daemon, host, log
+from common.engine.daemon import Claim
+from common.engine.firewall import Rule
+from common.engine.host import Host
+from common.engine.loop import clock_ms
+from common.engine.queue import RawSender
 from common.wire import icmp
-from packetbridge import fast
 from packetbridge.config import Config, Service
-from packetbridge.fast_datapath import Datapath
+from packetbridge.offload import fast
+from packetbridge.offload.fast_datapath import Datapath
 
 PROGRAM = "packetbridge"
 logger = logging.getLogger(__name__)

@@ -29,21 +29,22 @@ flows end with a reset.
 import heapq
 from random import Random
 
-from common import cookie
-from common.cookie import Secrets
+from common.cluster import cookie
+from common.cluster.cookie import Secrets
 from common.counters import Sample, new_counters
-from common.dscp import of_tos
-from common.flow import RELINK_MS, FlowTable
-from common.seq import add, before, delta
-from common.unknown import UnknownFlows
+from common.encap.dscp import of_tos
+from common.flow.table import RELINK_MS, FlowTable
+from common.flow.unknown import UnknownFlows
 from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
 from common.wire import Malformed, icmp, ipv4, tcp
+from common.wire.seq import add, before, delta
 from common.wire.tcp import ACK, FIN, RST, SYN, Segment
-from packetbridge import flows, replay, translate
+from packetbridge import flows
 from packetbridge.config import Config
 from packetbridge.flows import CLOSING, OPEN, REPLAY, RESET, BridgeFlow
-from packetbridge.replay import Replay
-from packetbridge.translate import ServiceState
+from packetbridge.modes import replay, translate
+from packetbridge.modes.replay import Replay
+from packetbridge.modes.translate import ServiceState
 
 _PLAUSIBLE_LEN = 1 << 20  # how far from the last octet seen a client's segment may lie
 _HELD_OCTETS = 64 << 20  # of all flows that wait for their server

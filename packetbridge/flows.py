@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common.flow import Flow
+from common.flow.table import Flow
 
 if TYPE_CHECKING:
-    from packetbridge.replay import Replay
-    from packetbridge.translate import ServiceState
+    from packetbridge.modes.replay import Replay
+    from packetbridge.modes.translate import ServiceState
 
 # States, in the order in which flows are evicted last.
 OPEN, REPLAY, CLOSING, RESET = 0, 1, 2, 3

@@ -5,7 +5,7 @@ Compile, open, adapt, load, use:
     from common.bpf import build, links, maps, features
     from common.bpf.objects import Object, SkBuff, XdpMd, XDP_TX
 
-    path = build.object_of("balancer", "balancer")       # balancer/bpf/balancer.bpf.c → .bpf.o
+    path = build.object_of("balancer", "balancer")  # balancer/offload/bpf/balancer.bpf.c → .bpf.o
     with Object(path) as program_file:                    # or Object(octets, name="x")
         program_file.set_variable("vlan_enabled", 1)      # globals, `const volatile` ones too
         program_file.set_max_entries("flows", 100_000)

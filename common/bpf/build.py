@@ -27,7 +27,7 @@ def compile(source: Path, output: Path | None = None) -> Path:
     """The object file of a C source, compiled if it is missing or older than what it is made of.
 
     output: default beside it, `x.bpf.c` → `x.bpf.o`. Includes are looked for from the directory
-    that has the packages (`#include "common/bpf/x.h"`) and beside the source.
+    that has the packages (`#include "common/bpf/include/x.h"`) and beside the source.
     Raises: BuildError.
     """
     output = output or source.with_suffix(".o")
@@ -53,7 +53,8 @@ def compile(source: Path, output: Path | None = None) -> Path:
 
 def sources() -> list[Path]:
     """The programs of this tree."""
-    return sorted(path for package in PACKAGES for path in (ROOT / package).glob("bpf/*.bpf.c"))
+    return sorted(path for package in PACKAGES
+                  for path in (ROOT / package).glob("offload/bpf/*.bpf.c"))
 
 
 def compile_all() -> list[Path]:
@@ -78,7 +79,7 @@ def object_of(package: str, name: str) -> Path:
 
     package: the one it belongs to; name: without suffix. Raises: BuildError.
     """
-    source = ROOT / package / "bpf" / f"{name}.bpf.c"
+    source = ROOT / package / "offload" / "bpf" / f"{name}.bpf.c"
     if source.exists():
         return compile(source)
     made = source.with_suffix(".o")
@@ -89,7 +90,7 @@ def object_of(package: str, name: str) -> Path:
 
 def _is_stale(source: Path, output: Path) -> bool:
     made_of = [source, Path(__file__), *source.parent.glob("*.h"),
-               *(ROOT / "common" / "bpf").glob("*.h")]
+               *(ROOT / "common" / "bpf" / "include").glob("*.h")]
     made_ns = output.stat().st_mtime_ns
     return any(path.stat().st_mtime_ns > made_ns for path in made_of)
 

@@ -26,7 +26,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from common import netns
 from common.bpf.libbpf import BpfError, possible_cpus
 from common.bpf.links import Direction, Link, Mode, TcFilter, attach_tc, attach_xdp
 from common.bpf.maps import (
@@ -39,6 +38,7 @@ from common.bpf.maps import (
     Shape,
 )
 from common.bpf.objects import Object, Program
+from common.engine import netns
 
 _MAGIC = 0xCAFE4A11  # BPF_FS_MAGIC
 _OWN, _USUAL = Path("/run/l3dsr/bpf"), Path("/sys/fs/bpf")

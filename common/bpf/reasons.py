@@ -1,6 +1,6 @@
 """Packets by reason, as a program counts them for as long as its maps are pinned.
 
-Twin: common/bpf/verdict.h
+Twin: common/bpf/include/verdict.h
 """
 
 import struct

@@ -6,9 +6,9 @@ octets after it (RFC 792), which hold the ports and the sequence number.
 
 import struct
 
-from common.checksum import checksum
 from common.verdict import DropReason
 from common.wire import Malformed, ipv4, options
+from common.wire.checksum import checksum
 
 HEADER_LEN = 8
 DEST_UNREACHABLE, SOURCE_QUENCH, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 4, 11, 12

@@ -6,10 +6,10 @@ header that passes `checked` has 20 octets, and offsets are constants.
 
 import struct
 
-from common.checksum import change, checksum, fold, patch, word_sum
-from common.dscp import with_dscp
+from common.encap.dscp import with_dscp
 from common.verdict import DropReason
 from common.wire import Malformed
+from common.wire.checksum import change, checksum, fold, patch, word_sum
 
 HEADER_LEN = 20
 TOS_OFF, TTL_OFF, PROTOCOL_OFF, CHECKSUM_OFF, SRC_OFF, DST_OFF = 1, 8, 9, 10, 12, 16
@@ -77,7 +77,7 @@ class Rewrite:
     off:  SRC_OFF or DST_OFF.
     dscp: codepoint to write, or None to leave the packet's own.
     hops: what the TTL loses: 1 where a packet passes on, 0 where it is just being made.
-    Twin: common/bpf/ipv4.h:rewrite
+    Twin: common/bpf/include/ipv4.h:rewrite
     """
 
     __slots__ = ("_changes", "_dscp", "_hops", "_new", "_off")

@@ -5,10 +5,10 @@ Source: RFC 9293 §3.1 (header), §3.10.7.1 (answer to a segment of no connectio
 
 import struct
 
-from common.checksum import checksum, word_sum
-from common.seq import MASK, add
 from common.verdict import DropReason
 from common.wire import Malformed, ipv4, options
+from common.wire.checksum import checksum, word_sum
+from common.wire.seq import MASK, add
 
 HEADER_LEN = 20
 # Offsets within the packet, whose IP header always has 20 octets.

@@ -10,7 +10,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
-#include "common/bpf/checksum.h"
+#include "common/bpf/include/checksum.h"
 
 #define NET 0x0a420000 /* 10.66.0.0/16 */
 

@@ -9,13 +9,13 @@ from random import Random
 from typing import Any
 
 from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_UNSPEC, SkBuff
-from common.cookie import Secrets
+from common.cluster.cookie import Secrets
 from common.settings import Table
 from common.verdict import Event, Verdict, send
 from common.wire import ipv4
 from packetbridge import config as bridge_config
-from packetbridge.fast_datapath import Datapath
-from packetbridge.splice import Splice
+from packetbridge.offload.fast_datapath import Datapath
+from packetbridge.offload.splice import Splice
 
 _ETHERNET = bytes(12) + b"\x08\x00"
 

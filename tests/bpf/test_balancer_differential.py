@@ -12,19 +12,20 @@ from random import Random
 
 import pytest
 
-from balancer import config, fast
+from balancer import config
 from balancer.datapath import Datapath
-from balancer.flow_map import Entry
 from balancer.flows import BackendFlow
-from balancer.next_hops import NextHop
-from balancer.request import KeySpec
-from common import checksum, cookie
+from balancer.keys.request import KeySpec
+from balancer.offload import fast
+from balancer.offload.flow_map import Entry
+from balancer.offload.next_hops import NextHop
 from common.bpf import BpfError, build
 from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX
 from common.bpf.reasons import REASONS
-from common.cookie import Offer, Secrets
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
 from common.verdict import DropReason, Event
-from common.wire import options, tcp
+from common.wire import checksum, options, tcp
 from common.wire.options import Options
 
 VIP = IPv4Address("192.168.33.10")

@@ -11,15 +11,15 @@ import pytest
 from scapy.layers.inet import ICMP, IP, TCP
 from scapy.packet import Packet, Raw
 
-from common import cookie
 from common.bpf import features
 from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, Run, SkBuff
-from common.cookie import Offer, Secrets
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
 from common.counters import new_counters
 from common.verdict import DropReason, Event
 from lab.programs import CLIENT, HOST, connection
-from packetbridge.adopt import KFUNC, Adopt
 from packetbridge.config import Config, Service
+from packetbridge.offload.adopt import KFUNC, Adopt
 
 BRIDGE, VIP, DSCP = "10.0.0.3", HOST, 3
 TAG = DSCP << 2

@@ -10,8 +10,8 @@ from random import Random
 
 import pytest
 
-from common import cookie
-from common.cookie import Offer, Secrets
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
 from common.settings import Table
 from common.wire import options, tcp
 from common.wire.options import Options

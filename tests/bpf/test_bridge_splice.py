@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from common import replay
-from common.pcap import Captured
+from common.capture import replay
+from common.capture.pcap import Captured
 from tests.bpf.bridge_engine import Spliced
 from tests.golden.case import read_capture
 

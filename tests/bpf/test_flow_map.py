@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from balancer import config, fast
+from balancer import config
 from balancer.datapath import ServiceState
-from balancer.fast_maps import MapFlows
-from balancer.flow_map import CROWDED, ENTERED, KEY, TABLE_FULL, Entry, FlowMap
 from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
-from balancer.request import KeySpec
+from balancer.keys.request import KeySpec
+from balancer.offload import fast
+from balancer.offload.fast_maps import MapFlows
+from balancer.offload.flow_map import CROWDED, ENTERED, KEY, TABLE_FULL, Entry, FlowMap
 from common.bpf import BpfError, build
 from common.bpf.objects import Object
-from common.cookie import Secrets
+from common.cluster.cookie import Secrets
 
 pytestmark = pytest.mark.root
 
@@ -27,7 +28,7 @@ TIMEOUTS_MS = (900_000, 120_000, 10_000)
 BUCKETS = 4
 # Without settings every flow has been idle for too long, so each may go for another.
 CHURN = """
-#include "balancer/bpf/flows.h"
+#include "balancer/offload/bpf/flows.h"
 
 char LICENSE[] SEC("license") = "GPL";
 

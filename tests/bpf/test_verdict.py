@@ -5,7 +5,7 @@ from pathlib import Path
 
 from common.verdict import DropReason, Event
 
-HEADER = Path(__file__).parents[2] / "common" / "bpf" / "verdict.h"
+HEADER = Path(__file__).parents[2] / "common" / "bpf" / "include" / "verdict.h"
 
 
 def test_reasons_are_numbered_alike() -> None:

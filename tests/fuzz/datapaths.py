@@ -8,9 +8,9 @@ from typing import Any
 
 from balancer import config as balancer_config
 from balancer.datapath import Datapath as Balancer
-from balancer.request import KeySpec
-from common import cookie
-from common.cookie import Offer, Secrets
+from balancer.keys.request import KeySpec
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
 from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath as Bridge
 

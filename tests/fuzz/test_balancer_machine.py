@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from balancer.datapath import Datapath
-from balancer.hold import Held
-from common import cookie
-from common.unknown import UnknownFlows
+from balancer.modes.split.hold import Held
+from common.cluster import cookie
+from common.flow.unknown import UnknownFlows
 from common.verdict import Event, Verdict
 from common.wire import options, tcp
 from common.wire.options import Options

@@ -6,9 +6,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from common import cookie
-from common.cookie import Offer
-from common.unknown import UnknownFlows
+from common.cluster import cookie
+from common.cluster.cookie import Offer
+from common.flow.unknown import UnknownFlows
 from common.verdict import Event, Verdict
 from common.wire import options, tcp
 from common.wire.options import Options

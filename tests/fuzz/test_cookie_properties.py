@@ -3,7 +3,7 @@
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from common import cookie
+from common.cluster import cookie
 from tests.fuzz.packets import U8, U16, U32
 from tests.golden.hashes import siphash_2_4
 

@@ -8,14 +8,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balancer import handshake
 from balancer.config import Hold
-from balancer.request import KeySpec
-from common import checksum
-from common.seq import add, delta
+from balancer.keys.request import KeySpec
+from balancer.modes.split import handshake
 from common.verdict import DropReason, Event
-from common.wire import options, tcp
+from common.wire import checksum, options, tcp
 from common.wire.options import Options
+from common.wire.seq import add, delta
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
 from tests.fuzz import datapaths
 from tests.fuzz.datapaths import BACKENDS, BRIDGE, CLIENT, DSCP, REQUEST, SERVER, START_MS, VIP

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from balancer.request import NEED_MORE, NO_KEY, KeySpec, extract
+from balancer.keys.request import NEED_MORE, NO_KEY, KeySpec, extract
 
 SNI = KeySpec("tls.sni")
 LABEL = st.text("abcXYZ019-", min_size=1, max_size=20).filter(

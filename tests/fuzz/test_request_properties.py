@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from balancer.request import FORMS, NEED_MORE, NO_KEY, KeySpec, choose_key, extract
+from balancer.keys.request import FORMS, NEED_MORE, NO_KEY, KeySpec, choose_key, extract
 
 SOURCE, SPORT = b"\xc0\x00\x02\x07", 4660
 SPECS = [KeySpec.parse(form.replace("NAME", "a").replace(":N", ":7")) for form in FORMS]

@@ -5,10 +5,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from balancer.config import Hold
-from balancer.delivery import DUE_MS, Deliveries, DeliveringFlow, Delivery
-from balancer.hold import Held, HoldTable
-from common.flow import RELINK_MS, Flow, FlowTable
-from common.unknown import FORGET_MS, PATIENCE_MS, UnknownFlows
+from balancer.modes.split.delivery import DUE_MS, Deliveries, DeliveringFlow, Delivery
+from balancer.modes.split.hold import Held, HoldTable
+from common.flow.table import RELINK_MS, Flow, FlowTable
+from common.flow.unknown import FORGET_MS, PATIENCE_MS, UnknownFlows
 from common.wire import tcp
 from common.wire.tcp import ACK, Segment
 

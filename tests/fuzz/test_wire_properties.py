@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, IPerror, TCPerror
 from scapy.packet import Raw
 
-from common import checksum, seq
 from common.verdict import DropReason
-from common.wire import Malformed, icmp, ipv4, options, tcp
+from common.wire import Malformed, checksum, icmp, ipv4, options, seq, tcp
 from common.wire.options import Options
 from common.wire.tcp import Segment
 from tests.fuzz.packets import (

@@ -13,9 +13,9 @@ import pytest
 
 from balancer import config as balancer_config
 from balancer.datapath import Datapath as Balancer
-from common import replay
-from common.cookie import Secrets
-from common.pcap import Captured
+from common.capture import replay
+from common.capture.pcap import Captured
+from common.cluster.cookie import Secrets
 from common.settings import Table
 from common.verdict import DROP, Verdict, send
 from packetbridge import config as bridge_config
@@ -43,8 +43,8 @@ class FastBalancer:
     """The program in test runs, and what it leaves alone through the data path behind it."""
 
     def __init__(self, config: balancer_config.Config, secrets: Secrets) -> None:
-        from balancer import fast
-        from balancer.next_hops import NextHop
+        from balancer.offload import fast
+        from balancer.offload.next_hops import NextHop
         from common.bpf.objects import XDP_DROP, XDP_PASS
         from common.bpf.reasons import REASONS
 

@@ -15,7 +15,7 @@ from common.bpf import features
 from common.bpf.pins import Pins
 from lab.node import Node, Process
 from lab.topology import BALANCER, CLIENT, VIP, Lab, bridge_address, program, wait_until
-from packetbridge.adopt import KFUNC
+from packetbridge.offload.adopt import KFUNC
 
 pytestmark = pytest.mark.skipif(
     os.geteuid() == 0 and bool(features.missing_kfuncs(KFUNC)), reason=f"needs {KFUNC}"

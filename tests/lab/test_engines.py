@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from traffic import download, large_file
 
-from balancer import fast
+from balancer.offload import fast
 from common.bpf import BpfError, build
 from lab.topology import BALANCER, VIP, Lab, program, wait_until
 

@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from netns import inside, python, rules, state
 
-from common import firewall, host, lock
-from common.firewall import Rule
-from common.host import Host
-from common.lock import Locks
+from common.engine import firewall, host, lock
+from common.engine.firewall import Rule
+from common.engine.host import Host
+from common.engine.lock import Locks
 from common.settings import ConfigError
 from lab.node import Node, wait_until
 from lab.topology import BALANCER, VIP, Lab

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from netns import inside, state, tcp_packet
 
-from common.cookie import Secrets
+from common.cluster.cookie import Secrets
 from lab.node import Node, Process, wait_until
 from lab.topology import BALANCER, CLIENT, VIP, Lab, bridge_address, program, server_address
 

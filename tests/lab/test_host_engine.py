@@ -11,11 +11,11 @@ import pytest
 from netns import inside, received, udp_packet, udp_socket
 
 from common.counters import Sample, new_counters
-from common.engine import TICK_MS, Engine, clock_ms
-from common.firewall import Rule
-from common.host import Host
-from common.queue import RawSender
-from common.service import Signals
+from common.engine.firewall import Rule
+from common.engine.host import Host
+from common.engine.loop import TICK_MS, Engine, clock_ms
+from common.engine.queue import RawSender
+from common.engine.signals import Signals
 from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
 from lab.topology import BALANCER, CLIENT, Lab
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 import pytest
 from netns import inside, tcp_packet
 
-from common.firewall import Rule
-from common.host import Host
-from common.queue import PacketQueue, RawSender
+from common.engine.firewall import Rule
+from common.engine.host import Host
+from common.engine.queue import PacketQueue, RawSender
 from lab.topology import CLIENT, Lab, server_address
 
 NUMBER, MARK = 8, 0x332

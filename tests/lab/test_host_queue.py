@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from netns import inside, received, udp_packet, udp_socket
 
-from common import queue
-from common.firewall import Rule
-from common.host import Host
-from common.queue import COPY_LEN, PacketQueue, QueueError, RawSender, is_truncated
+from common.engine import queue
+from common.engine.firewall import Rule
+from common.engine.host import Host
+from common.engine.queue import COPY_LEN, PacketQueue, QueueError, RawSender, is_truncated
 from lab.topology import BALANCER, CLIENT, Lab
 
 NUMBER, PORT = 5, 4000

@@ -21,8 +21,8 @@ from traffic import (
     start_quick,
 )
 
-from common import cookie
-from common.cookie import Offer, load_secrets
+from common.cluster import cookie
+from common.cluster.cookie import Offer, load_secrets
 from lab.node import Node, wait_until
 from lab.topology import CLIENT, DSCP, VIP, Lab
 

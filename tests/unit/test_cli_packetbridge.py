@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from balancer.keygen import rotate
+from balancer.tools.keygen import rotate
 from common import __version__
 from packetbridge import cli, config
 

@@ -15,8 +15,8 @@ from scapy.utils import PcapNgWriter, PcapWriter
 
 from balancer import cli as balancer_cli
 from balancer import config as balancer_config
-from common import pcap, replay
-from common.pcap import Captured
+from common.capture import pcap, replay
+from common.capture.pcap import Captured
 from common.verdict import PASS, Action, Event, Verdict, send
 from packetbridge import cli as bridge_cli
 from packetbridge import config as bridge_config

@@ -3,8 +3,8 @@
 import pytest
 from siphash24 import siphash24
 
-from common import cookie
-from common.cookie import Offer, Secrets
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
 
 KEY = bytes(range(16))
 FIVE_TUPLE = bytes((192, 168, 33, 1, 192, 168, 33, 10, 0x9C, 0x40, 0, 80))

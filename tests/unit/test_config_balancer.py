@@ -7,7 +7,7 @@ import pytest
 
 from balancer import cli, config
 from balancer.config import Backend
-from balancer.request import KeySpec
+from balancer.keys.request import KeySpec
 from common.settings import COMMAND_LINE, ConfigError
 
 SERVICE = """

@@ -1,7 +1,7 @@
 """A flood of new flows: it is noticed, and puts out no flow that is open."""
 
-from balancer.flood import Flood
-from common.flow import Flow, FlowTable
+from balancer.modes.split.flood import Flood
+from common.flow.table import Flow, FlowTable
 from common.verdict import DropReason, Event
 from common.wire import tcp
 from common.wire.tcp import ACK, PSH, RST

@@ -5,7 +5,7 @@ from ipaddress import IPv4Address
 
 import pytest
 
-from balancer.request import NEED_MORE, NO_KEY, KeySpec, choose_key, extract
+from balancer.keys.request import NEED_MORE, NO_KEY, KeySpec, choose_key, extract
 
 SOURCE = IPv4Address("192.0.2.7").packed
 SPORT = 0x1234

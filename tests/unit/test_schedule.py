@@ -9,8 +9,8 @@ from typing import NamedTuple
 import mmh3
 import pytest
 
-from balancer import schedule
-from balancer.schedule import (
+from balancer.pool import schedule
+from balancer.pool.schedule import (
     NAMES,
     TABLE_SIZE,
     BoundedLoad,

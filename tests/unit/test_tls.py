@@ -5,7 +5,7 @@ import struct
 
 import pytest
 
-from balancer.request import NEED_MORE, NO_KEY, KeySpec, extract
+from balancer.keys.request import NEED_MORE, NO_KEY, KeySpec, extract
 
 SNI = KeySpec("tls.sni")
 NAME = b"www.example.com"

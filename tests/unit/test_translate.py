@@ -15,9 +15,10 @@ from scapy.layers.inet import IP, TCP
 from common.verdict import DropReason
 from common.wire import Malformed, icmp
 from common.wire.tcp import ACK, Segment
-from packetbridge import config, translate
+from packetbridge import config
 from packetbridge.flows import BridgeFlow
-from packetbridge.translate import ServiceState
+from packetbridge.modes import translate
+from packetbridge.modes.translate import ServiceState
 from tests.fuzz.packets import ADDRESS, U8, U16, U32, faults, icmp_error, mended
 
 SERVICE = config.Service(

@@ -1,0 +1,1 @@
+"""Keys, taken from the first octets of a stream."""

@@ -1,0 +1,100 @@
+"""The handshake, answered without state: SYN to SYN-ACK, and the check of what follows.
+
+Source: RFC 9293 §3.5; RFC 4987 §3.6 (SYN cookies); RFC 7323 §2.2, §3.2 (options).
+Twin:   balancer/offload/bpf/handshake.h
+"""
+
+from balancer.config import Service
+from balancer.modes.split.hold import Held
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
+from common.wire import options, tcp
+from common.wire.options import Options
+from common.wire.seq import add
+
+WINDOW = 65535  # of the SYN-ACK, which is never scaled (RFC 7323 §2.2)
+CLOCK_BITS = 22
+CLOCK_MASK = (1 << CLOCK_BITS) - 1
+
+
+def clock(now_ms: int) -> int:
+    """The SYN-ACK's TSval: a millisecond clock of 22 bits that is never 0.
+
+    Its top ten bits are 0, so the client's echo names no backend (takeover.py).
+    """
+    return now_ms & CLOCK_MASK or 1
+
+
+def answer_syn(segment: tcp.Segment, service: Service, secrets: Secrets, now_ms: int) -> bytes:
+    """The SYN-ACK for a client's SYN: its options as offered, as far as the service has them.
+
+    A payload (TCP Fast Open) is not acknowledged, so the client sends it again
+    (RFC 7413 §3). ECN is not agreed to: a cookie has no room to remember it.
+    """
+    offered = options.parse(segment.packet, tcp.OPTIONS_OFF, segment.payload_off)
+    accepted = Options(
+        mss=service.mss,
+        sack=offered.sack and service.sack,
+        wscale=service.wscale if offered.wscale is not None else None,
+        timestamps=(
+            (clock(now_ms), offered.timestamps[0])
+            if offered.timestamps and service.timestamps else None
+        ),
+    )
+    mss = offered.mss if offered.mss is not None else options.MSS_DEFAULT
+    cookie_isn = cookie.encode(
+        secrets, segment.five_tuple, segment.seq, cookie.epoch_at(now_ms),
+        Offer(mss, accepted.sack, offered.wscale),
+    )
+    return tcp.emit(
+        tcp.reverse(segment.five_tuple), cookie_isn, add(segment.seq, 1), tcp.SYN | tcp.ACK,
+        window=WINDOW, option_octets=options.emit(accepted),
+    )
+
+
+def follows_cookie(segment: tcp.Segment, secrets: Secrets, now_ms: int) -> bool:
+    """Whether this is the first segment after a handshake of ours: cookie(seq−1) = ack−1.
+
+    This test, not "unknown flow", opens a flow. A second segment that
+    overtook the first fails it and waits for its retransmission.
+    """
+    return bool(segment.flags & tcp.ACK) and cookie.check(
+        secrets, segment.five_tuple, add(segment.seq, -1), add(segment.ack, -1),
+        cookie.epoch_at(now_ms),
+    )
+
+
+def answer_fin(segment: tcp.Segment) -> bytes:
+    """End a connection whose client closed it without a word: acknowledge its FIN, send ours.
+
+    The client's last ACK then fits no cookie and no flow, and is dropped.
+    """
+    return tcp.emit(
+        tcp.reverse(segment.five_tuple), segment.ack, add(segment.seq, segment.seq_len),
+        tcp.FIN | tcp.ACK, window=WINDOW, option_octets=_echo(segment),
+    )
+
+
+def acknowledge(segment: tcp.Segment, held: Held, wscale: int) -> bytes:
+    """An ACK for the stream's first octets, in place of a server that is not yet chosen.
+
+    segment: the client's latest. wscale: shift of our windows. The window ends where the
+    SYN-ACK's did: no server has promised more (RFC 9293 §3.8.6 discourages taking it back).
+    """
+    offer = cookie.decode(held.cookie_isn)
+    window = max(WINDOW - len(held.taken), 0) >> (wscale if offer.wscale is not None else 0)
+    sack = options.emit_sack(held.islands(segment)) if offer.sack else b""
+    return tcp.emit(
+        tcp.reverse(segment.five_tuple), add(held.cookie_isn, 1),
+        add(held.client_isn, 1 + len(held.taken)), tcp.ACK,
+        window=window, option_octets=_echo(segment) + sack,
+    )
+
+
+def _echo(segment: tcp.Segment) -> bytes:
+    """The timestamps option that answers the segment's (RFC 7323 §3.2), if it has one."""
+    timestamps = segment.timestamps
+    if not timestamps:
+        return b""
+    tsval, tsecr = timestamps
+    return options.emit(Options(timestamps=(tsecr, tsval)))

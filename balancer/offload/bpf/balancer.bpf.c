@@ -1,0 +1,209 @@
+/* The balancer at XDP: decides what can be decided from one packet and its flow.
+ *
+ * balancer/datapath.py is the specification; the tests come in its order. XDP_PASS leaves a packet
+ * to the portable engine, which decides with the same tables: whatever is unusual goes up.
+ */
+#include "flows.h"
+#include "forward.h"
+#include "request.h"
+
+#include "common/bpf/include/allowance.h"
+
+#define RELINK_MS 1000 /* common/flow/table.py: a flow's time is exact to a second */
+/* Packets of unknown flows that go up in a period: second segments of long requests are such, too,
+ * until the first one is known to be held.
+ */
+#define MAX_UNKNOWN 10000
+
+char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* A flow that has not been idle for too long. */
+static __always_inline struct flow *find_flow(const struct settings *settings,
+					      const struct segment *segment, __u64 now_ms)
+{
+	struct flow *flow = look_up(&segment->five_tuple, settings->flow_seed);
+
+	return flow && !is_idle(settings, flow, now_ms) ? flow : NULL;
+}
+
+/* Send a segment to its flow's backend, and note what it does to the flow. */
+static __always_inline int forward_flow(struct xdp_md *ctx, const struct settings *settings,
+					const struct segment *segment, struct flow *flow,
+					const struct backend *backend, __u64 now_ms)
+{
+	__u32 place = place_of(flow->tag.service, flow->tag.backend);
+	int verdict;
+
+	if (!backend || flow->tag.state & GOES_UP)
+		return XDP_PASS;
+	verdict = forward(ctx, settings, segment, backend, place, flow->ts_shift,
+			  REASON_FORWARDED);
+	if (verdict == XDP_PASS)
+		return verdict;
+	if (segment->flags & RST) {
+		set_state(flow, RESET);
+		flow->seen_ms = now_ms;
+	} else if (segment->flags & FIN && state_of(flow) == OPEN) {
+		set_state(flow, HALF_CLOSED);
+		flow->seen_ms = now_ms;
+	} else if ((__s32)((__u32)now_ms - flow->seen_ms) >= RELINK_MS) {
+		flow->seen_ms = now_ms;
+	}
+	return verdict;
+}
+
+/* A segment whose echo names a backend. */
+static __always_inline int on_named(struct xdp_md *ctx, const struct settings *settings,
+				    __u32 service, const struct segment *segment,
+				    struct flow *flow, __u32 id, struct backend *named,
+				    __u64 now_ms)
+{
+	if (flow) {
+		if (flow->tag.backend != id) {
+			__u32 start = (__u32)flow->tag.backend << (settings->id_shift & 31);
+
+			if (!may_have_wrapped(start, segment->tsecr, age_ms(flow, now_ms)))
+				return XDP_PASS; /* the entry is stale, and goes */
+			named = find_backend(service, flow->tag.backend);
+		}
+		if (flow->ts_shift && !(flow->tag.state & GOES_UP))
+			flow->ts_shift = 0; /* no more echoes of the SYN-ACK's TSval */
+		return forward_flow(ctx, settings, segment, flow, named, now_ms);
+	}
+	if (!named->index || segment->len > named->mtu)
+		return XDP_PASS;
+	if (!takeover_allowed(settings, now_ms)) {
+		note(settings, REASON_TAKEOVER_LIMITED);
+		return XDP_DROP;
+	}
+	return forward(ctx, settings, segment, named, place_of(service, id), 0,
+		       REASON_TAKEOVER);
+}
+
+/* The first payload after a handshake of ours: choose, enter the flow, hand it over. */
+static __always_inline int on_first_payload(struct xdp_md *ctx, const struct settings *settings,
+					    __u32 service, const struct segment *segment,
+					    __u64 now_ms)
+{
+	struct flow made = {.ends = segment->five_tuple, .seen_ms = now_ms};
+	struct backend *backend;
+	int id;
+
+	if (segment->flags & (RST | FIN))
+		return XDP_PASS;
+	id = choose_backend(ctx, segment->ip_off + segment->payload_off, payload_len(segment),
+			    service, segment->five_tuple.saddr);
+	if (id <= 0)
+		return XDP_PASS;
+	backend = find_backend(service, id);
+	if (!backend || !backend->index || segment->len > backend->mtu)
+		return XDP_PASS;
+	made.client_isn = segment->seq - 1;
+	made.tag.service = service;
+	made.tag.backend = id;
+	set_created(&made, now_ms);
+	if (segment->has_timestamps)
+		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), segment->tsecr,
+					 now_ms);
+	if (enter_flow(&made, now_ms, IDLE) != ENTERED)
+		return XDP_PASS; /* the table is full: the daemon makes room */
+	return forward(ctx, settings, segment, backend, place_of(service, id),
+		       made.ts_shift, REASON_HANDOFF);
+}
+
+/* A segment of no flow: it may have overtaken the one that opens it, or wants a reset in time. */
+static __always_inline int on_unknown(const struct settings *settings)
+{
+	if (settings->fixed_ms || may_go_up(MAX_UNKNOWN))
+		return XDP_PASS;
+	note(settings, REASON_UNKNOWN_FLOW);
+	return XDP_DROP;
+}
+
+/* A segment whose echo, if it has one, names no backend. */
+static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings *settings,
+				      __u32 service, const struct segment *segment,
+				      struct flow *flow, __u64 now_ms)
+{
+	struct backend *backend = flow ? find_backend(service, flow->tag.backend) : NULL;
+
+	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
+		return forward_flow(ctx, settings, segment, flow, backend, now_ms);
+	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
+		return XDP_PASS;
+	if (follows_cookie(settings, segment, now_ms)) {
+		if (payload_len(segment))
+			return on_first_payload(ctx, settings, service, segment, now_ms);
+		if (segment->flags & (RST | FIN))
+			return XDP_PASS;
+		note(settings, REASON_HANDSHAKE_ACK);
+		return XDP_DROP;
+	}
+	return flow ? forward_flow(ctx, settings, segment, flow, backend, now_ms)
+		    : on_unknown(settings);
+}
+
+/* The service of a segment, or NULL. */
+static __always_inline struct service *find_service(const struct segment *segment)
+{
+	struct service_key key = {
+		.vip = segment->five_tuple.daddr, .port = segment->five_tuple.dport
+	};
+
+	return bpf_map_lookup_elem(&services, &key);
+}
+
+static __always_inline int on_syn(struct xdp_md *ctx, const struct settings *settings,
+				  const struct segment *segment)
+{
+	struct service *service = find_service(segment);
+
+	if (!service || segment->flags & (ACK | FIN | RST) ||
+	    !may_be_answered(&segment->five_tuple))
+		return XDP_PASS;
+	return answer_syn(ctx, settings, service, segment, clock_ms(settings));
+}
+
+SEC("xdp.frags")
+int on_packet(struct xdp_md *ctx)
+{
+	struct segment segment = {};
+	struct settings *settings;
+	struct service *service;
+	struct backend *named;
+	struct flow *flow;
+	__u32 ip_off, id, number;
+	__u64 now_ms;
+
+	ip_off = find_ip(ctx);
+	settings = get_settings();
+	if (!ip_off || !settings || !read_segment(ctx, ip_off, &segment))
+		return XDP_PASS;
+	if (segment.flags & SYN)
+		return on_syn(ctx, settings, &segment);
+	now_ms = clock_ms(settings);
+	flow = find_flow(settings, &segment, now_ms);
+	if (flow) { /* most are, and that tells the service, too */
+		number = flow->tag.service;
+	} else {
+		service = find_service(&segment);
+		if (!service || !may_be_answered(&segment.five_tuple))
+			return XDP_PASS;
+		number = service->number;
+	}
+	if (segment.ttl <= 1 || !read_timestamps(ctx, &segment))
+		return XDP_PASS;
+	id = segment.has_timestamps && segment.flags & ACK
+		     ? segment.tsecr >> (settings->id_shift & 31)
+		     : 0;
+	named = find_backend(number, id);
+	return named ? on_named(ctx, settings, number, &segment, flow, id, named, now_ms)
+		     : on_unnamed(ctx, settings, number, &segment, flow, now_ms);
+}
+
+/* Not for packets: tells the daemon the kernel's tick. */
+SEC("xdp.frags")
+int read_tick(struct xdp_md *ctx)
+{
+	return bpf_jiffies64();
+}

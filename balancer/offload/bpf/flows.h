@@ -1,0 +1,354 @@
+/* The flow table: which backend a client's connection has.
+ *
+ * An array of buckets of one cache line, two flows in each. A flow may stand in either of two
+ * buckets, and is entered where there is more room, so a table that is twice as large as need be
+ * hardly ever has both full. To find one costs no call and, in a large table, one miss of the
+ * cache; the kernel's hash costs three.
+ *
+ * Whoever writes a place claims it first: its tag tells whose the place is and changes at once.
+ * Fields that say when and how a flow was last seen are written by whoever sees it, as in the
+ * kernel's hash.
+ *
+ * Twin: balancer/offload/flow_map.py
+ */
+#pragma once
+
+#include "maps.h"
+
+#define BUCKET_FLOWS 2
+#define GOES_UP 0x80 /* in state: the portable engine waits for its packets */
+#define IDLE 3 /* as a rank: more ready to go than any state */
+#define CREATED_BITS 40
+
+/* backend: 0 where there is no flow. state: of balancer/flows.py, and GOES_UP. */
+union tag {
+	struct {
+		__u8 service;
+		__u8 backend;
+		__u8 state;
+		__u8 created_high;
+	};
+	__u32 word;
+};
+
+#define FREE ((union tag){.word = 0})
+#define CLAIMED ((union tag){.service = 0xff}) /* of no backend: somebody writes this place */
+
+/* Twin: balancer/flows.py:BackendFlow
+ *
+ * created_ms: unix time, its low bits; tag.created_high has eight more. seen_ms: its low bits.
+ */
+struct flow {
+	struct five_tuple ends;
+	__u32 client_isn;
+	__u32 ts_shift;
+	__u32 created_ms;
+	__u32 seen_ms;
+	union tag tag;
+};
+
+struct bucket {
+	struct flow flows[BUCKET_FLOWS];
+};
+
+/* The last bucket. seed: of the hash; secret. count: of flows. */
+struct table {
+	__u64 seed;
+	__u64 count;
+	__u8 padding[sizeof(struct bucket) - 16];
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE); /* begins at a page, so buckets are whole cache lines */
+	__uint(max_entries, 2);
+	__type(key, __u32);
+	__type(value, struct bucket);
+} flows SEC(".maps");
+
+const volatile __u32 bucket_mask; /* how many buckets, a power of two, less one */
+const volatile __u64 max_flows;
+
+/* What became of an attempt to enter a flow. */
+enum { ENTERED, TABLE_FULL, CROWDED };
+
+/* Only who knows the seed knows which flows share a bucket. */
+static __always_inline __u64 hash_of(const struct five_tuple *ends, __u64 seed)
+{
+	__u64 hash = (__u64)ends->saddr << 32 | (__u32)ends->sport << 16 | ends->dport;
+
+	hash = (hash ^ seed) * 0x9e3779b97f4a7c15ULL;
+	hash ^= hash >> 32 ^ ends->daddr;
+	hash *= 0xbf58476d1ce4e5b9ULL;
+	hash ^= hash >> 29;
+	hash *= 0x94d049bb133111ebULL;
+	return hash ^ hash >> 31;
+}
+
+static __always_inline struct bucket *bucket_at(__u32 place)
+{
+	return bpf_map_lookup_elem(&flows, &place);
+}
+
+static __always_inline struct table *get_table(void)
+{
+	return (struct table *)bucket_at(bucket_mask + 1);
+}
+
+/* The tag, read once: others change it. */
+static __always_inline union tag tag_of(const struct flow *flow)
+{
+	return (union tag){.word = *(const volatile __u32 *)&flow->tag.word};
+}
+
+static __always_inline bool has_ends(const struct flow *flow, const struct five_tuple *ends)
+{
+	return flow->ends.saddr == ends->saddr && flow->ends.sport == ends->sport &&
+	       flow->ends.dport == ends->dport && flow->ends.daddr == ends->daddr;
+}
+
+static __always_inline bool is_of(const struct flow *flow, const struct five_tuple *ends)
+{
+	return has_ends(flow, ends) && flow->tag.backend;
+}
+
+static __always_inline struct flow *find_in(struct bucket *bucket, const struct five_tuple *ends)
+{
+	if (!bucket)
+		return NULL;
+	return is_of(&bucket->flows[0], ends)	? &bucket->flows[0]
+	       : is_of(&bucket->flows[1], ends) ? &bucket->flows[1]
+						: NULL;
+}
+
+/* A flow, however long it has been idle, or NULL. */
+static __always_inline struct flow *look_up(const struct five_tuple *ends, __u64 seed)
+{
+	__u64 hash = hash_of(ends, seed);
+
+	return find_in(bucket_at(hash & bucket_mask), ends)
+		       ?: find_in(bucket_at(hash >> 32 & bucket_mask), ends);
+}
+
+static __always_inline __u8 state_of(const struct flow *flow)
+{
+	return flow->tag.state & ~GOES_UP;
+}
+
+static __always_inline bool is_idle(const struct settings *settings, const struct flow *flow,
+				    __u64 now_ms)
+{
+	__u8 state = state_of(flow);
+	__u64 timeout_ms = state == OPEN	  ? settings->timeouts_ms[OPEN]
+			   : state == HALF_CLOSED ? settings->timeouts_ms[HALF_CLOSED]
+						  : settings->timeouts_ms[RESET];
+
+	return (__s32)((__u32)now_ms - flow->seen_ms) >= (__s64)timeout_ms;
+}
+
+static __always_inline void set_created(struct flow *flow, __u64 now_ms)
+{
+	flow->created_ms = now_ms;
+	flow->tag.created_high = now_ms >> 32;
+}
+
+static __always_inline __u64 age_ms(const struct flow *flow, __u64 now_ms)
+{
+	__u64 created_ms = (__u64)flow->tag.created_high << 32 | flow->created_ms;
+
+	return (now_ms - created_ms) & ((1ULL << CREATED_BITS) - 1);
+}
+
+static __always_inline bool change_tag(struct flow *flow, union tag from, union tag to)
+{
+	return __sync_val_compare_and_swap(&flow->tag.word, from.word, to.word) == from.word;
+}
+
+static __always_inline void set_tag(struct flow *flow, union tag tag)
+{
+	__sync_lock_test_and_set(&flow->tag.word, tag.word);
+}
+
+static __always_inline void set_state(struct flow *flow, __u8 state)
+{
+	union tag before = tag_of(flow), after = before;
+
+	after.state = state | (before.state & GOES_UP);
+	if (before.backend)
+		change_tag(flow, before, after);
+}
+
+/* Claim a place whose flow has these ends, unless somebody else does. */
+static __always_inline bool claim(struct flow *flow, const struct five_tuple *ends)
+{
+	union tag tag = tag_of(flow);
+
+	if (!tag.backend || !change_tag(flow, tag, CLAIMED))
+		return false;
+	if (has_ends(flow, ends))
+		return true;
+	set_tag(flow, tag); /* it has become another flow's since it was found */
+	return false;
+}
+
+/* Fill a place that is claimed; the tag last, which makes it known. */
+static __always_inline int fill(struct flow *place, const struct flow *made)
+{
+	place->ends = made->ends;
+	place->client_isn = made->client_isn;
+	place->ts_shift = made->ts_shift;
+	place->created_ms = made->created_ms;
+	place->seen_ms = made->seen_ms;
+	set_tag(place, made->tag);
+	return ENTERED;
+}
+
+static __always_inline struct flow *claim_free(struct bucket *bucket)
+{
+	for (int i = 0; i < BUCKET_FLOWS; i++)
+		if (!bucket->flows[i].tag.word && change_tag(&bucket->flows[i], FREE, CLAIMED))
+			return &bucket->flows[i];
+	return NULL;
+}
+
+static __always_inline __u32 count_free(const struct bucket *bucket)
+{
+	return !bucket->flows[0].tag.word + !bucket->flows[1].tag.word;
+}
+
+/* How ready to go: by state, and by how long it has been idle. */
+static __always_inline __u64 readiness(const struct settings *settings, const struct flow *flow,
+				       __u64 now_ms)
+{
+	__u64 rank = is_idle(settings, flow, now_ms) ? IDLE : state_of(flow);
+	__s32 idle_ms = (__u32)now_ms - flow->seen_ms;
+
+	return rank << 32 | (idle_ms > 0 ? idle_ms : 0);
+}
+
+/* Enter a flow in place of another one, the readiest to go. least: what rank that must have. */
+static __always_inline int displace(const struct settings *settings, struct bucket *first,
+				    struct bucket *second, const struct flow *made, __u64 now_ms,
+				    __u32 least)
+{
+	struct flow *leaving = NULL;
+	union tag tag = FREE;
+	__u64 most = 0;
+
+	for (int i = 0; i < 2 * BUCKET_FLOWS; i++) {
+		struct flow *flow = i < BUCKET_FLOWS ? &first->flows[i]
+						     : &second->flows[i - BUCKET_FLOWS];
+		union tag found = tag_of(flow);
+		__u64 ready = readiness(settings, flow, now_ms);
+
+		if (found.backend && ready >> 32 >= least && (!leaving || ready > most)) {
+			leaving = flow;
+			most = ready;
+			tag = found;
+		}
+	}
+	return leaving && change_tag(leaving, tag, CLAIMED) ? fill(leaving, made) : CROWDED;
+}
+
+/* Enter a flow, in place of one with the same ends if there is one.
+ *
+ * least: the rank that another flow must have to go for it. Global, so that it is verified once.
+ */
+__noinline int enter_flow(const struct flow *made, __u64 now_ms, __u32 least)
+{
+	struct settings *settings = get_settings();
+	struct table *table = get_table();
+	struct bucket *first, *second;
+	struct flow *place;
+	__u64 hash;
+	int result;
+
+	if (!made || !settings || !table)
+		return TABLE_FULL;
+	hash = hash_of(&made->ends, settings->flow_seed);
+	first = bucket_at(hash & bucket_mask);
+	second = bucket_at(hash >> 32 & bucket_mask);
+	if (!first || !second)
+		return TABLE_FULL;
+	place = find_in(first, &made->ends) ?: find_in(second, &made->ends);
+	if (place)
+		return claim(place, &made->ends) ? fill(place, made) : CROWDED;
+	if (table->count < max_flows) {
+		if (count_free(second) > count_free(first))
+			place = claim_free(second) ?: claim_free(first);
+		else
+			place = claim_free(first) ?: claim_free(second);
+		if (place) {
+			__sync_fetch_and_add(&table->count, 1);
+			return fill(place, made);
+		}
+	}
+	result = displace(settings, first, second, made, now_ms, least);
+	return result == CROWDED && table->count >= max_flows ? TABLE_FULL : result;
+}
+
+/* Remove a flow, wherever it stands. Returns: whether there was one. */
+static __always_inline bool remove_from(struct table *table, const struct five_tuple *ends,
+					__u64 seed)
+{
+	bool has_gone = false;
+
+	for (int i = 0; i < 2 * BUCKET_FLOWS; i++) { /* two, if two have entered it at once */
+		struct flow *found = look_up(ends, seed);
+
+		if (!found)
+			break;
+		if (claim(found, ends)) {
+			set_tag(found, FREE);
+			__sync_fetch_and_add(&table->count, -1);
+			has_gone = true;
+		}
+	}
+	return has_gone;
+}
+
+/* --- for the daemon, which reaches the table by these programs alone --- */
+
+struct flow_request {
+	struct flow flow;
+	__u64 now_ms;
+	__u32 least;
+	__u32 padding;
+};
+
+/* Find the flow of the same ends. Returns: whether there is one. */
+SEC("syscall")
+int read_flow(struct flow_request *request)
+{
+	struct five_tuple ends = request->flow.ends;
+	struct settings *settings = get_settings();
+	struct flow *found = settings ? look_up(&ends, settings->flow_seed) : NULL, copy;
+
+	if (!found)
+		return false;
+	copy = *found;
+	if (!is_of(&copy, &ends))
+		return false; /* it has just become another one's */
+	request->flow = copy;
+	return true;
+}
+
+/* Enter it. Returns: what became of it. */
+SEC("syscall")
+int write_flow(struct flow_request *request)
+{
+	struct flow made = request->flow;
+
+	return enter_flow(&made, request->now_ms, request->least);
+}
+
+/* Remove the flow of the same ends. Returns: whether there was one. */
+SEC("syscall")
+int remove_flow(struct flow_request *request)
+{
+	struct five_tuple ends = request->flow.ends;
+	struct settings *settings = get_settings();
+	struct table *table = get_table();
+
+	return settings && table ? remove_from(table, &ends, settings->flow_seed) : false;
+}

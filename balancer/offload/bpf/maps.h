@@ -1,0 +1,172 @@
+/* What the balancer's program knows, and what it shares with the daemon.
+ *
+ * Twin: balancer/offload/fast_maps.py, which has the same layouts.
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_helpers.h>
+
+#include "common/bpf/include/cookie.h"
+#include "common/bpf/include/verdict.h"
+
+#define MAX_SERVICES 64
+#define MAX_BACKENDS 128 /* of a service; ids have 7 bits at most */
+#define MAX_HELD 65536
+#define STATES 3
+
+/* States of a flow. Twin: balancer/flows.py */
+enum { OPEN, HALF_CLOSED, RESET };
+
+/* base_ms: unix time when the kernel's tick was base_tick. tick_ms: of 2^-20 ms. fixed_ms: in test
+ * runs, the time. id_shift: balancer/modes/split/takeover.py. timeouts_ms: by state. flow_seed: of the flow table.
+ */
+struct settings {
+	struct secrets secrets;
+	__u64 base_ms;
+	__u32 base_tick;
+	__u32 tick_ms;
+	__u64 fixed_ms;
+	__u64 timeouts_ms[STATES];
+	__u64 takeover_rate;
+	__u32 id_shift;
+	__u32 padding;
+	__u64 flow_seed;
+};
+
+struct service_key {
+	__be32 vip;
+	__be16 port;
+	__u16 padding;
+};
+
+/* What a service offers its clients. number: its place in arrays. */
+struct service {
+	__u32 number;
+	__u16 mss;
+	__u8 wscale;
+	__u8 sack;
+	__u8 timestamps;
+	__u8 padding[3];
+};
+
+/* A backend and how to get there. index 0: the way is not known yet, packets go up. */
+struct backend {
+	__be32 address;
+	__u32 index;
+	__u32 mtu;
+	__u8 is_configured;
+	__u8 dscp;
+	__u8 destination[ETH_ALEN];
+	__u8 source[ETH_ALEN];
+	__u8 padding[6];
+};
+
+struct five_tuple {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+};
+
+struct traffic {
+	__u64 packets;
+	__u64 octets;
+	__u64 handoffs;
+};
+
+/* Twin: balancer/modes/split/takeover.py:RateLimit. allowance: in thousandths of a packet. */
+struct rate_limit {
+	__u64 allowance;
+	__u64 last_ms;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct settings);
+} settings_map SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SERVICES);
+	__type(key, struct service_key);
+	__type(value, struct service);
+} services SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, MAX_SERVICES * MAX_BACKENDS);
+	__type(key, __u32);
+	__type(value, struct backend);
+} backends SEC(".maps");
+
+/* Flows of which the portable engine holds segments: all of theirs go up. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, MAX_HELD);
+	__type(key, struct five_tuple);
+	__type(value, __u8);
+} held SEC(".maps");
+
+volatile __u32 held_count; /* written by the daemon: with 0, nobody need look into `held` */
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, struct rate_limit);
+} takeover_limit SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__uint(max_entries, MAX_SERVICES * MAX_BACKENDS);
+	__type(key, __u32);
+	__type(value, struct traffic);
+} traffic SEC(".maps");
+
+__u32 last_reason; /* in test runs alone: of the last packet that did not go up */
+
+static __always_inline struct settings *get_settings(void)
+{
+	__u32 zero = 0;
+
+	return bpf_map_lookup_elem(&settings_map, &zero);
+}
+
+/* Unix time in ms, which goes on when the daemon has ended. Ticks are enough, and take no time. */
+static __always_inline __u64 clock_ms(const struct settings *settings)
+{
+	__u32 ticks = (__u32)bpf_jiffies64() - settings->base_tick;
+
+	return settings->fixed_ms ?: settings->base_ms +
+					     ((__u64)ticks * settings->tick_ms >> 20);
+}
+
+static __always_inline void note(const struct settings *settings, __u32 reason)
+{
+	count(reason);
+	if (settings->fixed_ms)
+		last_reason = reason;
+}
+
+static __always_inline __u32 place_of(__u32 service, __u32 backend)
+{
+	return service * MAX_BACKENDS + backend;
+}
+
+/* A service's backend by its id, or NULL if it has none of that id. */
+static __always_inline struct backend *find_backend(__u32 service, __u32 id)
+{
+	__u32 place = place_of(service, id);
+	struct backend *backend;
+
+	if (!id || id >= MAX_BACKENDS)
+		return NULL;
+	backend = bpf_map_lookup_elem(&backends, &place);
+	return backend && backend->is_configured ? backend : NULL;
+}

@@ -1,0 +1,286 @@
+"""The fast engine: the program at XDP, and the portable engine behind it on the same tables.
+
+The program answers SYNs, forwards flows and hands over requests that it can read within one
+segment; all else it leaves alone, and the portable engine's rules bring it to the data path here,
+which reads and writes the program's tables. Program and tables are pinned, so they go on when the
+daemon has ended; `detach` ends them.
+"""
+
+import logging
+import socket
+import time
+import zlib
+from ipaddress import IPv4Address
+from random import Random
+
+from balancer.config import Config, Service
+from balancer.datapath import Datapath, ServiceState
+from balancer.flows import Backend
+from balancer.modes.split import takeover
+from balancer.offload.fast_maps import (
+    BACKEND,
+    INDEX,
+    SERVICE,
+    SERVICE_KEY,
+    SETTINGS,
+    TRAFFIC,
+    MapFlows,
+    MarkedHolds,
+    place_of,
+)
+from balancer.offload.fast_request import fill_requests
+from balancer.offload.flow_map import FlowMap
+from balancer.offload.next_hops import UNKNOWN, NextHop, NextHops
+from common import settings
+from common.bpf import BpfError, build, features, pins
+from common.bpf.links import Mode
+from common.bpf.objects import Object
+from common.bpf.pins import Kept, Pins
+from common.bpf.reasons import ReasonCounts
+from common.cluster.cookie import Secrets
+from common.engine.host import Change
+from common.verdict import Verdict
+
+PROGRAM_NAME = "on_packet"
+REFRESH_MS = 1000
+_CLOCK_SLACK_MS = 50
+_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h: moves by ticks
+_TICK_MS = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1000 * (1 << 20))  # of 2^-20 ms
+log = logging.getLogger(__name__)
+
+
+class Program:
+    """The loaded program and its maps, filled from a configuration."""
+
+    def __init__(self, config: Config, secrets: Secrets, instance: Pins | None = None) -> None:
+        """instance: whose maps are gone on with. Raises: BpfError; build.BuildError."""
+        self._config = config
+        self._pins = instance
+        self._next_hops: dict[int, NextHop] = {}
+        self.object = Object(build.object_of("balancer", "balancer"))
+        FlowMap.size(self.object, config.max_flows)
+        if instance is not None:
+            # flows name services by number, so they mean something to the same services only
+            ends = [(str(service.vip), service.port) for service in config.services]
+            layout = zlib.crc32(repr(ends).encode()) >> 1
+            instance.reuse_maps(self.object, [
+                Kept("flows", layout, copy=lambda old, replace: self.flows.take_over(old, replace)),
+                Kept("reasons"),
+            ])
+        self.object.load()
+        self.settings = self.object.map("settings_map", INDEX, SETTINGS)
+        self.backends = self.object.map("backends", INDEX, BACKEND)
+        self.flows = FlowMap(self.object)
+        self.marks = self.object.map("held")
+        self.held_count = self.object.shared_variable("held_count")
+        self.reasons = ReasonCounts(self.object)
+        self.traffic = self.object.map("traffic", INDEX, TRAFFIC)
+        self.set_secrets(secrets)
+        self._fill_services(config.services)
+        fill_requests(self.object, config.services)
+
+    def close(self) -> None:
+        """Let go of it; what is pinned goes on."""
+        for each in (self.settings, self.backends, self.flows, self.marks, self.reasons,
+                     self.traffic):
+            each.close()
+        self.object.close()
+
+    def set_secrets(self, secrets: Secrets, fixed_ms: int = 0) -> None:
+        """Check and make cookies by these, and set the clock. fixed_ms: the time in test runs."""
+        timeouts = self._config.timeouts
+        self._secrets = secrets
+        self._base = time.time_ns() // 1_000_000, self._tick()
+        self.settings.update(0, (
+            secrets.current, secrets.previous or bytes(16), 2 if secrets.previous else 1,
+            *self._base, _TICK_MS, fixed_ms,
+            timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms,
+            self._config.takeover_rate, takeover.id_shift(self._config.id_bits), self.flows.seed,
+        ))
+
+    def keep_time(self, now_ms: int) -> None:
+        """Set the clock if it is wrong by more than ticks explain. now_ms: unix time."""
+        base_ms, base_tick = self._base
+        told_ms = base_ms + ((self._tick() - base_tick & 0xFFFFFFFF) * _TICK_MS >> 20)
+        if abs(told_ms - now_ms) > _CLOCK_SLACK_MS:
+            self.set_secrets(self._secrets)
+
+    def _tick(self) -> int:
+        """The kernel's tick, as the program reads it; 32 bits."""
+        return self.object.program("read_tick").test_run(bytes(64)).retval & 0xFFFFFFFF
+
+    def set_next_hop(self, service: int, backend_id: int, hop: NextHop) -> None:
+        """How to reach a backend of the service of that number."""
+        config = self._config.services[service]
+        place = place_of(service, backend_id)
+        if self._next_hops.get(place) == hop:
+            return
+        self._next_hops[place] = hop
+        backend = next(each for each in config.backends if each.id == backend_id)
+        self.backends.update(place, (
+            backend.address.packed, hop.interface, hop.mtu, 1, config.dscp, hop.destination,
+            hop.source,
+        ))
+
+    def attach(self) -> Mode:
+        """Let the program have the packets. Returns: how. Raises: BpfError."""
+        assert self._pins is not None
+        pins.sweep()
+        self._pins.fill_maps(self.object)
+        index = socket.if_nametoindex(self._config.interface)
+        program = self.object.program(PROGRAM_NAME)
+        wanted = None if self._config.xdp == "auto" else Mode(self._config.xdp)
+        if wanted is None and _kind(self._config.interface) == "veth":
+            wanted = Mode.GENERIC  # in the driver, what it sends needs its peer's consent
+        mode = self._pins.attach_xdp(program, index, wanted)
+        self._pins.keep_links([f"xdp-{mode.value}-{index}"])
+        self._pins.settle()
+        return mode
+
+    def _fill_services(self, services: tuple[Service, ...]) -> None:
+        table = self.object.map("services", SERVICE_KEY, SERVICE)
+        for number, service in enumerate(services):
+            key = service.vip.packed, service.port.to_bytes(2, "big")
+            table.update(key, (number, service.mss, service.wscale, service.sack,
+                               service.timestamps))
+            for backend in service.backends:
+                self.set_next_hop(number, backend.id, UNKNOWN)
+        table.close()
+
+
+class Lasting:
+    """What goes on when the daemon has ended."""
+
+    def __init__(self, config: Config) -> None:
+        self._config = config
+
+    def keeps(self, change: Change) -> bool:
+        """As daemon.Lasting."""
+        vips = {str(service.vip) for service in self._config.services}
+        return change["kind"] == "address" and change["address"] in vips
+
+    def detach(self) -> None:
+        """As daemon.Lasting."""
+        try:
+            detach(self._config)
+        except BpfError as error:
+            log.error("%s", error)
+
+
+def prepare(config: Config, secrets: Secrets) -> tuple[Program | None, str]:
+    """Load the program, unless something is against it; nothing on the host is changed.
+
+    Returns: the program, or None and why not.
+    Raises: ConfigError where the configuration asks for what cannot be.
+    """
+    reason = features.refusal(config.engine, config.interface)
+    if not reason:
+        try:
+            return Program(config, secrets, Pins(owner(config))), ""
+        except (BpfError, build.BuildError) as error:
+            log.debug("%s", error)
+            reason = str(error).splitlines()[0]
+    if config.engine == "fast":
+        raise settings.ConfigError(config.file, "engine", "fast", f"auto or portable: {reason}")
+    return None, reason
+
+
+def owner(config: Config) -> str:
+    """Whose pins these are."""
+    return f"balancer-{config.queue}"
+
+
+def detach(config: Config) -> None:
+    """Take the program off, and forget its maps. Raises: BpfError."""
+    pins.detach(owner(config))
+
+
+def _kind(interface: str) -> str | None:
+    """What makes the interface: `veth`, `bond` …; None for hardware."""
+    from pyroute2 import IPRoute
+
+    with IPRoute() as netlink:
+        link = netlink.get_links(ifname=interface)[0]
+        info = link.get_attr("IFLA_LINKINFO")
+        return info.get_attr("IFLA_INFO_KIND") if info else None
+
+
+class FastDatapath(Datapath):
+    """The portable data path on the program's tables."""
+
+    def __init__(
+        self, config: Config, secrets: Secrets, program: Program, *, random: Random
+    ) -> None:
+        self.program = program
+        super().__init__(config, secrets, random=random)
+        timeouts = config.timeouts
+        numbers: dict[Backend, int] = {}
+        places: dict[tuple[int, int], Backend] = {}
+        states: list[ServiceState] = list(self.services.values())
+        for number, state in enumerate(states):
+            for backend in state.backends.values():
+                numbers[backend] = number
+                places[number, backend.id] = backend
+        self.flows: MapFlows = MapFlows(  # type: ignore[assignment]
+            program.flows, (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms), places,
+            numbers.__getitem__, self._forget_flow,
+        )
+        self.holds = MarkedHolds(config.hold_octets_total, program.marks, program.held_count)
+        self._places = places
+        self._next_hops: NextHops | None = None
+        self._next_refresh_ms = 0
+        self._sent: dict[tuple[int, int], tuple[int, ...]] = {}
+
+    @property
+    def secrets(self) -> Secrets:
+        """Which cookies hold, here and in the program."""
+        return self._secrets
+
+    @secrets.setter
+    def secrets(self, secrets: Secrets) -> None:
+        self._secrets = secrets
+        self.program.set_secrets(secrets)
+
+    def find_next_hops(self, now_ms: int) -> None:
+        """Look the ways to the backends up, now and from now on."""
+        if self._next_hops is None:
+            self._next_hops = NextHops(
+                {str(IPv4Address(each.address)) for each in self._places.values()}
+            )
+        hops = self._next_hops.look_up(now_ms)
+        for (number, backend_id), backend in self._places.items():
+            hop = hops[str(IPv4Address(backend.address))]
+            self.program.set_next_hop(number, backend_id, hop)
+
+    def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
+        """As Datapath, for what the program has left alone."""
+        self.flows.now_ms = now_ms
+        verdict = super().on_packet(packet, now_ms)
+        self.flows.flush()
+        return verdict
+
+    def on_tick(self, now_ms: int) -> list[bytes]:
+        """As Datapath; ways, clock and counters are kept up to date."""
+        self.flows.now_ms = now_ms
+        packets = super().on_tick(now_ms)
+        if self._next_hops is None:
+            return packets
+        if self._next_hops.are_stale(now_ms):
+            self.find_next_hops(now_ms)
+        if not 0 <= self._next_refresh_ms - now_ms <= REFRESH_MS:
+            self._next_refresh_ms = now_ms + REFRESH_MS
+            self.program.keep_time(now_ms)
+            self.add_counts()
+        return packets
+
+    def add_counts(self) -> None:
+        """Add what the program has counted since the last call."""
+        self.program.reasons.add_to(self.counters)
+        for place, backend in self._places.items():
+            per_cpu = self.program.traffic.lookup(place_of(*place))
+            totals = tuple(map(sum, zip(*per_cpu, strict=True)))
+            before = self._sent.get(place, (0, 0, 0))
+            backend.packets += totals[0] - before[0]
+            backend.octets += totals[1] - before[1]
+            backend.handoffs += totals[2] - before[2]
+            self._sent[place] = totals

@@ -1,0 +1,253 @@
+"""The maps that the balancer's program shares with the daemon, and the flow table among them.
+
+Twin: balancer/offload/bpf/maps.h, which has the same layouts.
+"""
+
+import struct
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator
+from itertools import chain, islice
+
+from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
+from balancer.modes.split.hold import Held, HoldTable
+from balancer.offload.flow_map import ENTERED, KEY, TABLE_FULL, Entry, FlowMap
+from common.bpf.maps import Map
+from common.wire.tcp import Segment
+
+MAX_BACKENDS = 128
+INDEX = struct.Struct("=I")  # of arrays
+SETTINGS = struct.Struct("=16s16sI4x QIIQ 3Q Q I4x Q")
+SERVICE_KEY = struct.Struct("=4s2s2x")
+SERVICE = struct.Struct("=IHBBB3x")
+BACKEND = struct.Struct("=4sIIBB6s6s6x")
+TRAFFIC = struct.Struct("=QQQ")
+_WALK_MS = 1000  # between two walks through the table
+_STEP = 2000  # flows looked at in a tick: some milliseconds, in which packets wait
+_STEP_CHUNKS = 64  # the same of a table that is all but empty
+_CANDIDATES = 20_000  # flows looked at when the table is full
+_EVICTED_SHARE = 10  # of these, one in so many makes room
+_FULL_MS = 100  # how long a table in which nothing could go is taken for full
+
+
+def place_of(service: int, backend_id: int) -> int:
+    """Where a service's backend stands in arrays."""
+    return service * MAX_BACKENDS + backend_id
+
+
+class MapFlows:
+    """A FlowTable in a map: the program's flows and the portable engine's are the same.
+
+    The map has no order, so what is idle is looked for, a few flows at a time. A full table is as a
+    kernel's LRU: of the next flows that are looked at, those closest to their end leave.
+
+    places:  service's number, backend's id → backend. numbers: service's number of a flow.
+    """
+
+    def __init__(
+        self, table: FlowMap, timeouts_ms: tuple[int, ...],
+        places: dict[tuple[int, int], Backend], numbers: Callable[[Backend], int],
+        on_remove: Callable[[BackendFlow], None],
+    ) -> None:
+        self._map = table
+        self._timeouts_ms = timeouts_ms
+        self._places = places
+        self._numbers = numbers
+        self._on_remove = on_remove
+        self._delivering: dict[bytes, BackendFlow] = {}
+        self._last: tuple[BackendFlow, bytes] | None = None
+        self.now_ms = 0  # set before each packet and tick
+        self.evicted = 0
+        self._next_walk_ms = 0
+        self._walk: Iterator[list[BackendFlow]] | None = None
+        self._walked: Counter[Backend] = Counter()
+        self._candidates: Iterator[BackendFlow] = iter(())
+        self._full_until_ms = 0
+
+    def __len__(self) -> int:
+        return len(self._map)
+
+    def __iter__(self) -> Iterator[BackendFlow]:
+        """All flows. Those of backends that are configured no more go when they are met."""
+        return chain.from_iterable(self._parts())
+
+    def get(self, key: bytes) -> BackendFlow | None:
+        """The flow of a five-tuple, unless it has been idle for too long."""
+        octets = self._map.lookup(key)
+        flow = self._flow(octets) if octets else None
+        if octets is None or flow is None:
+            self._delivering.pop(key, None)
+            return None
+        if self._is_idle(flow):
+            self.remove(flow)
+            return None
+        self._last = flow, octets
+        return flow
+
+    def insert(self, flow: BackendFlow, spares_open: bool = False) -> bool:
+        """As FlowTable."""
+        old = self.get(flow.key)
+        if old is not None:
+            self.remove(old)
+        octets = self._octets(flow)
+        result = self._map.enter(octets, self.now_ms)
+        if result == TABLE_FULL and self._evict(spares_open):
+            result = self._map.enter(octets, self.now_ms)
+        if result != ENTERED:  # in place of one of those in its buckets
+            least = HALF_CLOSED if spares_open else OPEN
+            if self._map.enter(octets, self.now_ms, least) != ENTERED:
+                return False
+            self.evicted += 1
+        self._last = flow, octets
+        return True
+
+    def touch(self, flow: BackendFlow, now_ms: int) -> None:
+        """Note that a packet of `flow` was seen."""
+        self.move(flow, flow.state, now_ms)
+
+    def move(self, flow: BackendFlow, state: int, now_ms: int) -> None:
+        """Put `flow` into `state`, seen now."""
+        flow.state = state
+        flow.seen_ms = now_ms
+        self._map.enter(self._octets(flow), self.now_ms)
+
+    def remove(self, flow: BackendFlow) -> None:
+        """Take `flow` out."""
+        self._delivering.pop(flow.key, None)
+        if self._map.delete(flow.key):
+            self._on_remove(flow)
+        self._last = None
+
+    def flush(self) -> None:
+        """Write back what was changed in the flow at hand."""
+        if self._last is None:
+            return
+        flow, before = self._last
+        self._last = None
+        if flow.delivery is not None:
+            self._delivering[flow.key] = flow
+        else:
+            self._delivering.pop(flow.key, None)
+        octets = self._octets(flow)
+        if octets != before:
+            self._map.enter(octets, self.now_ms)
+
+    def expire(self, now_ms: int) -> list[BackendFlow]:
+        """Remove and return flows idle for longer than their state's timeout, some in each call.
+
+        That is no hurry: `get` and the program know no flow that has been idle for too long.
+        """
+        self.now_ms = now_ms
+        if self._walk is None:
+            if 0 <= self._next_walk_ms - now_ms <= _WALK_MS:
+                return []
+            self._walk, self._walked = self._parts(), Counter()
+        flows: list[BackendFlow] = []
+        for _ in range(_STEP_CHUNKS):
+            part = next(self._walk, None)
+            flows += part or []
+            if part is None or len(flows) >= _STEP:
+                break
+        gone = [flow for flow in flows if self._is_idle(flow) and self._has_gone(flow)]
+        self._walked.update(flow.backend for flow in flows)
+        self._walked.subtract(flow.backend for flow in gone)
+        if part is None:
+            self._end_walk()
+        return gone
+
+    def _end_walk(self) -> None:
+        """Take over what was counted: the program enters flows, too."""
+        self._walk, self._next_walk_ms = None, self.now_ms + _WALK_MS
+        for backend in self._places.values():
+            backend.flows = self._walked[backend]
+
+    def _parts(self) -> Iterator[list[BackendFlow]]:
+        """All flows, part by part of the table."""
+        for chunk in self._map.chunks():
+            flows = []
+            for octets in chunk:
+                flow = self._flow(octets)
+                if flow is None:
+                    self._drop_unknown(octets[KEY])
+                else:
+                    flows.append(flow)
+            yield flows
+
+    def _drop_unknown(self, key: bytes) -> None:
+        """Remove a flow of no backend, unless it was only being written when it was met."""
+        octets = self._map.lookup(key)
+        if octets and self._flow(octets) is None:
+            self._map.delete(key)
+
+    def _has_gone(self, seen: BackendFlow) -> bool:
+        """Remove a flow that was seen in a walk, unless it has lived on since."""
+        octets = self._map.lookup(seen.key)
+        flow = self._flow(octets) if octets else None
+        if flow is None or not self._is_idle(flow):
+            return False
+        self.remove(flow)
+        return True
+
+    def _evict(self, spares_open: bool) -> bool:
+        """Make room. Returns: whether there is some."""
+        if 0 < self._full_until_ms - self.now_ms <= _FULL_MS:
+            return False
+        found = list(islice(self._candidates, _CANDIDATES))
+        if len(found) < _CANDIDATES:  # the walk is at its end, and begins anew
+            self._candidates = iter(self)
+            found += islice(self._candidates, _CANDIDATES - len(found))
+        leaving = [flow for flow in found if flow.state or not spares_open]
+        leaving.sort(key=lambda flow: (-flow.state, flow.seen_ms))
+        for flow in leaving[:max(1, len(found) // _EVICTED_SHARE)]:
+            self.remove(flow)
+            self.evicted += 1
+        if not leaving:
+            self._full_until_ms = self.now_ms + _FULL_MS
+        return bool(leaving)
+
+    def _is_idle(self, flow: BackendFlow) -> bool:
+        return self.now_ms - flow.seen_ms >= self._timeouts_ms[flow.state]
+
+    def _flow(self, octets: bytes) -> BackendFlow | None:
+        entry = Entry.unpack(octets, self.now_ms)
+        backend = self._places.get((entry.service, entry.backend))
+        if backend is None:
+            return None
+        flow = BackendFlow(entry.key, backend, entry.client_isn, entry.ts_shift, entry.created_ms)
+        flow.seen_ms, flow.state = entry.seen_ms, entry.state
+        delivering = self._delivering.get(entry.key)
+        if delivering is not None and delivering.created_ms == entry.created_ms:
+            flow.delivery = delivering.delivery
+        return flow
+
+    def _octets(self, flow: BackendFlow) -> bytes:
+        return Entry(flow.key, flow.client_isn, flow.ts_shift, flow.created_ms, flow.seen_ms,
+                     self._numbers(flow.backend), flow.backend.id, flow.state,
+                     flow.delivery is not None).pack()
+
+
+class MarkedHolds(HoldTable):
+    """A HoldTable whose flows are marked in a map, so that all their packets go up."""
+
+    def __init__(self, octets_total: int, marks: Map, told_count: memoryview) -> None:
+        """told_count: where the program reads how many there are."""
+        super().__init__(octets_total)
+        self._marks = marks
+        self._told_count = told_count
+
+    def add(self, held: Held, segment: Segment) -> None:
+        """As HoldTable."""
+        if self.get(held.key) is None:
+            self._marks.update(held.key, b"\x01")
+        super().add(held, segment)
+        self._tell_count()
+
+    def remove(self, held: Held) -> None:
+        """As HoldTable."""
+        self._marks.delete(held.key)
+        super().remove(held)
+        self._tell_count()
+
+    def _tell_count(self) -> None:
+        """The program looks into the map only while there is something in it."""
+        self._told_count[:] = len(self).to_bytes(4, sys.byteorder)

@@ -1,0 +1,1 @@
+"""Backends, and who of them gets the next flow."""

@@ -1,0 +1,82 @@
+/* The SYN cookie: the initial sequence number of the SYN-ACK.
+ *
+ *  31                              8 7   5  4  3     0
+ * +---------------------------------+-----+---+-------+
+ * |   24-bit MAC                    | MSS |SAK| WSCALE|
+ * +---------------------------------+-----+---+-------+
+ *
+ * Twin: common/cluster/cookie.py
+ */
+#pragma once
+
+#include <linux/types.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_endian.h>
+
+#include "common/bpf/include/siphash.h"
+
+#define EPOCH_MS 64000
+#define WSCALE_NONE 15
+#define WSCALE_MAX 14
+
+/* keys: current, previous. count: how many there are. */
+struct secrets {
+	__u64 keys[2][2];
+	__u32 count;
+	__u32 padding;
+};
+
+/* A flow as the client's packets have it, and the ISN of its SYN. */
+struct handshake {
+	__be32 saddr;
+	__be32 daddr;
+	__be16 sport;
+	__be16 dport;
+	__u32 client_isn;
+};
+
+static __always_inline __u32 cookie_mac(const __u64 key[2], const struct handshake *flow,
+					__u32 epoch)
+{
+	__u64 word0 = flow->saddr | (__u64)flow->daddr << 32;
+	__u64 word1 = flow->sport | (__u32)flow->dport << 16 |
+		      (__u64)bpf_htonl(flow->client_isn) << 32;
+
+	return siphash_20(key, word0, word1, bpf_htonl(epoch)) & 0xffffff;
+}
+
+/* The low octet: what the client offered. mss: octets; wscale: as offered, or WSCALE_NONE. */
+static __always_inline __u8 encode_offer(__u16 mss, bool sack, __u8 wscale)
+{
+	/* ascending; an offer is rounded down to an entry, never up */
+	__u32 index = (mss >= 1200) + (mss >= 1300) + (mss >= 1360) + (mss >= 1400) +
+		      (mss >= 1440) + (mss >= 1460) + (mss >= 8960);
+
+	return index << 5 | sack << 4 | wscale;
+}
+
+/* The MSS that a cookie stands for, octets; never more than was offered. */
+static __always_inline __u16 cookie_mss(__u32 cookie_isn)
+{
+	static const __u16 table[] = {536, 1200, 1300, 1360, 1400, 1440, 1460, 8960};
+
+	return table[cookie_isn >> 5 & 7];
+}
+
+/* Whether a cookie is ours, made for this flow in a neighbouring epoch. */
+static __noinline bool cookie_holds(const struct secrets *secrets, const struct handshake *flow,
+				    __u32 cookie_isn, __u32 epoch)
+{
+	for (__u32 number = 0; number < 2; number++) {
+		const __u64 *key = secrets->keys[number];
+
+		if (number >= secrets->count)
+			break;
+		if (cookie_mac(key, flow, epoch) == cookie_isn >> 8 ||
+		    cookie_mac(key, flow, epoch - 1) == cookie_isn >> 8 ||
+		    cookie_mac(key, flow, epoch + 1) == cookie_isn >> 8)
+			return true;
+	}
+	return false;
+}

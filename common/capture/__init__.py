@@ -1,0 +1,1 @@
+"""Captures: read, run through a data path, written."""

@@ -1,0 +1,1 @@
+"""What balancers and bridges of a cluster must agree on."""

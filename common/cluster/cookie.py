@@ -1,0 +1,140 @@
+"""The SYN cookie: the initial sequence number of the SYN-ACK, checkable anywhere.
+
+     31                              8 7   5  4  3     0
+    +---------------------------------+-----+---+-------+
+    |   24-bit MAC                    | MSS |SAK| WSCALE|
+    +---------------------------------+-----+---+-------+
+
+The MAC is the low 24 bits of SipHash-2-4 over the flow's addresses and ports,
+client_isn and the epoch. Any balancer and any bridge that has the cluster's
+secret can check a cookie and read from it what the client offered; nobody
+else can make one. Checks accept the neighbouring epochs, so hosts' clocks may
+be some seconds apart and a handshake may take a minute.
+
+Source: RFC 4987 §3.6; SipHash: Aumasson and Bernstein, 2012.
+Twin:   common/bpf/include/cookie.h
+"""
+
+import secrets as _random
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from siphash24 import siphash24
+
+EPOCH_S = 64
+KEY_LEN = 16
+WSCALE_NONE = 15
+WSCALE_MAX = 14  # RFC 7323 §2.3
+
+# Ascending; a client's offer is rounded down to an entry, never up.
+MSS_IPV4 = (536, 1200, 1300, 1360, 1400, 1440, 1460, 8960)
+MSS_IPV6 = (1220, 1280, 1300, 1340, 1380, 1420, 1440, 8940)
+
+_TAIL = struct.Struct("!II")
+
+
+class Secrets(NamedTuple):
+    """The cluster's 16-octet keys. `previous` is still accepted while keys rotate."""
+
+    current: bytes
+    previous: bytes | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> "Secrets":
+        """Read one or two lines of 32 hex digits: current, then previous.
+
+        Raises: ValueError, saying what is wrong, never showing the key.
+        """
+        lines = text.split()
+        if not 1 <= len(lines) <= 2:
+            raise ValueError(f"{len(lines)} keys in it, not one or two")
+        try:
+            keys = [bytes.fromhex(line) for line in lines]
+        except ValueError:
+            raise ValueError("a key in it is not made of hex digits") from None
+        if any(len(key) != KEY_LEN for key in keys):
+            raise ValueError("a key in it has not 32 hex digits")
+        return cls(*keys)
+
+    def emit(self) -> str:
+        """The text that `parse` reads."""
+        return "".join(f"{key.hex()}\n" for key in self if key)
+
+
+def load_secrets(path: str | Path) -> Secrets:
+    """Read the secret file.
+
+    Raises: OSError; PermissionError too where others than the owner may read
+            it; ValueError where its content is not one or two keys.
+    """
+    path = Path(path)
+    if path.stat().st_mode & 0o077:
+        raise PermissionError("others than its owner may read it")
+    return Secrets.parse(path.read_text(encoding="ascii", errors="replace"))
+
+
+def new_key() -> bytes:
+    """A fresh random key."""
+    return _random.token_bytes(KEY_LEN)
+
+
+class Offer(NamedTuple):
+    """What a client offered in its SYN, as far as a cookie carries it.
+
+    mss: octets, an entry of the table; wscale: shift 0..14, None when not offered.
+    """
+
+    mss: int
+    sack: bool
+    wscale: int | None
+
+
+def epoch_at(now_ms: int) -> int:
+    """The epoch of a unix time in ms."""
+    return now_ms // (EPOCH_S * 1000) & 0xFFFFFFFF
+
+
+def mac(key: bytes, five_tuple: bytes, client_isn: int, epoch: int) -> int:
+    """24 bits of SipHash-2-4.
+
+    five_tuple: source address, destination address, source port, destination
+                port as they stand in the client's packet (12 octets with IPv4).
+    """
+    message = five_tuple + _TAIL.pack(client_isn, epoch & 0xFFFFFFFF)
+    return siphash24(message, key=key).intdigest() & 0xFFFFFF
+
+
+def encode(
+    secrets: Secrets, five_tuple: bytes, client_isn: int, epoch: int, offer: Offer,
+    table: tuple[int, ...] = MSS_IPV4,
+) -> int:
+    """The cookie_isn for a client's SYN; an MSS under the table's first takes the first."""
+    index = max((i for i, mss in enumerate(table) if mss <= offer.mss), default=0)
+    wscale = WSCALE_NONE if offer.wscale is None else min(offer.wscale, WSCALE_MAX)
+    low = index << 5 | offer.sack << 4 | wscale
+    return mac(secrets.current, five_tuple, client_isn, epoch) << 8 | low
+
+
+def check(
+    secrets: Secrets, five_tuple: bytes, client_isn: int, cookie_isn: int, epoch: int
+) -> bool:
+    """Whether `cookie_isn` is a cookie of ours for this flow, made in a neighbouring epoch."""
+    wanted = cookie_isn >> 8
+    for key in secrets:
+        if key and any(
+            mac(key, five_tuple, client_isn, at) == wanted
+            for at in (epoch, epoch - 1, epoch + 1)
+        ):
+            return True
+    return False
+
+
+def decode(cookie_isn: int, table: tuple[int, ...] = MSS_IPV4) -> Offer:
+    """What a cookie says that the client offered; check it first."""
+    wscale = cookie_isn & 0xF
+    return Offer(
+        mss=table[cookie_isn >> 5 & 7],
+        sack=bool(cookie_isn & 0x10),
+        wscale=None if wscale == WSCALE_NONE else wscale,
+    )

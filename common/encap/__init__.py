@@ -1,0 +1,1 @@
+"""What names a service on the way to its backend."""

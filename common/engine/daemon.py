@@ -1,0 +1,158 @@
+"""A daemon's life: locks, queue, changes to the host, packets, and everything put back.
+
+Nothing on the host is changed before all that can be refused has been looked at.
+"""
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+from pyroute2.netlink.exceptions import NetlinkError
+
+from common.engine.firewall import FirewallError
+from common.engine.host import Change, Host
+from common.engine.lock import Locks, Taken
+from common.engine.loop import Datapath, Engine, Sender, clock_ms
+from common.engine.queue import QueueError
+from common.engine.signals import Signals
+from common.settings import ConfigError, check_secret
+
+log = logging.getLogger(__name__)
+
+
+class Config(Protocol):
+    """What a daemon's life needs of a configuration."""
+
+    @property
+    def file(self) -> str: ...
+    @property
+    def secret_file(self) -> str: ...
+    @property
+    def queue(self) -> int: ...
+    @property
+    def metrics(self) -> tuple[str, int] | None: ...
+
+
+class Claim(NamedTuple):
+    """Something that one instance on a host may have: the name of its lock, and how to say so."""
+
+    lock: str
+    key: str
+    value: object
+    expected: str
+
+
+class Lasting(Protocol):
+    """What goes on handling packets when this process has ended."""
+
+    def keeps(self, change: Change) -> bool:
+        """Whether it needs this change to the host."""
+
+    def detach(self) -> None:
+        """End it, as far as that can be done; what cannot is logged."""
+
+
+def serve(
+    program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
+    change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
+    lasting: Lasting | None = None,
+) -> int:
+    """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
+
+    change:     makes the changes to the host, and returns the line to log when they are made.
+    last_words: packets to send before they are undone; now_ms: unix time in ms.
+    lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
+    Raises: ConfigError, before anything on the host is changed.
+    """
+    signals = Signals()
+    host, locks = Host(program, config.queue), Locks()
+    own = Claim(host.owner_name, "queue", config.queue, "a queue number of its own")
+    try:
+        for claim in (*claims, own):
+            _lock(program, config.file, claim, locks)
+        engine = _make_engine(config, datapath, sender, signals)
+        if config.metrics:
+            # most of the program's memory, where nobody asks for them
+            from common.engine import metrics
+
+            metrics.serve(program, engine, config.file, *config.metrics)
+        return _run(host, engine, signals, change, last_words, lasting)
+    finally:
+        locks.release()
+
+
+def undo(program: str, config: Config, lasting: Lasting) -> int:
+    """End what outlived an instance, and undo its changes. Returns: the exit code.
+
+    Raises: ConfigError while the instance runs.
+    """
+    host, locks = Host(program, config.queue), Locks()
+    _lock(program, config.file, Claim(host.owner_name, "queue", config.queue,
+                                      "that of an instance that has ended"), locks)
+    try:
+        lasting.detach()
+        host.recover()
+        host.undo()
+    except (FirewallError, NetlinkError, OSError) as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return 1
+    finally:
+        locks.release()
+    return 0
+
+
+def _run(
+    host: Host, engine: Engine, signals: Signals, change: Callable[[Host], str],
+    last_words: Callable[[int], list[bytes]], lasting: Lasting | None,
+) -> int:
+    stays = False
+    try:
+        host.recover(lasting.keeps if lasting else lambda change: False)
+        engine.run(change(host))
+        stays = lasting is not None and signals.hands_over
+        if lasting and not stays:
+            lasting.detach()
+        engine.send_all(last_words(clock_ms()))
+    except (FirewallError, NetlinkError, OSError) as error:
+        log.error("%s", error)
+        return 1
+    finally:
+        if stays:
+            log.info("connections go on without this process; `%s detach` ends that",
+                     host.program)
+        else:
+            if lasting:
+                lasting.detach()
+            host.undo()
+        engine.close()  # after the rules: while they stand, the queue must be there, or drop
+    return 0
+
+
+def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
+    try:
+        locks.take(claim.lock)
+    except Taken as taken:
+        which = f"another {program}" + (f" (pid {taken.pid})" if taken.pid else "")
+        raise ConfigError(
+            file, claim.key, claim.value, f"{claim.expected}: {which} has it; stop that one first"
+        ) from None
+
+
+def _make_engine(
+    config: Config, datapath: Datapath, sender: Sender, signals: Signals
+) -> Engine:
+    def reload() -> None:
+        try:
+            datapath.secrets = check_secret(config.file, config.secret_file)
+        except ConfigError as error:
+            log.error("the secrets stay as they were: %s", error)
+        else:
+            log.info("the secrets of %s are in use", config.secret_file)
+
+    try:
+        return Engine(datapath, config.queue, sender, signals, reload)
+    except QueueError as error:
+        raise ConfigError(
+            config.file, "queue", config.queue, f"the number of a queue that is free: {error}"
+        ) from None

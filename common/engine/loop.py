@@ -1,0 +1,167 @@
+"""The portable engine: packets from a queue through a pure data path, effects carried out.
+
+This is all that both daemons do at run time; what differs between them is
+given: the data path and the way out.
+
+Every packet passes `handle`, so that is lean: nothing is logged, nothing looked
+up that could be at hand.
+"""
+
+import gc
+import logging
+import select
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from common.cluster.cookie import Secrets
+from common.counters import Counters, Sample
+from common.engine.queue import PacketQueue, is_truncated
+from common.engine.signals import Signals, notify
+from common.verdict import Action, DropReason, Verdict
+
+TICK_MS = 100
+_FAULT_LOG_MS = 1000
+log = logging.getLogger(__name__)
+
+
+class Datapath(Protocol):
+    """What both programs' data paths are."""
+
+    counters: Counters
+    secrets: Secrets
+
+    def on_packet(self, packet: bytes, now_ms: int) -> Verdict: ...
+    def on_tick(self, now_ms: int) -> list[bytes]: ...
+    def on_too_big(self, packet: bytes, mtu: int, now_ms: int) -> list[bytes]: ...
+    def samples(self) -> list[Sample]: ...
+
+
+class Sender(Protocol):
+    """The way out, as queue.RawSender."""
+
+    @property
+    def failures(self) -> int: ...
+
+    def send(self, packet: bytes) -> int: ...
+
+
+def clock_ms() -> int:
+    """Unix time in ms."""
+    return time.time_ns() // 1_000_000
+
+
+class Engine:
+    """Runs a data path on an NFQUEUE until it is asked to stop."""
+
+    def __init__(
+        self, datapath: Datapath, queue_number: int, sender: Sender, signals: Signals,
+        reload: Callable[[], None] = lambda: None,
+    ) -> None:
+        """reload: called when it is asked to read its secrets anew. Raises: queue.QueueError."""
+        self.counters = datapath.counters
+        self._datapath = datapath
+        self._sender = sender
+        self._signals = signals
+        self._reload = reload
+        self._tick = 0  # the number of the current tenth of a second
+        self._next_log_ms = 0
+        self._unlogged_faults = 0
+        self._queue = PacketQueue(queue_number, self._make_handler())
+
+    def run(self, ready: str) -> None:
+        """Handle packets until asked to stop. ready: the line to log once they are handled."""
+        # Flows are linked without cycles (common/flow/table.py), so reference counts free them; the
+        # collector would only walk a million of them again and again.
+        gc.collect()
+        gc.disable()
+        poll = select.poll()
+        poll.register(self._queue.fileno(), select.POLLIN)
+        log.info("%s", ready)
+        notify("READY=1")
+        signals = self._signals
+        while not signals.stop:
+            if poll.poll(TICK_MS - clock_ms() % TICK_MS):
+                self._queue.drain()
+            now_ms = clock_ms()
+            if now_ms // TICK_MS != self._tick:
+                self._on_tick(now_ms)
+            if signals.reload:
+                signals.reload = False
+                self._reload()
+            if signals.report:
+                signals.report = False
+                self.log_counters()
+        notify("STOPPING=1")
+
+    def send_all(self, packets: list[bytes]) -> None:
+        """Send packets that answer no packet at hand."""
+        for packet in packets:
+            self._sender.send(packet)
+
+    def samples(self) -> list[Sample]:
+        """What there is to be seen besides `counters`: the data path's, and the engine's own."""
+        queue_full, socket_full = self._queue.losses()
+        text = "Packets lost before they were looked at"
+        return [
+            *self._datapath.samples(),
+            Sample("lost_packets", "counter", text, {"where": "queue"}, queue_full),
+            Sample("lost_packets", "counter", text, {"where": "socket"}, socket_full),
+            Sample("send_failures", "counter", "Packets that the kernel did not send", {},
+                   self._sender.failures),
+        ]
+
+    def log_counters(self) -> None:
+        """Log all that is counted, in one line."""
+        counts = [f"{reason}={count}" for reason, count in self.counters.items()]
+        for sample in self.samples():
+            labels = ",".join(f"{name}={value}" for name, value in sample.labels.items())
+            counts.append(f"{sample.name}{labels and '{' + labels + '}'}={sample.value:g}")
+        log.info("counters: %s", " ".join(counts))
+
+    def close(self) -> None:
+        """Give the queue back; its packets are dropped while its rules stand."""
+        self.log_counters()
+        self._queue.close()
+
+    def _make_handler(self) -> Callable[[bytes], bool]:
+        on_packet, send = self._datapath.on_packet, self._sender.send
+        clock_ns, passed = time.time_ns, Action.PASS
+
+        def handle(packet: bytes) -> bool:
+            now_ms = clock_ns() // 1_000_000
+            if now_ms // TICK_MS != self._tick:
+                self._queue.leave()
+            try:
+                if is_truncated(packet):
+                    self.counters[DropReason.TRUNCATED] += 1
+                    return False
+                verdict = on_packet(packet, now_ms)
+                for made in verdict.packets:
+                    mtu = send(made)
+                    if mtu:
+                        self.send_all(self._datapath.on_too_big(packet, mtu, now_ms))
+                return verdict.action is passed
+            except Exception:  # our bug; one packet must not end the flows of all others
+                self._on_fault(now_ms)
+                return False
+
+        return handle
+
+    def _on_tick(self, now_ms: int) -> None:
+        self._tick = now_ms // TICK_MS
+        try:
+            self.send_all(self._datapath.on_tick(now_ms))
+        except Exception:
+            self._on_fault(now_ms)
+
+    def _on_fault(self, now_ms: int) -> None:
+        """Count a fault of ours, and log it unless one was logged within the last second."""
+        self.counters[DropReason.INTERNAL_ERROR] += 1
+        if self._next_log_ms - _FAULT_LOG_MS <= now_ms < self._next_log_ms:
+            self._unlogged_faults += 1
+            return
+        self._next_log_ms = now_ms + _FAULT_LOG_MS
+        log.exception("a packet was dropped by a fault of this program (%d more since the last)",
+                      self._unlogged_faults)
+        self._unlogged_faults = 0

@@ -1,0 +1,1 @@
+"""Flows: where they are kept, and those that nobody knows."""

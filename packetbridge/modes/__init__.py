@@ -1,0 +1,1 @@
+"""How connections reach the server."""
