@@ -6,7 +6,7 @@ segments were cut. Searching is left to `re` and `bytes.find`, which run at C
 speed; every pattern here takes time linear in the octets, since a client writes
 them.
 
-Source: RFC 9112 §2.2 (empty lines, bare LF), §3 (request line), §3.2 (targets);
+Source: RFC 9112 §2.2 (empty lines, bare LF), §3 (request line), §3.2 (targets), §3.3 (host);
         RFC 9113 §3.4 (the HTTP/2 preface, which is no request).
 """
 
@@ -37,10 +37,14 @@ class Part(NamedTuple):
 
 
 class Target(NamedTuple):
-    """The request target; octets and rest as a Part's. end: the offset just past it."""
+    """The request target; octets and rest as a Part's.
+
+    method: the request's. end: the offset just past the target.
+    """
 
     octets: bytes
     rest: Missing | None
+    method: bytes
     end: int
 
 
@@ -65,24 +69,28 @@ def target(payload: bytes) -> Target | Missing:
         return NO_KEY
     end = start.end()
     if end == len(payload):
-        return Target(octets, NEED_MORE, end)
-    return Target(octets, None if octets and payload[end] in b" \r\n" else NO_KEY, end)
+        return Target(octets, NEED_MORE, method, end)
+    return Target(octets, None if octets and payload[end] in b" \r\n" else NO_KEY, method, end)
 
 
 def split_target(whole: Target) -> tuple[Part | None, Part] | Missing:
-    """(authority or None, path with query) of a target in origin or absolute form.
+    """(authority or None, path with query) of a target in origin, absolute or authority form.
 
-    The authority-form of CONNECT and the asterisk of OPTIONS have no path.
+    The authority form is CONNECT's, and has no path (§3.2.3); the asterisk of OPTIONS and a
+    target that is none have neither.
     """
-    octets, rest, _ = whole
+    octets, rest, method, _ = whole
     if octets[:1] == b"/":
         return None, Part(octets, rest)
     lowered = octets[:8].lower()
     for scheme in _SCHEMES:
         if lowered.startswith(scheme):
             return _split_absolute(octets[len(scheme):], rest)
-    begun = any(scheme.startswith(lowered) for scheme in _SCHEMES)
-    return NEED_MORE if begun and rest is NEED_MORE else NO_KEY
+    if rest is NEED_MORE and any(scheme.startswith(lowered) for scheme in _SCHEMES):
+        return NEED_MORE
+    if method == b"CONNECT" and not _AUTHORITY_END.search(octets):
+        return Part(octets, rest), Part(b"", NO_KEY)
+    return NO_KEY
 
 
 def _split_absolute(octets: bytes, rest: Missing | None) -> tuple[Part, Part]:
@@ -138,7 +146,10 @@ def header(payload: bytes, whole: Target, name: bytes) -> Part | Missing:
 
 
 def host(payload: bytes, whole: Target, authority: Part | None) -> Part | Missing:
-    """The host in lower case without port: the target's own, else the Host header's (§3.2.2)."""
+    """The target URI's host (§3.3) in lower case without port.
+
+    authority: the target's own, which counts even beside a Host header; None: it has none.
+    """
     found = header(payload, whole, b"host") if authority is None else authority
     if isinstance(found, Missing):
         return found

@@ -141,7 +141,7 @@ def _find(spec: KeySpec, payload: bytes) -> Part | Missing:
         return http.cookie_value(payload, target, spec.name.encode())
     split = http.split_target(target)
     if isinstance(split, Missing):
-        if kind == "http.host" and split is NO_KEY:  # CONNECT and OPTIONS * have a Host as well
+        if kind == "http.host" and split is NO_KEY:  # OPTIONS * has a Host as well
             return http.host(payload, target, None)
         return split
     authority, path = split

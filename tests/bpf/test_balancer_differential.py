@@ -32,9 +32,9 @@ VIP = IPv4Address("192.168.33.10")
 SECRETS = Secrets(bytes(range(16)), bytes(range(1, 17)))
 NOW_MS = 1_700_000_010_000
 KINDS = ("http.path", "http.target", "http.host", "http.host+path", "tls.sni", "source")
-PIECES = (b"GET ", b"POST ", b"HEAD ", b"/", b"/a", b"?q=1", b"?", b" ", b" HTTP/1.1",
-          b" HTTP/1.0", b"\r\n", b"\n", b"\r", b"Host: ", b"hOsT:", b"Shop.Example", b":80",
-          b"\r\n\r\n", b"X: y", b"\x7f", b"\x80", b"x" * 100, b"\t", b"[::1]")
+PIECES = (b"GET ", b"POST ", b"HEAD ", b"CONNECT ", b"/", b"/a", b"?q=1", b"?", b" ",
+          b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\n", b"\r", b"Host: ", b"hOsT:", b"Shop.Example",
+          b":80", b"\r\n\r\n", b"X: y", b"\x7f", b"\x80", b"x" * 100, b"\t", b"[::1]")
 ETHERNET = bytes(12) + b"\x08\x00"
 
 pytestmark = pytest.mark.root

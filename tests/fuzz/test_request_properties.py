@@ -18,13 +18,14 @@ TOKEN = "abcXYZ019-_"
 
 # Pieces that matter to a parser, in any order, beside any octets.
 PIECES = st.sampled_from([
-    b"GET ", b"PRI ", b"/", b"?", b"a=", b"&", b"#", b"*", b"http://", b"HTTPS://", b"[::1]", b"@",
-    b":80", b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\n", b"\r", b" ", b"\t", b"Host:", b"a: b",
-    b"Cookie: a=", b"; ", b"\0", b"\x7f", b"\xff", b"\x16\x03\x01\0\x05", b"\x01\0\0\x40",
-    bytes(34), b"\0\0\0\x08\0\x06\0\0\x03abc",
+    b"GET ", b"PRI ", b"CONNECT ", b"h:1", b"/", b"?", b"a=", b"&", b"#", b"*", b"http://",
+    b"HTTPS://", b"[::1]", b"@", b":80", b" HTTP/1.1", b" HTTP/1.0", b"\r\n", b"\n", b"\r", b" ",
+    b"\t", b"Host:", b"a: b", b"Cookie: a=", b"; ", b"\0", b"\x7f", b"\xff",
+    b"\x16\x03\x01\0\x05", b"\x01\0\0\x40", bytes(34), b"\0\0\0\x08\0\x06\0\0\x03abc",
 ])
 OCTETS = st.lists(PIECES | st.binary(max_size=6), max_size=24).map(b"".join)
-STREAMS = OCTETS | OCTETS.map(b"GET /".__add__) | OCTETS.map(b"GET /a HTTP/1.1\r\n".__add__) \
+STREAMS = OCTETS | OCTETS.map(b"GET /".__add__) | OCTETS.map(b"CONNECT ".__add__) \
+    | OCTETS.map(b"GET /a HTTP/1.1\r\n".__add__) \
     | OCTETS.map(b"\x16\x03\x01\x02\0\x01\0\x01\xfc\x03\x03".__add__)
 
 
@@ -35,6 +36,7 @@ def key(spec: KeySpec, payload: bytes, complete: bool = False) -> object:
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(SPECS), STREAMS)
 @example(KeySpec("http.path"), b"GET /a?\x01")
+@example(KeySpec("http.host"), b"CONNECT a:1/ HTTP/1.1\nHost: h\n")
 @example(KeySpec("tls.sni"), b"\x16\x03\x01\x00\x01\x01\x17")
 def test_no_split_changes_an_answer(spec: KeySpec, payload: bytes) -> None:
     whole = key(spec, payload)
@@ -129,6 +131,20 @@ def test_valid_requests_read_as_pythons_parsers_read_them(
     assert key(KeySpec("http.host"), payload) == or_no_key(bracketed)
     assert key(KeySpec("http.query", name=name), payload) == or_no_key(value)
     assert key(KeySpec("http.header", name=name), payload) == or_no_key(headers.get(name.lower()))
+
+
+@given(AUTHORITIES, NAMES)
+def test_the_host_of_a_connect_is_the_targets_as_pythons_parser_reads_it(
+    authority: str, other: str
+) -> None:
+    host = urlsplit(f"//{authority}").hostname or ""
+    expected = f"[{host}]" if ":" in host else host
+
+    for fields in ("", f"Host: {other}\r\n"):
+        payload = f"CONNECT {authority} HTTP/1.1\r\n{fields}\r\n".encode()
+        assert key(KeySpec("http.host"), payload) == expected.encode()
+        assert key(KeySpec("http.path"), payload) is NO_KEY
+        assert key(KeySpec("http.host+path"), payload) is NO_KEY
 
 
 @given(st.dictionaries(NAMES, st.text(TOKEN, min_size=1, max_size=5), min_size=1), NAMES)

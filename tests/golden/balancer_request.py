@@ -71,19 +71,25 @@ GET = b"GET /shop/cart/items?user=anna&x=1 HTTP/1.1\r\nHost: Shop.Example.net:80
       b"x-SESSION:  s17 \r\nCookie: a=b; sid=77; sidx=1\r\n\r\n"
 BARE = b"GET /shop HTTP/1.1\r\n\r\n"
 ABSOLUTE = b"\r\n\r\nPUT http://USER@Shop.Example.net:81/shop/cart/items?user=b HTTP/1.0\r\n\r\n"
+CONNECT = b"CONNECT Shop.Example.net:443 HTTP/1.1\r\n"
+CONNECTS = [CONNECT + b"\r\n", CONNECT + b"Host: other.example\r\n\r\n"]
 HTTP2 = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 NO_HTTP = b"\x00\x01\x02\x03 not a request"
 # (key, (payload, the key's octets) …)
 KEYS: list[tuple[str, list[tuple[bytes, bytes]]]] = [
     ("http.path", [(GET, b"/shop/cart/items"), (ABSOLUTE, b"/shop/cart/items"), (HTTP2, SOURCE),
                    (NO_HTTP, SOURCE), (b"OPTIONS * HTTP/1.1\r\n\r\n", SOURCE),
-                   (b"GET http://h HTTP/1.1\r\n\r\n", b"/")]),
+                   (b"GET http://h HTTP/1.1\r\n\r\n", b"/"), (CONNECTS[0], SOURCE),
+                   (b"GET /shop cart HTTP/1.1\r\n\r\n", b"/shop"),
+                   (b"GET /shop HTTP/1.0.8\r\n\r\n", b"/shop")]),
     ("http.path,depth=2", [(GET, b"/shop/cart"), (BARE, b"/shop")]),
     ("http.path,len=7", [(GET, b"/shop/c"), (BARE, b"/shop")]),
     ("http.target", [(GET, b"/shop/cart/items?user=anna&x=1")]),
     ("http.host+path", [(GET, b"shop.example.net/shop/cart/items"), (BARE, SOURCE),
                         (ABSOLUTE, b"shop.example.net/shop/cart/items")]),
-    ("http.host", [(GET, b"shop.example.net"), (ABSOLUTE, b"shop.example.net")]),
+    ("http.host", [(GET, b"shop.example.net"), (ABSOLUTE, b"shop.example.net"),
+                   *((request, b"shop.example.net") for request in CONNECTS),
+                   (b"GET / HTTP/1.0.8\r\nHost: shop.example.net\r\n\r\n", SOURCE)]),
     ("http.header:X-Session", [(GET, b"s17"), (BARE, SOURCE)]),
     ("http.cookie:sid", [(GET, b"77"), (BARE, SOURCE)]),
     ("http.query:user", [(GET, b"anna"), (BARE, SOURCE)]),
