@@ -17,7 +17,7 @@ from typing import Protocol
 from common.cluster.cookie import Secrets
 from common.counters import Counters, Sample
 from common.engine.queue import PacketQueue, is_truncated
-from common.engine.signals import Signals, notify
+from common.engine.signals import Signals, Watchdog, notify
 from common.verdict import Action, DropReason, Verdict
 
 TICK_MS = 100
@@ -79,13 +79,14 @@ class Engine:
         poll.register(self._queue.fileno(), select.POLLIN)
         log.info("%s", ready)
         notify("READY=1")
-        signals = self._signals
+        signals, watchdog = self._signals, Watchdog()
         while not signals.stop:
             if poll.poll(TICK_MS - clock_ms() % TICK_MS):
                 self._queue.drain()
             now_ms = clock_ms()
             if now_ms // TICK_MS != self._tick:
                 self._on_tick(now_ms)
+            watchdog.feed(now_ms)
             if signals.reload:
                 signals.reload = False
                 self._reload()

@@ -4,6 +4,7 @@ import logging
 import os
 import signal
 import socket
+from collections.abc import Mapping
 
 log = logging.getLogger(__name__)
 
@@ -53,3 +54,24 @@ def notify(state: str) -> None:
             channel.sendto(state.encode(), address)
         except OSError as error:
             log.warning("systemd cannot be told %s: %s", state, error)
+
+
+class Watchdog:
+    """Tells systemd that packets are handled, as often as the unit's WatchdogSec asks for.
+
+    Fed by the engine's loop alone: whatever stops that, stops this, and systemd then restarts the
+    program (sd_watchdog_enabled(3)). Twice in the time that systemd allows.
+    """
+
+    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        allowed_us = environment.get("WATCHDOG_USEC", "")
+        is_ours = environment.get("WATCHDOG_PID", str(os.getpid())) == str(os.getpid())
+        self._interval_ms = int(allowed_us) // 2000 if allowed_us.isdecimal() and is_ours else 0
+        self._next_ms = 0
+
+    def feed(self, now_ms: int) -> None:
+        """To be called at least ten times a second, after packets have been handled."""
+        if not self._interval_ms or 0 < self._next_ms - now_ms <= self._interval_ms:
+            return
+        self._next_ms = now_ms + self._interval_ms
+        notify("WATCHDOG=1")

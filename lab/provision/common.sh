@@ -8,7 +8,7 @@ here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 project=$(cd -- "$here/../.." && pwd)
 prefix=/opt/l3dsr
 settings=/etc/l3dsr
-sources=(pyproject.toml setup.py MANIFEST.in README.md LICENSE balancer packetbridge common)
+sources=(pyproject.toml setup.py MANIFEST.in README.md LICENSE docs balancer packetbridge common)
 export DEBIAN_FRONTEND=noninteractive
 
 say() { echo "l3dsr: $*"; }

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import os
 import signal
 import socket
 from collections.abc import Callable, Iterator
@@ -219,3 +220,20 @@ def test_readiness_is_logged_and_told_to_the_service_manager(
 
         assert received(manager) == [b"READY=1", b"STOPPING=1"]
     assert "ready: it is tested" in caplog.messages
+
+
+def test_the_service_managers_watchdog_is_fed_while_packets_are_handled(
+    run: Run, tmp_path: Path, monkeypatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        monkeypatch.setenv("WATCHDOG_USEC", str(2 * TICK_MS * 1000))
+        monkeypatch.setenv("WATCHDOG_PID", str(os.getpid()))
+
+        run(b"drop")
+
+        said = received(manager)
+        assert (said[0], said[-1]) == (b"READY=1", b"STOPPING=1")
+        assert len(said) > 2
+        assert set(said[1:-1]) == {b"WATCHDOG=1"}

@@ -124,6 +124,15 @@ def test_the_units_start_with_the_system(boxes: dict[str, debian.Root], name: st
 
 
 @pytest.mark.parametrize("name", BOXES)
+def test_the_units_documentation_is_there(boxes: dict[str, debian.Root], name: str) -> None:
+    unit = boxes[name].path / "etc/systemd/system" / UNITS[name][-1]
+
+    (path,) = re.findall(r"^Documentation=file:/(\S+)$", unit.read_text(), re.MULTILINE)
+
+    assert "## Configuration" in (boxes[name].path / path).read_text()
+
+
+@pytest.mark.parametrize("name", BOXES)
 def test_provisioning_again_changes_nothing(boxes: dict[str, debian.Root], name: str) -> None:
     before = state_of(boxes[name].path)
 
@@ -183,6 +192,28 @@ def test_a_killed_program_comes_back_by_itself(
         return state == "active" and box[0].inside(box[1], show).stdout != before
 
     wait_until(is_back, 30, f"{unit} is back")
+    answers = {network.client.curl(f"http://{VIP}/{number}").split()[0] for number in range(20)}
+    assert answers == {"backend1", "backend2"}
+
+
+@pytest.mark.parametrize("name, unit", [
+    ("balancer", "l3dsr-balancer.service"), ("backend1", "l3dsr-packetbridge.service")
+])
+def test_a_program_that_hangs_is_restarted(
+    booted: dict[str, Process], boxes: dict[str, debian.Root], network: Lab, name: str, unit: str
+) -> None:
+    box = boxes[name], booted[name]
+    show = ["systemctl", "show", "--value", "-p", "MainPID", unit]
+    before = box[0].inside(box[1], show).stdout
+
+    box[0].inside(box[1], ["systemctl", "kill", "--signal=STOP", unit])
+
+    def is_back() -> bool:
+        state = box[0].inside(box[1], ["systemctl", "is-active", unit]).stdout.strip()
+        return state == "active" and box[0].inside(box[1], show).stdout != before
+
+    wait_until(is_back, 60, f"{unit} is back")
+    assert "atchdog" in box[0].inside(box[1], ["journalctl", "-o", "cat", "-u", unit]).stdout
     answers = {network.client.curl(f"http://{VIP}/{number}").split()[0] for number in range(20)}
     assert answers == {"backend1", "backend2"}
 

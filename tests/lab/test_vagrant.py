@@ -4,13 +4,16 @@ import os
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from common.settings.cli import BAD_CONFIGURATION
 from lab.node import REPOSITORY
 from lab.topology import BALANCER, VIP, bridge_address, server_address
 
+PREFIX = "/opt/l3dsr"
 UNITS = sorted((REPOSITORY / "lab/systemd").glob("*.service"))
 
 
@@ -57,6 +60,39 @@ def test_systemd_understands_the_unit(unit: Path, tmp_path: Path) -> None:
 
     complaints = [line for line in done.stderr.splitlines() if unit.name in line]
     assert complaints == []
+
+
+DAEMONS = [unit for unit in UNITS if "Type=notify" in unit.read_text()]
+
+
+@pytest.mark.parametrize("unit", DAEMONS, ids=lambda unit: unit.name)
+def test_a_configuration_that_cannot_be_used_is_not_tried_again(unit: Path) -> None:
+    text = unit.read_text()
+
+    assert f"RestartPreventExitStatus={BAD_CONFIGURATION}\n" in text
+    assert "Restart=on-failure\n" in text
+
+
+@pytest.mark.parametrize("unit", DAEMONS, ids=lambda unit: unit.name)
+def test_systemd_watches_the_program(unit: Path) -> None:
+    assert re.search(r"^WatchdogSec=\d+$", unit.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("unit", DAEMONS, ids=lambda unit: unit.name)
+def test_the_units_documentation_is_what_an_installation_makes(unit: Path) -> None:
+    """The wheel's data files end up in the environment that README.md and common.sh make."""
+    pages = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())
+    installed = {
+        f"{PREFIX}/{place}/{path.name}"
+        for place, globs in pages["tool"]["setuptools"]["data-files"].items()
+        for pattern in globs for path in REPOSITORY.glob(pattern)
+    }
+
+    (named,) = re.findall(r"^Documentation=file:(\S+)$", unit.read_text(), re.MULTILINE)
+
+    assert named in installed
+    assert f"python3 -m venv {PREFIX} " in (REPOSITORY / "README.md").read_text()
+    assert f"prefix={PREFIX}\n" in (REPOSITORY / "lab/provision/common.sh").read_text()
 
 
 @pytest.mark.skipif(not shutil.which("shellcheck"), reason="this system has no shellcheck")
