@@ -5,7 +5,8 @@ from random import SystemRandom
 
 from balancer.config import Config
 from balancer.datapath import Datapath
-from balancer.offload import fast
+from balancer.offload import instance
+from balancer.offload.offload import FastDatapath
 from common import settings
 from common.engine import daemon, log
 from common.engine.daemon import Claim
@@ -27,9 +28,9 @@ def run(config: Config) -> int:
     settings.check_interface(config.file, config.interface)
     secrets = settings.check_secret(config.file, config.secret_file)
     log.set_up(config.log_level, config.log_format)
-    program, reason = fast.prepare(config, secrets)
+    program, reason = instance.prepare(config, secrets)
     datapath = (
-        fast.FastDatapath(config, secrets, program, random=SystemRandom()) if program
+        FastDatapath(config, secrets, program, random=SystemRandom()) if program
         else Datapath(config, secrets, random=SystemRandom())
     )
     vips = sorted({str(service.vip) for service in config.services})
@@ -41,15 +42,15 @@ def run(config: Config) -> int:
             host.add_address(config.interface, vip)
         services = ", ".join(f"{service.name} ({service.key})" for service in config.services)
         ready = f"ready: {services} on {config.interface}, portable engine by {way}"
-        if isinstance(datapath, fast.FastDatapath):
+        if isinstance(datapath, FastDatapath):
             datapath.find_next_hops(clock_ms())
             return f"{ready}, behind the fast one ({datapath.program.attach().value} XDP)"
-        fast.detach(config)  # of an earlier start
+        instance.detach(config)  # of an earlier start
         return f"{ready} ({reason})"
 
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
     return daemon.serve(PROGRAM, config, datapath, RawSender(config.mark), claims, change,
-                        lasting=fast.Lasting(config) if program else None)
+                        lasting=instance.Lasting(config) if program else None)
 
 
 def detach(config: Config) -> int:
@@ -57,7 +58,7 @@ def detach(config: Config) -> int:
 
     Raises: settings.ConfigError while an instance runs.
     """
-    return daemon.undo(PROGRAM, config, fast.Lasting(config))
+    return daemon.undo(PROGRAM, config, instance.Lasting(config))
 
 
 def rules(config: Config) -> list[Rule]:

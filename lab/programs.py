@@ -23,7 +23,7 @@ from pyroute2 import netns
 from balancer import config as balancer_config
 from balancer.keys.request import KeySpec
 from balancer.modes.split import takeover
-from balancer.offload import fast
+from balancer.offload import program as balancer_program
 from balancer.offload.flow_map import KEY, Entry
 from balancer.offload.next_hops import NextHop
 from common.bpf import build
@@ -89,7 +89,7 @@ class _Measured:
         service = balancer_config.Service(
             name="bench", vip=_VIP, port=80, dscp=3, key=KeySpec.parse(key), backends=backends,
         )
-        self._program = fast.Program(
+        self._program = balancer_program.Program(
             balancer_config.Config(services=(service,), max_flows=max_flows,
                                    takeover_rate=10**9), _SECRETS)
         for backend in backends:
@@ -122,7 +122,7 @@ class _Measured:
             target = feed.map("measured")
             target.update(bytes(4), feed.program("nothing").fd.to_bytes(4, "little"))
             empty_ns = min(_run(feeding, runs) for _ in range(_TRIES))
-            own = self._program.object.program(fast.PROGRAM_NAME)
+            own = self._program.object.program(balancer_program.PROGRAM_NAME)
             target.update(bytes(4), own.fd.to_bytes(4, "little"))
             before = self._counted()
             whole_ns = min(_run(feeding, runs) for _ in range(tries))

@@ -16,9 +16,9 @@ from balancer import config
 from balancer.datapath import Datapath
 from balancer.flows import BackendFlow
 from balancer.keys.request import KeySpec
-from balancer.offload import fast
 from balancer.offload.flow_map import Entry
 from balancer.offload.next_hops import NextHop
+from balancer.offload.program import PROGRAM_NAME, Program
 from common.bpf import BpfError, build
 from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX
 from common.bpf.reasons import REASONS
@@ -54,7 +54,7 @@ class Twins:
         )
         configured = config.Config(services=services, max_flows=100_000)
         try:
-            self.loaded = fast.Program(configured, SECRETS)
+            self.loaded = Program(configured, SECRETS)
         except (BpfError, build.BuildError) as error:
             pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
         self.loaded.set_secrets(SECRETS, fixed_ms=NOW_MS)
@@ -62,7 +62,7 @@ class Twins:
             for backend in backends:
                 hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
                 self.loaded.set_next_hop(number, backend.id, hop)
-        self.run = self.loaded.object.program(fast.PROGRAM_NAME).test_run
+        self.run = self.loaded.object.program(PROGRAM_NAME).test_run
         self.reason = self.loaded.object.shared_variable("last_reason")
         self.datapath = Datapath(configured, SECRETS, random=Random(1))
 

@@ -13,9 +13,9 @@ from balancer import config
 from balancer.datapath import ServiceState
 from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
 from balancer.keys.request import KeySpec
-from balancer.offload import fast
-from balancer.offload.fast_maps import MapFlows
 from balancer.offload.flow_map import CROWDED, ENTERED, KEY, TABLE_FULL, Entry, FlowMap
+from balancer.offload.flow_store import MapFlows
+from balancer.offload.program import Program
 from common.bpf import BpfError, build
 from common.bpf.objects import Object
 from common.cluster.cookie import Secrets
@@ -70,7 +70,7 @@ class Table:
         )
         configured = config.Config(services=(service,), max_flows=max_flows)
         try:
-            self.program = fast.Program(configured, Secrets(bytes(16)))
+            self.program = Program(configured, Secrets(bytes(16)))
         except (BpfError, build.BuildError) as error:
             pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
         self.backend: Backend = ServiceState(service, 24, None).backends[1]  # type: ignore[arg-type]

@@ -43,21 +43,22 @@ class FastBalancer:
     """The program in test runs, and what it leaves alone through the data path behind it."""
 
     def __init__(self, config: balancer_config.Config, secrets: Secrets) -> None:
-        from balancer.offload import fast
         from balancer.offload.next_hops import NextHop
+        from balancer.offload.offload import FastDatapath
+        from balancer.offload.program import PROGRAM_NAME, Program
         from common.bpf.objects import XDP_DROP, XDP_PASS
         from common.bpf.reasons import REASONS
 
         self._reasons, self._pass, self._drop = REASONS, XDP_PASS, XDP_DROP
         self._secrets = secrets
-        self._loaded = fast.Program(config, secrets)
+        self._loaded = Program(config, secrets)
         for number, service in enumerate(config.services):
             for backend in service.backends:
                 hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
                 self._loaded.set_next_hop(number, backend.id, hop)
-        self._run = self._loaded.object.program(fast.PROGRAM_NAME).test_run
+        self._run = self._loaded.object.program(PROGRAM_NAME).test_run
         self._reason = self._loaded.object.shared_variable("last_reason")
-        self._behind = fast.FastDatapath(config, secrets, self._loaded, random=Random(1))
+        self._behind = FastDatapath(config, secrets, self._loaded, random=Random(1))
         self.handled = 0
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:

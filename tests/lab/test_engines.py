@@ -7,8 +7,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from traffic import download, large_file
 
-from balancer.offload import fast
 from common.bpf import BpfError, build
+from common.bpf.objects import Object
 from lab.topology import BALANCER, VIP, Lab, program, wait_until
 
 URL = f"http://{VIP}"
@@ -18,7 +18,7 @@ PAIRS = [("fast", "fast"), ("fast", "portable"), ("portable", "fast")]
 @pytest.fixture(autouse=True, scope="module")
 def _programs() -> None:
     try:
-        with fast.Object(build.object_of("balancer", "balancer")) as loaded:
+        with Object(build.object_of("balancer", "balancer")) as loaded:
             loaded.set_max_entries("flows", 10)
             loaded.load()
     except (BpfError, build.BuildError) as error:

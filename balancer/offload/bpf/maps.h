@@ -1,6 +1,6 @@
 /* What the balancer's program knows, and what it shares with the daemon.
  *
- * Twin: balancer/offload/fast_maps.py, which has the same layouts.
+ * Twin: balancer/offload/maps.py, which has the same layouts.
  */
 #pragma once
 

@@ -10,7 +10,7 @@
 
 #define PASS_UP -1
 
-/* As balancer/offload/fast_request.py numbers them; 0: left to the portable engine. */
+/* As balancer/offload/requests.py numbers them; 0: left to the portable engine. */
 enum { KEY_NONE, KEY_PATH, KEY_TARGET, KEY_HOST, KEY_HOST_AND_PATH, KEY_SERVER_NAME, KEY_SOURCE };
 
 struct {

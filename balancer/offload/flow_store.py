@@ -1,38 +1,18 @@
-"""The maps that the balancer's program shares with the daemon, and the flow table among them.
+"""The flows of the program's table, as the data path reads and writes them."""
 
-Twin: balancer/offload/bpf/maps.h, which has the same layouts.
-"""
-
-import struct
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
 from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
-from balancer.modes.split.hold import Held, HoldTable
 from balancer.offload.flow_map import ENTERED, KEY, TABLE_FULL, Entry, FlowMap
-from common.bpf.maps import Map
-from common.wire.tcp import Segment
 
-MAX_BACKENDS = 128
-INDEX = struct.Struct("=I")  # of arrays
-SETTINGS = struct.Struct("=16s16sI4x QIIQ 3Q Q I4x Q")
-SERVICE_KEY = struct.Struct("=4s2s2x")
-SERVICE = struct.Struct("=IHBBB3x")
-BACKEND = struct.Struct("=4sIIBB6s6s6x")
-TRAFFIC = struct.Struct("=QQQ")
 _WALK_MS = 1000  # between two walks through the table
 _STEP = 2000  # flows looked at in a tick: some milliseconds, in which packets wait
 _STEP_CHUNKS = 64  # the same of a table that is all but empty
 _CANDIDATES = 20_000  # flows looked at when the table is full
 _EVICTED_SHARE = 10  # of these, one in so many makes room
 _FULL_MS = 100  # how long a table in which nothing could go is taken for full
-
-
-def place_of(service: int, backend_id: int) -> int:
-    """Where a service's backend stands in arrays."""
-    return service * MAX_BACKENDS + backend_id
 
 
 class MapFlows:
@@ -224,30 +204,3 @@ class MapFlows:
         return Entry(flow.key, flow.client_isn, flow.ts_shift, flow.created_ms, flow.seen_ms,
                      self._numbers(flow.backend), flow.backend.id, flow.state,
                      flow.delivery is not None).pack()
-
-
-class MarkedHolds(HoldTable):
-    """A HoldTable whose flows are marked in a map, so that all their packets go up."""
-
-    def __init__(self, octets_total: int, marks: Map, told_count: memoryview) -> None:
-        """told_count: where the program reads how many there are."""
-        super().__init__(octets_total)
-        self._marks = marks
-        self._told_count = told_count
-
-    def add(self, held: Held, segment: Segment) -> None:
-        """As HoldTable."""
-        if self.get(held.key) is None:
-            self._marks.update(held.key, b"\x01")
-        super().add(held, segment)
-        self._tell_count()
-
-    def remove(self, held: Held) -> None:
-        """As HoldTable."""
-        self._marks.delete(held.key)
-        super().remove(held)
-        self._tell_count()
-
-    def _tell_count(self) -> None:
-        """The program looks into the map only while there is something in it."""
-        self._told_count[:] = len(self).to_bytes(4, sys.byteorder)
