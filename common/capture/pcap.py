@@ -2,7 +2,8 @@
 
 Reading is scapy's work (imported only here, and only when a capture is read);
 link headers are taken off here: Ethernet with any VLAN tags, raw IP, and
-Linux's two cooked forms.
+Linux's two cooked forms. A sender whose NIC cuts its segments is captured
+before that, and then its packets may have no length yet: the frame's counts.
 
 Source: draft-ietf-opsawg-pcap (file format); tcpdump.org/linktypes.html.
 """
@@ -13,8 +14,21 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common.wire import ipv4
+from common.wire.checksum import checksum
+
 ETHERNET, RAW, LINUX_SLL, IPV4, LINUX_SLL2 = 1, 101, 113, 228, 276
 _RAW_TYPES = (RAW, IPV4, 12, 14)  # 12 and 14: DLT_RAW as some systems write it
+_READ_TYPES = frozenset((ETHERNET, LINUX_SLL, LINUX_SLL2, *_RAW_TYPES))
+_LINK_NAMES = {  # of those that tcpdump and Wireshark write, beside the ones that are read here
+    0: "BSD loopback", 6: "token ring", 9: "PPP", 10: "FDDI", 50: "PPP in HDLC", 51: "PPPoE",
+    104: "Cisco HDLC", 105: "IEEE 802.11", 107: "frame relay", 108: "OpenBSD loopback",
+    109: "encrypted OpenBSD", 117: "OpenBSD pflog", 119: "IEEE 802.11 with Prism header",
+    127: "IEEE 802.11 with radiotap header", 129: "ARCnet", 163: "IEEE 802.11 with AVS header",
+    187: "Bluetooth HCI", 189: "USB of Linux", 192: "per-packet information",
+    195: "IEEE 802.15.4", 201: "Bluetooth HCI", 220: "USB of Linux", 227: "CAN", 229: "raw IPv6",
+    239: "NFLOG", 247: "InfiniBand", 249: "USB of Windows", 253: "netlink", 258: "macOS pktap",
+}
 _ETHERTYPE_IPV4 = 0x0800
 _ETHERTYPES_VLAN = (0x8100, 0x88A8, 0x9100)
 
@@ -23,6 +37,7 @@ _RECORD_HEADER = struct.Struct("=IIII")
 _MAGIC_US = 0xA1B2C3D4
 _SNAP_LEN = 262144
 _US_NS = 1000
+_U16 = struct.Struct("!H")
 
 
 class CaptureError(Exception):
@@ -32,13 +47,15 @@ class CaptureError(Exception):
 class Captured(NamedTuple):
     """One frame of a capture.
 
-    time_ns: unix time. packet: from the IP header on, None where the frame holds no IPv4.
-    cut_len: octets that the capture left out (its snap length).
+    time_ns: unix time. packet: from the IP header on, None where the frame holds no IPv4, or
+    none that can be read. cut_len: octets that the capture left out (its snap length).
+    unread: the frame's link type by name and number, if it is one that cannot be read.
     """
 
     time_ns: int
     packet: bytes | None
     cut_len: int = 0
+    unread: str = ""
 
 
 def read(path: str | Path) -> Iterator[Captured]:
@@ -62,7 +79,13 @@ def _frames(reader: Any, is_ng: bool) -> Iterator[Captured]:
             else:
                 link = reader.linktype
                 time_ns = meta.sec * 10**9 + meta.usec * (1 if reader.nano else _US_NS)
-            yield Captured(time_ns, ipv4_of(link, frame), max(meta.wirelen - len(frame), 0))
+            link &= 0xFFFF  # above it: whether frames end in a check sequence
+            cut_len = max(meta.wirelen - len(frame), 0)
+            packet = ipv4_of(link, frame)
+            if packet is not None:
+                packet = _with_length(packet, len(packet) + cut_len)
+            unread = "" if link in _READ_TYPES else f"{_LINK_NAMES.get(link, 'link type')} ({link})"
+            yield Captured(time_ns, packet, cut_len, unread)
 
 
 def write(path: str | Path, packets: Iterable[tuple[int, bytes]]) -> int:
@@ -95,6 +118,19 @@ def ipv4_of(link: int, frame: bytes) -> bytes | None:
     if int.from_bytes(frame[type_off:type_off + 2], "big") != _ETHERTYPE_IPV4:
         return None
     return frame[type_off + 2:]
+
+
+def _with_length(packet: bytes, total_len: int) -> bytes:
+    """`packet`, whose length is `total_len` if its header leaves that to the sender's NIC (0)."""
+    header_len = 4 * (packet[0] & 15) if packet else 0
+    if packet[2:4] != b"\0\0" or not ipv4.HEADER_LEN <= header_len <= len(packet) \
+            or total_len > 0xFFFF:
+        return packet
+    header = bytearray(packet[:header_len])
+    _U16.pack_into(header, 2, total_len)
+    _U16.pack_into(header, ipv4.CHECKSUM_OFF, 0)
+    _U16.pack_into(header, ipv4.CHECKSUM_OFF, checksum(header))
+    return bytes(header) + packet[header_len:]
 
 
 def _time_of_block_ns(meta: Any) -> int:

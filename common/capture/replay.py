@@ -54,7 +54,8 @@ def replay(
     Returns: a step for every packet, and for every timer that sent something.
     """
     now_ms = tick_ms = 0
-    for number, (time_ns, packet, _) in enumerate(packets, 1):
+    for number, captured in enumerate(packets, 1):
+        time_ns, packet = captured.time_ns, captured.packet
         if packet is None:
             continue
         time_ms = time_ns // _NS_PER_MS
@@ -83,13 +84,17 @@ class Summary:
 
     def __init__(self) -> None:
         self.verdicts: Counter[tuple[str, str]] = Counter()
+        self.unread: Counter[str] = Counter()
         self.frames = self.not_ipv4 = self.cut = self.sent = self.sent_by_timers = 0
 
     def watch(self, packets: Iterable[Captured]) -> Iterator[Captured]:
         """Count frames on their way into a replay."""
         for captured in packets:
             self.frames += 1
-            self.not_ipv4 += captured.packet is None
+            if captured.unread:
+                self.unread[captured.unread] += 1
+            else:
+                self.not_ipv4 += captured.packet is None
             self.cut += captured.cut_len > 0 and captured.packet is not None
             yield captured
 
@@ -110,6 +115,8 @@ class Summary:
         notes = []
         if self.sent_by_timers:
             notes.append(f"{self.sent_by_timers} of the packets written were sent by timers")
+        notes += [f"{count} frames are of a link type that cannot be read here: {link}"
+                  for link, count in self.unread.most_common()]
         if self.not_ipv4:
             notes.append(f"{self.not_ipv4} frames hold no IPv4 and were passed over")
         if self.cut:
@@ -124,7 +131,8 @@ class Summary:
                 {"verdict": verdict, "reason": reason, "packets": count}
                 for verdict, reason, count in self.rows()
             ],
-            "frames": self.frames, "not_ipv4": self.not_ipv4, "cut_short": self.cut,
+            "frames": self.frames, "not_ipv4": self.not_ipv4,
+            "unread_link_types": dict(self.unread), "cut_short": self.cut,
             "sent": self.sent, "sent_by_timers": self.sent_by_timers,
         }
 

@@ -8,8 +8,9 @@ from random import Random
 from typing import Any
 
 import pytest
+from scapy.layers.dot11 import Dot11, RadioTap
 from scapy.layers.inet import IP, TCP, UDP
-from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1Q, Ether
+from scapy.layers.l2 import ARP, CookedLinux, CookedLinuxV2, Dot1Q, Ether, Loopback
 from scapy.packet import Packet, Raw
 from scapy.utils import PcapNgWriter, PcapWriter
 
@@ -39,6 +40,13 @@ def no_default_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 # --- captures ---
 
 PLAIN = IP(src=CLIENT, dst=VIP) / TCP(sport=4000, dport=80) / Raw(b"abc")
+
+
+def one_frame(link: int, frame: bytes, cut: int = 0) -> bytes:
+    """A capture of one frame, whose last `cut` octets were left out."""
+    kept = frame[:len(frame) - cut]
+    return (struct.pack(">IHHiIII", 0xA1B2C3D4, 2, 4, 0, 0, 65535, link)
+            + struct.pack(">IIII", START, 0, len(kept), len(frame)) + kept)
 
 
 @pytest.mark.parametrize("frame", [
@@ -72,6 +80,76 @@ def test_frames_without_ipv4_are_told_apart(tmp_path: Path) -> None:
     packets = [captured.packet for captured in pcap.read(path)]
 
     assert packets == [None, bytes(PLAIN), b"", None]
+
+
+def test_a_link_type_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    groups = ([Ether() / PLAIN, Ether() / ARP()], [Loopback() / PLAIN] * 2,
+              [RadioTap() / Dot11() / Raw(b"\x45")])
+    frames: list[Captured] = []
+    for number, group in enumerate(groups):
+        with PcapWriter(str(tmp_path / f"{number}.pcap")) as file:
+            file.write(group)
+        frames += pcap.read(tmp_path / f"{number}.pcap")
+    summary = replay.Summary()
+
+    packets = [captured.packet for captured in summary.watch(frames)]
+
+    assert packets == [bytes(PLAIN), None, None, None, None]
+    assert summary.notes() == [
+        "2 frames are of a link type that cannot be read here: BSD loopback (0)",
+        "1 frames are of a link type that cannot be read here: "
+        "IEEE 802.11 with radiotap header (127)",
+        "1 frames hold no IPv4 and were passed over",
+    ]
+    assert summary.as_json()["unread_link_types"] == {
+        "BSD loopback (0)": 2, "IEEE 802.11 with radiotap header (127)": 1}
+
+
+def test_a_link_type_without_a_name_is_told_by_its_number(tmp_path: Path) -> None:
+    path = tmp_path / "in.pcap"
+    path.write_bytes(one_frame(147, bytes(PLAIN)))
+
+    assert [captured.unread for captured in pcap.read(path)] == ["link type (147)"]
+
+
+def test_a_check_sequence_at_the_end_of_frames_hides_no_link_type(tmp_path: Path) -> None:
+    path = tmp_path / "in.pcap"
+    path.write_bytes(one_frame(0x24000001, bytes(Ether() / PLAIN) + bytes(4)))  # four octets of it
+
+    (captured,) = pcap.read(path)
+
+    assert captured.packet == bytes(PLAIN) + bytes(4)
+    assert not captured.unread
+
+
+@pytest.mark.parametrize("cut", [0, 100])
+@pytest.mark.parametrize("link", [Ether(), None], ids=["ethernet", "raw"])
+def test_a_length_that_is_left_to_the_senders_nic_is_the_frames(
+    link: Packet | None, cut: int, tmp_path: Path
+) -> None:
+    whole = IP(src=CLIENT, dst=VIP) / TCP(sport=4000, dport=80, chksum=7) / Raw(b"x" * 20000)
+    unfinished = whole.copy()
+    unfinished.len, unfinished.chksum = 0, 0
+    frame = bytes(link / unfinished if link else unfinished)
+    path = tmp_path / "in.pcap"
+    path.write_bytes(one_frame(1 if link else 101, frame, cut))
+
+    (captured,) = pcap.read(path)
+
+    assert captured.packet == bytes(whole)[:len(whole) - cut]
+    assert captured.cut_len == cut
+
+
+def test_a_length_of_nothing_readable_stays(tmp_path: Path) -> None:
+    too_long = b"\x45" + bytes(65535)
+    packets = [(START_NS, b"\x4f\0\0\0"), (START_NS, b"\x40\0\0\0" + bytes(20)),
+               (START_NS, too_long)]
+    path = tmp_path / "in.pcap"
+    pcap.write(path, packets)
+
+    read = [captured.packet for captured in pcap.read(path)]
+
+    assert read == [packets[0][1], packets[1][1], too_long[:65535]]
 
 
 def test_a_capture_tells_what_it_left_out_and_counts_nanoseconds(tmp_path: Path) -> None:
@@ -181,7 +259,8 @@ def test_a_summary_counts_what_became_of_the_packets() -> None:
     assert summary.rows() == [("pass", "not_ours", 1)]
     assert summary.as_json() == {
         "verdicts": [{"verdict": "pass", "reason": "not_ours", "packets": 1}],
-        "frames": 2, "not_ipv4": 1, "cut_short": 1, "sent": 1, "sent_by_timers": 1,
+        "frames": 2, "not_ipv4": 1, "unread_link_types": {}, "cut_short": 1, "sent": 1,
+        "sent_by_timers": 1,
     }
     assert len(summary.notes()) == 3
 
@@ -268,6 +347,89 @@ def test_a_capture_of_another_server_is_balanced_as_if_it_were_ours(
         named = dict(handoff[TCP].options)["Timestamp"][1]
         assert named >> 24 == {"192.168.33.20": 1, "192.168.33.21": 2}[handoff.dst]
         assert options["Timestamp"][1] == named + 50
+
+
+REQUEST = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
+# Which packets of the conversation a capture has, in its order: SYN, SYN-ACK, ACK, request, reply,
+# ACK of the reply.
+ORDERS = {
+    "a SYN repeated after the SYN-ACK": (0, 1, 0, 2, 3, 4, 5),
+    "both repeated": (0, 1, 0, 1, 2, 3, 4, 5),
+    "a SYN repeated before the SYN-ACK": (0, 0, 1, 2, 3, 4, 5),
+    "a SYN repeated after the handshake": (0, 1, 2, 0, 3, 4, 5),
+    "a SYN repeated after the request": (0, 1, 2, 3, 0, 4, 5),
+    "the SYN-ACK before its SYN": (1, 0, 2, 3, 4, 5),
+    "every packet twice": (0, 0, 1, 1, 2, 2, 3, 3, 4, 4, 5, 5),
+}
+
+
+@pytest.mark.parametrize("timestamps", [True, False])
+@pytest.mark.parametrize("name", ORDERS)
+def test_a_connection_is_followed_in_whatever_order_its_handshake_was_captured(
+    name: str, timestamps: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packets = conversation(REQUEST, 4000, timestamps)
+    chosen = [packets[index].copy() for index in ORDERS[name]]
+    for number, packet in enumerate(chosen):
+        packet.time = START + number  # a client repeats its SYN after a second
+    source = capture(tmp_path / "in.pcap", chosen)
+    target = tmp_path / "out.pcap"
+
+    balancer_cli.main(["replay", "--secret", SECRET, source, str(target)])
+
+    out = capsys.readouterr().out
+    assert "1 connections were answered by another server" in out
+    sent = [IP(captured.packet) for captured in pcap.read(target)]
+    cookies = {packet[TCP].seq for packet in sent if packet[TCP].flags == "SA"}
+    handoff, *_, ack = (packet for packet in sent if packet.dst in BRIDGES)
+    assert bytes(handoff[TCP].payload) == REQUEST
+    assert handoff[TCP].ack - 1 in cookies
+    assert (ack[TCP].seq, ack[TCP].ack) == (CLIENT_ISN + 1 + len(REQUEST), handoff[TCP].ack)
+    if timestamps:
+        named, echoed = (dict(packet[TCP].options)["Timestamp"][1] for packet in (handoff, ack))
+        assert (named >> 24, echoed) == ({"192.168.33.20": 1, "192.168.33.21": 2}[handoff.dst],
+                                         named + 50)
+
+
+def test_ports_that_are_used_again_are_another_connection(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = conversation(REQUEST, 4000, timestamps=False)
+    second = [packet.copy() for packet in first]
+    for packet in second:
+        client, server = ("ack", "seq") if packet.src == VIP else ("seq", "ack")
+        setattr(packet[TCP], client, getattr(packet[TCP], client) + 1_000_000)
+        if packet[TCP].flags != "S":
+            setattr(packet[TCP], server, getattr(packet[TCP], server) + 2_000_000)
+    del second[5][TCP].options
+    second[0], second[1] = second[1], second[0]
+    for number, packet in enumerate(second):
+        packet.time = START + 60 + number
+    target = tmp_path / "out.pcap"
+
+    balancer_cli.main(["replay", "--secret", SECRET,
+                       capture(tmp_path / "in.pcap", [*first, *second]), str(target)])
+
+    assert "2 connections were answered by another server" in capsys.readouterr().out
+    sent = [IP(captured.packet)[TCP] for captured in pcap.read(target)]
+    assert [packet.flags for packet in sent] == ["SA", "PA", "A"] * 2
+    assert [packet.ack for packet in sent[4:]] == [sent[3].seq + 1] * 2
+
+
+def test_a_request_that_its_senders_nic_was_to_cut_is_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    packets = conversation(REQUEST[:-2] + b"X: " + b"x" * 9000 + b"\r\n\r\n", 4000, True)
+    packets[3].len, packets[3].chksum = 0, 0
+    source = capture(tmp_path / "in.pcap", packets)
+    target = tmp_path / "out.pcap"
+
+    balancer_cli.main(["replay", "--secret", SECRET, source, str(target)])
+
+    assert "send     handoff              1\n" in capsys.readouterr().out
+    handoff = IP(list(pcap.read(target))[1].packet)
+    assert handoff.len == len(packets[3])
+    assert handoff.chksum == IP(bytes(handoff.copy()))[IP].chksum
 
 
 def test_a_capture_of_our_own_traffic_is_left_as_it_is(
