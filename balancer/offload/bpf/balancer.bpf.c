@@ -70,7 +70,7 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 			flow->ts_shift = 0; /* no more echoes of the SYN-ACK's TSval */
 		return forward_flow(ctx, settings, segment, flow, named, now_ms);
 	}
-	if (!named->index || segment->len > named->mtu)
+	if (!named->index || segment->packet.len > named->mtu)
 		return XDP_PASS;
 	if (!takeover_allowed(settings, now_ms)) {
 		note(settings, REASON_TAKEOVER_LIMITED);
@@ -91,12 +91,12 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 
 	if (segment->flags & (RST | FIN))
 		return XDP_PASS;
-	id = choose_backend(ctx, segment->ip_off + segment->payload_off, payload_len(segment),
+	id = choose_backend(ctx, segment->packet.off + segment->payload_off, payload_len(segment),
 			    service, segment->five_tuple.saddr);
 	if (id <= 0)
 		return XDP_PASS;
 	backend = find_backend(service, id);
-	if (!backend || !backend->index || segment->len > backend->mtu)
+	if (!backend || !backend->index || segment->packet.len > backend->mtu)
 		return XDP_PASS;
 	made.client_isn = segment->seq - 1;
 	made.tag.service = service;
@@ -172,12 +172,11 @@ int on_packet(struct xdp_md *ctx)
 	struct service *service;
 	struct backend *named;
 	struct flow *flow;
-	__u32 ip_off, id, number;
+	__u32 id, number;
 	__u64 now_ms;
 
-	ip_off = find_ip(ctx);
 	settings = get_settings();
-	if (!ip_off || !settings || !read_segment(ctx, ip_off, &segment))
+	if (!settings || !read_frame(ctx, &segment))
 		return XDP_PASS;
 	if (segment.flags & SYN)
 		return on_syn(ctx, settings, &segment);
@@ -191,7 +190,7 @@ int on_packet(struct xdp_md *ctx)
 			return XDP_PASS;
 		number = service->number;
 	}
-	if (segment.ttl <= 1 || !read_timestamps(ctx, &segment))
+	if (segment.packet.ttl <= 1 || !read_timestamps(ctx, &segment))
 		return XDP_PASS;
 	id = segment.has_timestamps && segment.flags & ACK
 		     ? segment.tsecr >> (settings->id_shift & 31)

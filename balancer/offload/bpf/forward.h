@@ -27,18 +27,18 @@ static __always_inline int forward(struct xdp_md *ctx, const struct settings *se
 				   const struct segment *segment, const struct backend *backend,
 				   __u32 place, __u32 shift, __u32 reason)
 {
-	struct iphdr *ip = ip_at(ctx, segment->ip_off, HEADERS_LEN);
+	struct iphdr *ip = ip_at(ctx, segment->packet.off, HEADERS_LEN);
 	struct ethhdr *eth = (void *)(long)ctx->data;
 	struct tcphdr *tcp = (void *)(ip + 1);
 	struct traffic *sent;
 	__u64 changes;
 
 	if (!ip || (void *)(eth + 1) > (void *)(long)ctx->data_end || !backend->index ||
-	    segment->len > backend->mtu)
+	    segment->packet.len > backend->mtu)
 		return XDP_PASS;
 	changes = changed(0, ip->daddr, backend->address);
 	if (shift && segment->has_timestamps && segment->tsecr && segment->tsecr <= CLOCK_MASK) {
-		struct iphdr *whole = ip_at(ctx, segment->ip_off, HEADERS_LEN + 12);
+		struct iphdr *whole = ip_at(ctx, segment->packet.off, HEADERS_LEN + 12);
 		__be32 *tsecr = (void *)whole + HEADERS_LEN + 8, named;
 
 		if (!whole)
@@ -54,7 +54,7 @@ static __always_inline int forward(struct xdp_md *ctx, const struct settings *se
 	sent = bpf_map_lookup_elem(&traffic, &place);
 	if (sent) {
 		sent->packets++;
-		sent->octets += segment->len;
+		sent->octets += segment->packet.len;
 		sent->handoffs += reason == REASON_HANDOFF;
 	}
 	note(settings, reason);

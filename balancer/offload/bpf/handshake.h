@@ -97,7 +97,7 @@ __noinline int read_offer(struct syn_options *options)
 static __always_inline bool read_usual_offer(struct xdp_md *ctx, const struct segment *syn,
 					     struct offer *offer)
 {
-	struct iphdr *ip = ip_at(ctx, syn->ip_off, HEADERS_LEN + 20);
+	struct iphdr *ip = ip_at(ctx, syn->packet.off, HEADERS_LEN + 20);
 	__be32 *words = (void *)ip + HEADERS_LEN;
 	__u32 mss, wscale;
 
@@ -129,7 +129,7 @@ static __always_inline bool read_other_offer(struct xdp_md *ctx, const struct se
 		return true;
 	/* Linux 6.1 forgets that this is not 0 unless it is said in its own way */
 	asm volatile("%0 += -1\n%0 &= 63\n%0 += 1" : "+r"(options_len));
-	if (bpf_xdp_load_bytes(ctx, syn->ip_off + HEADERS_LEN, options.octets, options_len))
+	if (bpf_xdp_load_bytes(ctx, syn->packet.off + HEADERS_LEN, options.octets, options_len))
 		return false;
 	options.len = options_len;
 	read_offer(&options);
@@ -180,11 +180,11 @@ static __always_inline bool write_answer(struct xdp_md *ctx, const struct segmen
 	struct ethhdr *eth;
 	struct iphdr *ip;
 	__be32 *words;
-	int growth = (int)(syn->ip_off + len) - (int)bpf_xdp_get_buff_len(ctx);
+	int growth = (int)(syn->packet.off + len) - (int)bpf_xdp_get_buff_len(ctx);
 
 	if (growth && bpf_xdp_adjust_tail(ctx, growth))
 		return false;
-	ip = ip_at(ctx, syn->ip_off, sizeof(*ip));
+	ip = ip_at(ctx, syn->packet.off, sizeof(*ip));
 	if (!ip)
 		return false;
 	*ip = (struct iphdr){

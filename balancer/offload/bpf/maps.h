@@ -11,6 +11,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "common/bpf/include/cookie.h"
+#include "common/bpf/include/tcp.h"
 #include "common/bpf/include/verdict.h"
 
 #define MAX_SERVICES 64
@@ -63,13 +64,6 @@ struct backend {
 	__u8 destination[ETH_ALEN];
 	__u8 source[ETH_ALEN];
 	__u8 padding[6];
-};
-
-struct five_tuple {
-	__be32 saddr;
-	__be32 daddr;
-	__be16 sport;
-	__be16 dport;
 };
 
 struct traffic {

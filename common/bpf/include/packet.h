@@ -1,0 +1,83 @@
+/* A packet in a frame, read with a cursor: each reader checks bounds, moves on, and says what is next.
+ *
+ * Families are values: what is after the network header is read alike for all of them. Today there
+ * is IPv4; what is unusual there (options, fragments) is left to the portable engine.
+ *
+ * Twin: common/wire/ipv4.py
+ */
+#pragma once
+
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/ip.h>
+#include <stdbool.h>
+
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* at: the next header. end: of the octets at hand. A program makes it from its context, and anew
+ * after a helper that may move the packet.
+ */
+struct cursor {
+	void *at;
+	void *end;
+};
+
+enum family { FAMILY_NONE, FAMILY_IPV4 };
+
+/* off: where the network header begins in the frame; l4_off: the transport's, from there on.
+ * len: from the network header on, without the frame's padding.
+ */
+struct packet {
+	enum family family;
+	__u32 off;
+	__u32 l4_off;
+	__u32 len;
+	__u8 protocol;
+	__u8 tos;
+	__u8 ttl;
+};
+
+/* Of a VLAN's tag. A tagged frame belongs to the VLAN's own interface, where a program may be, too. */
+static __always_inline bool is_tag(__be16 type)
+{
+	return type == bpf_htons(ETH_P_8021Q) || type == bpf_htons(ETH_P_8021AD);
+}
+
+/* Returns: the type of what follows, which may be a tag; 0 if the frame ends before it. */
+static __always_inline __be16 read_ethernet(struct cursor *cursor)
+{
+	struct ethhdr *eth = cursor->at;
+
+	if ((void *)(eth + 1) > cursor->end)
+		return 0;
+	cursor->at = eth + 1;
+	return eth->h_proto;
+}
+
+/* The family that an Ethernet type stands for. */
+static __always_inline enum family family_of(__be16 type)
+{
+	return type == bpf_htons(ETH_P_IP) ? FAMILY_IPV4 : FAMILY_NONE;
+}
+
+/* Read a header without options, of a packet that is no fragment. Returns: it, or NULL.
+ *
+ * packet->off is the caller's to say.
+ */
+static __always_inline struct iphdr *read_ipv4(struct cursor *cursor, struct packet *packet)
+{
+	struct iphdr *ip = cursor->at;
+
+	if ((void *)(ip + 1) > cursor->end || *(__u8 *)ip != 0x45 ||
+	    ip->frag_off & bpf_htons(0x3fff))
+		return NULL;
+	packet->family = FAMILY_IPV4;
+	packet->l4_off = sizeof(*ip);
+	packet->len = bpf_ntohs(ip->tot_len);
+	packet->protocol = ip->protocol;
+	packet->tos = ip->tos;
+	packet->ttl = ip->ttl;
+	cursor->at = ip + 1;
+	return ip;
+}
