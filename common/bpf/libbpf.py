@@ -103,6 +103,7 @@ _SIGNATURES: dict[str, _Signature] = {
     "bpf_object__load": (c_int, [c_void_p]),
     "bpf_object__close": (None, [c_void_p]),
     "bpf_object__btf": (c_void_p, [c_void_p]),
+    "bpf_object__btf_fd": (c_int, [c_void_p]),
     "bpf_object__next_map": (c_void_p, [c_void_p, c_void_p]),
     "bpf_object__next_program": (c_void_p, [c_void_p, c_void_p]),
     "bpf_object__find_map_by_name": (c_void_p, [c_void_p, c_char_p]),
@@ -150,8 +151,7 @@ _SIGNATURES: dict[str, _Signature] = {
     "btf__load_vmlinux_btf": (c_void_p, []),
     "btf__free": (None, [c_void_p]),
     "btf__find_by_name_kind": (c_int, [c_void_p, c_char_p, c_uint32]),
-    "btf__type_by_id": (c_void_p, [c_void_p, c_uint32]),
-    "btf__name_by_offset": (c_char_p, [c_void_p, c_uint32]),
+    "btf__raw_data": (c_void_p, [c_void_p, _COUNT]),
 }
 
 

@@ -6,9 +6,11 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import closing
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from common.bpf.btf import Btf, BtfError
 from common.bpf.libbpf import (
     BpfError,
     OpenOptions,
@@ -24,7 +26,6 @@ TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 0, 2, 7
 XDP_HAS_FRAGS = 1 << 5
 _LIVE_FRAMES = 1 << 1
 _ROOM = 1024  # octets that a test run's packet may grow by
-_DATASEC = 15
 
 
 class XdpMd(ctypes.Structure):
@@ -159,7 +160,6 @@ class Object:
         self.name = name or ("" if isinstance(source, bytes) else Path(source).name)
         check(0 if handle else None, f"opening {self.name or 'an object'}")
         self._handle: int | None = handle
-        self._variables = dict(self._find_variables())
 
     def __enter__(self) -> "Object":
         return self
@@ -180,9 +180,7 @@ class Object:
 
         Raises: BpfError (ENOENT); ValueError, OverflowError if it does not fit.
         """
-        if name not in self._variables:
-            raise BpfError(errno.ENOENT, f"setting variable {name} of {self.name}")
-        section, offset, size = self._variables[name]
+        section, offset, size = self.variable(name)
         octets = value.to_bytes(size, "little", signed=value < 0) if isinstance(value, int) \
             else bytes(value)
         if len(octets) != size:
@@ -221,12 +219,31 @@ class Object:
               f"setting flags of {program_name}")
 
     def load(self) -> "Object":
-        """Create maps, verify programs. Raises: BpfError with the end of the verifier's log."""
+        """Create maps, verify programs. Raises: BpfError with the end of the verifier's log.
+
+        An object whose types the kernel refuses is refused, too: libbpf would go on without them,
+        and nobody could say any more what is in its maps.
+        """
         take_log()
         check(libbpf().bpf_object__load(self._handle), f"loading {self.name}")
+        if libbpf().bpf_object__btf(self._handle):
+            number = libbpf().bpf_object__btf_fd(self._handle)
+            check(number if number >= 0 else -errno.EINVAL, f"loading the types of {self.name}")
         return self
 
     # --- at any time ---
+
+    @cached_property
+    def btf(self) -> Btf:
+        """Its types. Raises: BpfError (ENODATA) if it was compiled without them."""
+        length = ctypes.c_uint32()
+        handle = libbpf().bpf_object__btf(self._handle)
+        start = libbpf().btf__raw_data(handle, ctypes.byref(length)) if handle else None
+        try:
+            return Btf(ctypes.string_at(start, length.value) if start else b"")
+        except BtfError as error:
+            raise BpfError(errno.ENODATA, f"reading the types of {self.name}",
+                           [str(error)]) from error
 
     def map_names(self) -> list[str]:
         """All maps; those of global variables (.rodata, .bss, .data) are known by section."""
@@ -259,8 +276,13 @@ class Object:
                              f"using program {name}"), name)
 
     def variable(self, name: str) -> tuple[str, int, int]:
-        """Where a global variable is: section (which is a map's name), offset, size in octets."""
-        return self._variables[name]
+        """Where a global variable is: section (which is a map's name), offset, size in octets.
+
+        Raises: BpfError (ENOENT).
+        """
+        if name not in self.btf.variables:
+            raise BpfError(errno.ENOENT, f"finding variable {name} of {self.name}")
+        return self.btf.variables[name]
 
     def shared_variable(self, name: str) -> memoryview:
         """A global variable's octets, which programs read and write. Raises: BpfError."""
@@ -283,20 +305,3 @@ class Object:
         while handle := libbpf().bpf_object__next_map(self._handle, handle):
             name = libbpf().bpf_map__name(handle).decode()
             yield name[name.find("."):] if "." in name else name, handle
-
-    def _find_variables(self) -> Iterator[tuple[str, tuple[str, int, int]]]:
-        """Global variables, from the object's BTF: name, (section, offset, size)."""
-        library: Any = libbpf()
-        btf = library.bpf_object__btf(self._handle)
-        for section in self.map_names() if btf else ():
-            number = library.btf__find_by_name_kind(btf, section.encode(), _DATASEC)
-            if not section.startswith(".") or number < 0:
-                continue
-            # struct btf_type: name_off, info (low 16 bits: count), size; then btf_var_secinfo.
-            start = library.btf__type_by_id(btf, number)
-            count = struct.unpack_from("=I", ctypes.string_at(start, 12), 4)[0] & 0xFFFF
-            entries = ctypes.string_at(start + 12, 12 * count)
-            for kind, offset, size in struct.iter_unpack("=III", entries):
-                label = ctypes.string_at(library.btf__type_by_id(btf, kind), 4)
-                text = library.btf__name_by_offset(btf, int.from_bytes(label, "little"))
-                yield text.decode(), (section, offset, size)

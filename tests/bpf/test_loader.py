@@ -181,7 +181,7 @@ def test_a_variable_takes_its_own_size_only(tiny: Object) -> None:
         tiny.set_variable("verdict", 1 << 32)
     with pytest.raises(ValueError, match="3 octets for variable name of 4"):
         tiny.set_variable("name", b"abc")
-    with pytest.raises(BpfError, match="setting variable nothing"):
+    with pytest.raises(BpfError, match="finding variable nothing"):
         tiny.set_variable("nothing", 1)
 
 

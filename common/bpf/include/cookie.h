@@ -56,12 +56,21 @@ static __always_inline __u8 encode_offer(__u16 mss, bool sack, __u8 wscale)
 	return index << 5 | sack << 4 | wscale;
 }
 
-/* The MSS that a cookie stands for, octets; never more than was offered. */
+/* The MSS that a cookie stands for, octets; never more than was offered.
+ *
+ * Compared, not looked up: clang puts a constant table into a section .rodata.cst16 of its own, but
+ * among the variables of .rodata in the BTF, which Linux then refuses.
+ */
 static __always_inline __u16 cookie_mss(__u32 cookie_isn)
 {
 	static const __u16 table[] = {536, 1200, 1300, 1360, 1400, 1440, 1460, 8960};
+	__u16 mss = table[0];
 
-	return table[cookie_isn >> 5 & 7];
+#pragma unroll
+	for (int index = 1; index < 8; index++)
+		if ((cookie_isn >> 5 & 7) >= index)
+			mss = table[index];
+	return mss;
 }
 
 /* Whether a cookie is ours, made for this flow in a neighbouring epoch. */
