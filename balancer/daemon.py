@@ -7,12 +7,12 @@ from balancer.config import Config
 from balancer.datapath import Datapath
 from balancer.offload import instance
 from balancer.offload.offload import FastDatapath
+from balancer.routes import RouteWatch
 from common import settings
 from common.engine import daemon, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
 from common.engine.host import Host
-from common.engine.loop import clock_ms
 from common.engine.queue import RawSender
 from common.wire import icmp
 
@@ -34,6 +34,7 @@ def run(config: Config) -> int:
         else Datapath(config, secrets, random=SystemRandom())
     )
     vips = sorted({str(service.vip) for service in config.services})
+    routes = RouteWatch(datapath.paths, datapath.paths.set_routes)
 
     def change(host: Host) -> str:
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
@@ -42,15 +43,18 @@ def run(config: Config) -> int:
             host.add_address(config.interface, vip)
         services = ", ".join(f"{service.name} ({service.key})" for service in config.services)
         ready = f"ready: {services} on {config.interface}, portable engine by {way}"
+        routes.look_up()
         if isinstance(datapath, FastDatapath):
-            datapath.find_next_hops(clock_ms())
+            datapath.tell_paths()
+            datapath.is_live = True
             return f"{ready}, behind the fast one ({datapath.program.attach().value} XDP)"
         instance.detach(config)  # of an earlier start
         return f"{ready} ({reason})"
 
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
     return daemon.serve(PROGRAM, config, datapath, RawSender(config.mark), claims, change,
-                        lasting=instance.Lasting(config) if program else None)
+                        lasting=instance.Lasting(config) if program else None,
+                        sources=routes.sources)
 
 
 def detach(config: Config) -> int:

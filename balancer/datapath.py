@@ -39,6 +39,7 @@ from balancer.keys.request import choose_key
 from balancer.modes.split import handshake, hold, takeover
 from balancer.modes.split.delivery import Deliveries, Delivery
 from balancer.modes.split.flood import Flood
+from balancer.paths import Paths
 from balancer.pool.schedule import make_scheduler
 from common.cluster.cookie import Secrets
 from common.counters import Sample, new_counters
@@ -84,6 +85,8 @@ class Datapath:
                 ServiceState(service, self._id_shift, random)
             for service in config.services
         }
+        self.paths = Paths(
+            backend.address.packed for service in config.services for backend in service.backends)
         self._vips = {service.vip.packed for service in config.services}
         timeouts = config.timeouts
         self.flows: FlowTable[BackendFlow] = FlowTable(

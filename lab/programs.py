@@ -25,7 +25,7 @@ from balancer.keys.request import KeySpec
 from balancer.modes.split import takeover
 from balancer.offload import program as balancer_program
 from balancer.offload.flow_map import KEY, Entry
-from balancer.offload.next_hops import NextHop
+from balancer.paths import NextHop
 from common.bpf import build
 from common.bpf.objects import Object, Program, SkBuff
 from common.cluster import cookie

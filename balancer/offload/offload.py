@@ -5,7 +5,6 @@ segment; all else it leaves alone, and the portable engine's rules bring it to t
 which reads and writes the program's tables.
 """
 
-from ipaddress import IPv4Address
 from random import Random
 
 from balancer.config import Config
@@ -14,7 +13,6 @@ from balancer.flows import Backend
 from balancer.offload.flow_store import MapFlows
 from balancer.offload.held_marks import MarkedHolds
 from balancer.offload.maps import place_of
-from balancer.offload.next_hops import NextHops
 from balancer.offload.program import Program
 from common.cluster.cookie import Secrets
 from common.verdict import Verdict
@@ -44,7 +42,8 @@ class FastDatapath(Datapath):
         )
         self.holds = MarkedHolds(config.hold_octets_total, program.marks, program.held_count)
         self._places = places
-        self._next_hops: NextHops | None = None
+        self._paths_told = -1
+        self.is_live = False  # whether the program has packets, whose counts are to be added
         self._next_refresh_ms = 0
         self._sent: dict[tuple[int, int], tuple[int, ...]] = {}
 
@@ -58,16 +57,13 @@ class FastDatapath(Datapath):
         self._secrets = secrets
         self.program.set_secrets(secrets)
 
-    def find_next_hops(self, now_ms: int) -> None:
-        """Look the ways to the backends up, now and from now on."""
-        if self._next_hops is None:
-            self._next_hops = NextHops(
-                {str(IPv4Address(each.address)) for each in self._places.values()}
-            )
-        hops = self._next_hops.look_up(now_ms)
+    def tell_paths(self) -> None:
+        """Tell the program the ways to the backends, if they have changed."""
+        if self._paths_told == self.paths.version:
+            return
+        self._paths_told = self.paths.version
         for (number, backend_id), backend in self._places.items():
-            hop = hops[str(IPv4Address(backend.address))]
-            self.program.set_next_hop(number, backend_id, hop)
+            self.program.set_next_hop(number, backend_id, self.paths[backend.address].hop)
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
         """As Datapath, for what the program has left alone."""
@@ -80,10 +76,9 @@ class FastDatapath(Datapath):
         """As Datapath; ways, clock and counters are kept up to date."""
         self.flows.now_ms = now_ms
         packets = super().on_tick(now_ms)
-        if self._next_hops is None:
+        if not self.is_live:
             return packets
-        if self._next_hops.are_stale(now_ms):
-            self.find_next_hops(now_ms)
+        self.tell_paths()
         if not 0 <= self._next_refresh_ms - now_ms <= REFRESH_MS:
             self._next_refresh_ms = now_ms + REFRESH_MS
             self.program.keep_time(now_ms)

@@ -19,8 +19,8 @@ from balancer.offload.maps import (
     TRAFFIC,
     place_of,
 )
-from balancer.offload.next_hops import UNKNOWN, NextHop
 from balancer.offload.requests import fill_requests
+from balancer.paths import UNKNOWN, NextHop
 from common.bpf import build, pins
 from common.bpf.links import Mode
 from common.bpf.objects import Object

@@ -10,12 +10,15 @@ from typing import NamedTuple, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from common.cluster.cookie import Secrets
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
 from common.engine.lock import Locks, Taken
 from common.engine.loop import Datapath, Engine, Sender, clock_ms
 from common.engine.queue import QueueError
 from common.engine.signals import Signals
+from common.engine.sources import Source
+from common.engine.worker import Worker
 from common.settings import ConfigError, check_secret
 
 log = logging.getLogger(__name__)
@@ -56,13 +59,14 @@ class Lasting(Protocol):
 def serve(
     program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
     change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
-    lasting: Lasting | None = None,
+    lasting: Lasting | None = None, sources: Sequence[Source] = (),
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
     change:     makes the changes to the host, and returns the line to log when they are made.
     last_words: packets to send before they are undone; now_ms: unix time in ms.
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
+    sources:    what happens besides packets.
     Raises: ConfigError, before anything on the host is changed.
     """
     signals = Signals()
@@ -71,7 +75,7 @@ def serve(
     try:
         for claim in (*claims, own):
             _lock(program, config.file, claim, locks)
-        engine = _make_engine(config, datapath, sender, signals)
+        engine = _make_engine(config, datapath, sender, signals, sources)
         if config.metrics:
             # most of the program's memory, where nobody asks for them
             from common.engine import metrics
@@ -140,18 +144,26 @@ def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
 
 
 def _make_engine(
-    config: Config, datapath: Datapath, sender: Sender, signals: Signals
+    config: Config, datapath: Datapath, sender: Sender, signals: Signals,
+    sources: Sequence[Source],
 ) -> Engine:
-    def reload() -> None:
+    def read() -> Secrets | ConfigError:
         try:
-            datapath.secrets = check_secret(config.file, config.secret_file)
+            return check_secret(config.file, config.secret_file)
         except ConfigError as error:
-            log.error("the secrets stay as they were: %s", error)
-        else:
-            log.info("the secrets of %s are in use", config.secret_file)
+            return error
 
+    def take(read: Secrets | ConfigError) -> None:
+        if isinstance(read, ConfigError):
+            log.error("the secrets stay as they were: %s", read)
+            return
+        datapath.secrets = read
+        log.info("the secrets of %s are in use", config.secret_file)
+
+    reader = Worker("reading the secrets", take)  # disks may take their time; packets may not
     try:
-        return Engine(datapath, config.queue, sender, signals, reload)
+        return Engine(datapath, config.queue, sender, signals, lambda: reader.start(read),
+                      [reader, *sources])
     except QueueError as error:
         raise ConfigError(
             config.file, "queue", config.queue, f"the number of a queue that is free: {error}"

@@ -1,7 +1,8 @@
 """The portable engine: packets from a queue through a pure data path, effects carried out.
 
 This is all that both daemons do at run time; what differs between them is
-given: the data path and the way out.
+given: the data path, the way out, and further sources of events beside the
+queue (common/engine/sources.py).
 
 Every packet passes `handle`, so that is lean: nothing is logged, nothing looked
 up that could be at hand.
@@ -9,15 +10,15 @@ up that could be at hand.
 
 import gc
 import logging
-import select
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from common.cluster.cookie import Secrets
 from common.counters import Counters, Sample
 from common.engine.queue import PacketQueue, is_truncated
 from common.engine.signals import Signals, Watchdog, notify
+from common.engine.sources import Source, Sources
 from common.verdict import Action, DropReason, Verdict
 
 TICK_MS = 100
@@ -56,9 +57,12 @@ class Engine:
 
     def __init__(
         self, datapath: Datapath, queue_number: int, sender: Sender, signals: Signals,
-        reload: Callable[[], None] = lambda: None,
+        reload: Callable[[], None] = lambda: None, sources: Sequence[Source] = (),
     ) -> None:
-        """reload: called when it is asked to read its secrets anew. Raises: queue.QueueError."""
+        """reload: called when it is asked to read its secrets anew. Raises: queue.QueueError.
+
+        sources: what else happens, besides packets.
+        """
         self.counters = datapath.counters
         self._datapath = datapath
         self._sender = sender
@@ -68,6 +72,7 @@ class Engine:
         self._next_log_ms = 0
         self._unlogged_faults = 0
         self._queue = PacketQueue(queue_number, self._make_handler())
+        self._sources = Sources([self._queue, *sources], self._on_source_fault)
 
     def run(self, ready: str) -> None:
         """Handle packets until asked to stop. ready: the line to log once they are handled."""
@@ -75,14 +80,11 @@ class Engine:
         # collector would only walk a million of them again and again.
         gc.collect()
         gc.disable()
-        poll = select.poll()
-        poll.register(self._queue.fileno(), select.POLLIN)
         log.info("%s", ready)
         notify("READY=1")
         signals, watchdog = self._signals, Watchdog()
         while not signals.stop:
-            if poll.poll(TICK_MS - clock_ms() % TICK_MS):
-                self._queue.drain()
+            self._sources.wait((TICK_MS - clock_ms() % TICK_MS) / 1000)
             now_ms = clock_ms()
             if now_ms // TICK_MS != self._tick:
                 self._on_tick(now_ms)
@@ -123,6 +125,7 @@ class Engine:
     def close(self) -> None:
         """Give the queue back; its packets are dropped while its rules stand."""
         self.log_counters()
+        self._sources.close()
         self._queue.close()
 
     def _make_handler(self) -> Callable[[bytes], bool]:
@@ -144,7 +147,7 @@ class Engine:
                         self.send_all(self._datapath.on_too_big(packet, mtu, now_ms))
                 return verdict.action is passed
             except Exception:  # our bug; one packet must not end the flows of all others
-                self._on_fault(now_ms)
+                self._on_fault()
                 return False
 
         return handle
@@ -154,15 +157,23 @@ class Engine:
         try:
             self.send_all(self._datapath.on_tick(now_ms))
         except Exception:
-            self._on_fault(now_ms)
+            self._on_fault()
 
-    def _on_fault(self, now_ms: int) -> None:
+    def _on_source_fault(self, source: Source) -> None:
+        """Without the queue there is nothing to do here; all else is a fault like any other."""
+        if source is self._queue:
+            raise
+        self._on_fault()
+
+    def _on_fault(self) -> None:
         """Count a fault of ours, and log it unless one was logged within the last second."""
         self.counters[DropReason.INTERNAL_ERROR] += 1
+        now_ms = clock_ms()
         if self._next_log_ms - _FAULT_LOG_MS <= now_ms < self._next_log_ms:
             self._unlogged_faults += 1
             return
         self._next_log_ms = now_ms + _FAULT_LOG_MS
-        log.exception("a packet was dropped by a fault of this program (%d more since the last)",
+        log.exception("a packet or event was dropped by a fault of this program (%d more "
+                      "since the last)",
                       self._unlogged_faults)
         self._unlogged_faults = 0

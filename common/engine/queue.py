@@ -101,6 +101,15 @@ class PacketQueue:
         finally:
             self._drop_seen()
 
+    deadline_s: float | None = None  # as sources.Source
+
+    def on_ready(self) -> None:
+        """As sources.Source."""
+        self.drain()
+
+    def on_deadline(self) -> None:
+        """As sources.Source; there is none."""
+
     def leave(self) -> None:
         """Let `drain` return after the packet at hand; a flood would keep it for ever."""
         self._leaving = True

@@ -17,8 +17,8 @@ from balancer.datapath import Datapath
 from balancer.flows import BackendFlow
 from balancer.keys.request import KeySpec
 from balancer.offload.flow_map import Entry
-from balancer.offload.next_hops import NextHop
 from balancer.offload.program import PROGRAM_NAME, Program
+from balancer.paths import NextHop
 from common.bpf import BpfError, build
 from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX
 from common.bpf.reasons import REASONS

@@ -43,9 +43,9 @@ class FastBalancer:
     """The program in test runs, and what it leaves alone through the data path behind it."""
 
     def __init__(self, config: balancer_config.Config, secrets: Secrets) -> None:
-        from balancer.offload.next_hops import NextHop
         from balancer.offload.offload import FastDatapath
         from balancer.offload.program import PROGRAM_NAME, Program
+        from balancer.paths import NextHop
         from common.bpf.objects import XDP_DROP, XDP_PASS
         from common.bpf.reasons import REASONS
 

@@ -1,0 +1,150 @@
+"""The ways to the backends, as far as they are known: the next hop, the own address, the path MTU.
+
+What the kernel's routing says is told by the daemon (balancer/routes.py). A path may be narrower
+than its first link; that is learnt by measurement, or from a router's "fragmentation needed", and
+forgotten after ten minutes, as the kernel does it (ip-sysctl.rst: mtu_expires), unless it is said
+again. A service's MSS fits the smallest path to any of its backends.
+"""
+
+import logging
+from collections.abc import Iterable, Iterator
+from ipaddress import IPv4Address
+from typing import NamedTuple
+
+LEAST_MTU = 576  # what every host takes (RFC 1122 §3.3.2): less is learnt from nobody
+HEADERS_LEN = 40  # of IPv4 and TCP without options, which an MSS does not count (RFC 9293 §3.7.1)
+LEARNT_MS = 600_000
+_UNBOUNDED = 65535
+log = logging.getLogger(__name__)
+
+
+class NextHop(NamedTuple):
+    """interface: its index, 0 where the way is not known. mtu: octets of an IP packet."""
+
+    interface: int
+    mtu: int
+    destination: bytes
+    source: bytes
+
+
+UNKNOWN = NextHop(0, 0, bytes(6), bytes(6))
+
+
+class Route(NamedTuple):
+    """What the kernel says of the way to an address.
+
+    own_address: the source it would choose, 4 octets; empty where there is no way.
+    mtu:         octets of an IP packet, of the first link or as the route says; 0: not known.
+    hop:         UNKNOWN while the neighbour is not resolved.
+    """
+
+    own_address: bytes
+    mtu: int
+    hop: NextHop
+
+
+NO_ROUTE = Route(b"", 0, UNKNOWN)
+
+
+class Path:
+    """What is known of the path to a backend's address."""
+
+    __slots__ = ("_expires_ms", "_learnt_mtu", "address", "route")
+
+    def __init__(self, address: bytes) -> None:
+        self.address = address
+        self.route = NO_ROUTE
+        self._learnt_mtu = _UNBOUNDED
+        self._expires_ms = 0
+
+    @property
+    def mtu(self) -> int:
+        """The largest IP packet that it is known to take, in octets."""
+        return min(self.route.mtu or _UNBOUNDED, self._learnt_mtu)
+
+    @property
+    def own_address(self) -> bytes:
+        """This host's address on the way there, 4 octets; empty: not known."""
+        return self.route.own_address
+
+    @property
+    def hop(self) -> NextHop:
+        """The next hop, for packets that the whole path takes."""
+        hop = self.route.hop
+        return hop._replace(mtu=min(hop.mtu, self.mtu)) if hop.interface else UNKNOWN
+
+    def learn(self, mtu: int, now_ms: int) -> None:
+        """Believe for ten minutes that the path takes no more than `mtu`."""
+        if mtu <= self._learnt_mtu:
+            self._learnt_mtu, self._expires_ms = mtu, now_ms + LEARNT_MS
+
+    def forget(self) -> None:
+        """Believe the route alone."""
+        self._learnt_mtu = _UNBOUNDED
+
+    def expire(self, now_ms: int) -> None:
+        """Forget what was learnt too long ago."""
+        if self._learnt_mtu < _UNBOUNDED and not 0 <= self._expires_ms - now_ms <= LEARNT_MS:
+            self.forget()
+
+
+class Paths:
+    """The paths to all backends, by address (4 octets).
+
+    version: another one after each change of what they say.
+    """
+
+    def __init__(self, addresses: Iterable[bytes]) -> None:
+        self._paths = {address: Path(address) for address in addresses}
+        self.version = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The addresses."""
+        return iter(self._paths)
+
+    def __getitem__(self, address: bytes) -> Path:
+        return self._paths[address]
+
+    def set_routes(self, routes: dict[bytes, Route]) -> None:
+        """The kernel says these now."""
+        for address, route in routes.items():
+            path = self._paths[address]
+            if path.route != route:
+                path.route = route
+                self.version += 1
+
+    def learn(self, address: bytes, mtu: int, now_ms: int) -> None:
+        """The path to an address takes no more than `mtu` octets, by measurement or from a router.
+
+        This is the one place where a measured MTU comes in. A smaller one than every host must take
+        is nobody's honest word.
+        """
+        path = self._paths[address]
+        before = path.mtu
+        path.learn(max(mtu, LEAST_MTU), now_ms)
+        self._note(path, before)
+
+    def is_whole(self, address: bytes) -> None:
+        """A packet as long as the route allows has arrived there."""
+        path = self._paths[address]
+        before = path.mtu
+        path.forget()
+        self._note(path, before)
+
+    def expire(self, now_ms: int) -> None:
+        """Forget what was learnt too long ago."""
+        for path in self._paths.values():
+            before = path.mtu
+            path.expire(now_ms)
+            self._note(path, before)
+
+    def mss(self, offered: int, addresses: Iterable[bytes]) -> int:
+        """The MSS that fits the smallest path to some backends. offered: as configured."""
+        smallest = min(self._paths[address].mtu for address in addresses)
+        return min(offered, max(smallest, LEAST_MTU) - HEADERS_LEN)
+
+    def _note(self, path: Path, before: int) -> None:
+        if path.mtu != before:
+            self.version += 1
+            log.info("the path to %s takes packets of %d octets (before: %d)",
+                     IPv4Address(path.address), path.mtu, before)
