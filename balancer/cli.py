@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from balancer import config
-from balancer.pool import schedule
+from balancer.pool.schedulers import SCHEDULERS
 from balancer.tools import explain, keygen
 from common import settings
 from common.settings import COMMAND_LINE, ConfigError, cli
@@ -71,7 +71,7 @@ def _add_config_flags(parser: cli.Parser) -> None:
                  "http.query:NAME, tls.sni, payload:N (octets), source, source+port; "
                  "a path may be followed by ,depth=N and ,len=N")
     cli.add_flag(group, "fallback", "KEY", "where the payload has no such key (default source)")
-    cli.add_flag(group, "scheduler", "NAME", "maglev (default), " + ", ".join(schedule.NAMES[1:]))
+    cli.add_flag(group, "scheduler", "NAME", "maglev (default), " + ", ".join(SCHEDULERS[1:]))
     cli.add_flag(group, "hash_balance_factor", "PERCENT",
                  "with a hashing scheduler: a backend's flows at most, in percent of its fair "
                  "share (100 or more; default: no bound)", numeric=True)

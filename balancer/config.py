@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from balancer.keys.request import KeySpec
-from balancer.pool import schedule
+from balancer.pool.schedulers import HASHING, SCHEDULERS
 from common import settings
-from common.cluster.cookie import WSCALE_MAX
 from common.encap import dscp
 from common.settings import COMMAND_LINE, ConfigError, Table
 from common.settings.flags import Flags, number, service_tables, top_table
+from common.wire.options import WSCALE_MAX
 
 DEFAULT_FILE = Path("/etc/l3dsr/balancer.toml")
 DEFAULT_SECRET = "/etc/l3dsr/secret"
@@ -195,7 +195,7 @@ def _read_service(table: Table, id_max: int) -> Service:
         backends=tuple(_read_backend(backend, id_max) for backend in backend_tables),
         key=table.take("key", _key_spec, KeySpec("http.path")),
         fallback=table.take("fallback", _key_spec, KeySpec("source")),
-        scheduler=table.take("scheduler", settings.choice(*schedule.NAMES), "maglev"),
+        scheduler=table.take("scheduler", settings.choice(*SCHEDULERS), "maglev"),
         hash_balance_factor=table.take("hash_balance_factor", settings.whole(100, 65535), None),
         mss=table.take("mss", settings.whole(536, 3960), 1460),
         wscale=table.take("wscale", settings.whole(0, WSCALE_MAX), 7),
@@ -206,10 +206,10 @@ def _read_service(table: Table, id_max: int) -> Service:
     table.finish()
     if not service.backends:
         raise table.error("backend", None, "at least one backend")
-    if service.hash_balance_factor and service.scheduler not in schedule.HASHING:
+    if service.hash_balance_factor and service.scheduler not in HASHING:
         raise table.error(
             "hash_balance_factor", service.hash_balance_factor,
-            f"none with scheduler {service.scheduler}; it bounds " + " and ".join(schedule.HASHING),
+            f"none with scheduler {service.scheduler}; it bounds " + " and ".join(HASHING),
         )
     _check_backends(service, backend_tables)
     return service

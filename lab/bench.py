@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from lab import attacks, contenders, packets
+from lab import contenders
 from lab.contenders import Contender
 from lab.topology import Lab
 
@@ -70,25 +70,37 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--attacks", action="store_true",
                         help="real traffic beside floods (about five minutes)")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
+    parser.add_argument("--against", metavar="FILE",
+                        help="an earlier run's JSON: what each figure was, and its ratio to that")
     options = parser.parse_args(arguments)
-    if options.packets:
-        figures: dict[str, Any] = packets.measure(options.rounds, _say)
-    elif options.attacks:
-        figures = attacks.measure(options.rounds, options.seconds, _say)
-    else:
-        with Lab() as lab:
-            figures = _measure(lab, options.rounds, options.seconds)
+    before = json.loads(Path(options.against).read_text()) if options.against else None
+    figures, lines = _run(options)
     text = json.dumps(figures, indent=1) + "\n"
     Path(options.output).write_text(text)
     if options.json:
         print(text, end="")
-    elif options.packets:
-        packets.print_table(figures)
-    elif options.attacks:
-        print("\n".join(attacks.table(figures)))
     else:
-        print("\n".join([*table(figures), "", *verdicts(figures)]))
+        print("\n".join(lines))
+    if before is not None and not options.json:
+        print("\n".join(["", *comparison(before, figures)]))
     return 0
+
+
+def _run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
+    """Measure. Returns: the figures, and their table. What --help must not need is read here."""
+    if options.packets:
+        from lab import packets
+
+        found: dict[str, Any] = packets.measure(options.rounds, _say)
+        return found, list(packets.table(found))
+    if options.attacks:
+        from lab import attacks
+
+        found = attacks.measure(options.rounds, options.seconds, _say)
+        return found, list(attacks.table(found))
+    with Lab() as lab:
+        figures = _measure(lab, options.rounds, options.seconds)
+    return figures, [*table(figures), "", *verdicts(figures)]
 
 
 def _say(progress: str) -> None:
@@ -220,6 +232,25 @@ def verdicts(figures: Figures) -> Iterator[str]:
             value /= statistics.median(figures[aim.beside][aim.figure]) or float("nan")
         verdict = "met" if aim.holds(value, aim.bound) else "missed"
         yield f"  {verdict:<8}{aim!s:<72}{value:>9.3f}"
+
+
+def comparison(before: dict[str, Any], now: dict[str, Any]) -> Iterator[str]:
+    """What each figure of an earlier run has become; of several rounds the medians count."""
+    old, new = dict(_flat(before)), dict(_flat(now))
+    yield f"{'beside the earlier run':<78}{'then':>10}{'now':>10}{'ratio':>8}"
+    for name in (*old, *(name for name in new if name not in old)):
+        cells = [_shown(found[name]) if name in found else "–" for found in (old, new)]
+        ratio = f"{new[name] / old[name]:.3f}" if name in new and old.get(name) else "–"
+        yield f"{name:<78}{cells[0]:>10}{cells[1]:>10}{ratio:>8}"
+
+
+def _flat(figures: dict[str, Any], head: str = "") -> Iterator[tuple[str, float]]:
+    """Each figure of nested tables by its whole name."""
+    for name, value in figures.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{head}{name}: ")
+        else:
+            yield head + name, statistics.median(value) if isinstance(value, list) else value
 
 
 def _shown(value: float) -> str:

@@ -10,7 +10,7 @@ import gc
 import statistics
 import time
 import tracemalloc
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import IPv4Address
 from random import Random
 
@@ -276,7 +276,7 @@ def _moved_shares(count: int) -> list[float]:
     return [moved_share(backends, backend.id) for backend in backends]
 
 
-def print_table(figures: dict[str, float]) -> None:
+def table(figures: dict[str, float]) -> Iterator[str]:
     """The figures, for people, beside what some of them aim at."""
     for name, value in figures.items():
         aim = ""
@@ -291,4 +291,4 @@ def print_table(figures: dict[str, float]) -> None:
             bound = programs.AIMS.get(name.removeprefix("fast "))
             if bound and name.startswith("fast "):
                 aim = f"   at most {bound}: {'met' if value <= bound else 'missed'}"
-        print(f"{name:<62}{shown:>14}{aim}")
+        yield f"{name:<62}{shown:>14}{aim}"

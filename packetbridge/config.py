@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from common import settings
-from common.cluster.cookie import WSCALE_MAX
 from common.encap import dscp
 from common.settings import COMMAND_LINE, ConfigError, Table
 from common.settings.flags import Flags, number, service_tables, top_table
+from common.wire.options import WSCALE_MAX
 
 DEFAULT_FILE = Path("/etc/l3dsr/packetbridge.toml")
 DEFAULT_SECRET = "/etc/l3dsr/secret"

@@ -25,6 +25,8 @@ from typing import NamedTuple, Protocol
 
 import mmh3
 
+from balancer.pool.schedulers import HASHING, SCHEDULERS
+
 TABLE_SIZE = 65537
 SEED = 0
 _OFFSET_SEED, _SKIP_SEED = 1, 2
@@ -232,8 +234,6 @@ class _Nobody(NamedTuple):
 
 
 _NOBODY = _Nobody()
-HASHING = ("maglev", "rendezvous")
-NAMES = (*HASHING, "round-robin", "random", "least-flows")
 
 
 def make_scheduler(
@@ -256,7 +256,7 @@ def make_scheduler(
         return Random(backends, random)
     if name == "least-flows":
         return LeastFlows(backends, load)
-    raise ValueError(f"one of {', '.join(NAMES)}, not {name!r}")
+    raise ValueError(f"one of {', '.join(SCHEDULERS)}, not {name!r}")
 
 
 def moved_share(backends: Sequence[BackendLike], leaving_id: int) -> float:

@@ -16,7 +16,6 @@ from urllib.parse import SplitResult, urlsplit
 
 from balancer.config import Config, Service
 from balancer.keys.request import NEED_MORE, NO_KEY, KeySpec, choose_key, extract
-from balancer.pool import schedule
 from common.settings import COMMAND_LINE, ConfigError
 
 _SOURCE_KINDS = ("source", "source+port")
@@ -52,6 +51,8 @@ class Answer:
 
 def lines(answer: Answer) -> list[tuple[str, str]]:
     """The answer for people: names and values."""
+    from balancer.pool.schedule import TABLE_SIZE  # needs what --help must not need
+
     shown = [("service", answer.service), ("key", f"{answer.key_spec} = {answer.key}")]
     if not answer.complete:
         shown.append(("", "these octets do not end the key: the balancer would wait for more"))
@@ -59,7 +60,7 @@ def lines(answer: Answer) -> list[tuple[str, str]]:
         return [*shown, ("backend", f"{answer.scheduler} chooses without the key")]
     shown.append(("hash", f"{answer.hash:#010x}"))
     if answer.slot is not None:
-        shown.append(("slot", f"{answer.slot} of {schedule.TABLE_SIZE}"))
+        shown.append(("slot", f"{answer.slot} of {TABLE_SIZE}"))
     if answer.backend is None:
         return [*shown, ("backend", "none: every backend has weight 0")]
     shown.append(("backend", f"{answer.backend} ({answer.backend_address})"))
@@ -79,6 +80,8 @@ def explain(
     source: the client's address and port, for keys (and fallbacks) that are made of them.
     Raises: ConfigError where the key is the client's address and `source` is None.
     """
+    from balancer.pool.schedule import make_scheduler
+
     spec, complete = _deciding_spec(service, payload)
     if spec.kind in _SOURCE_KINDS and source is None:
         raise ConfigError(
@@ -88,7 +91,7 @@ def explain(
     address, port = source or (IPv4Address(0), 0)
     key = choose_key(service.key, service.fallback, payload, address.packed, port, True)
     assert isinstance(key, bytes)  # for complete octets there is always a key
-    scheduler = schedule.make_scheduler(
+    scheduler = make_scheduler(
         service.scheduler, service.backends, random=Random(0),
         hash_balance_factor=service.hash_balance_factor,
     )

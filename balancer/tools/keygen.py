@@ -5,7 +5,7 @@ import tempfile
 from pathlib import Path
 
 from common import settings
-from common.cluster.cookie import Secrets, new_key
+from common.cluster.secrets import Secrets, new_key
 from common.settings import COMMAND_LINE, ConfigError
 
 _DIRECTORY_MODE = 0o755

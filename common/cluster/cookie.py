@@ -15,68 +15,22 @@ Source: RFC 4987 §3.6; SipHash: Aumasson and Bernstein, 2012.
 Twin:   common/bpf/include/cookie.h
 """
 
-import secrets as _random
 import struct
-from pathlib import Path
 from typing import NamedTuple
 
 from siphash24 import siphash24
 
+from common.cluster.secrets import Secrets
+from common.wire.options import WSCALE_MAX
+
 EPOCH_S = 64
-KEY_LEN = 16
 WSCALE_NONE = 15
-WSCALE_MAX = 14  # RFC 7323 §2.3
 
 # Ascending; a client's offer is rounded down to an entry, never up.
 MSS_IPV4 = (536, 1200, 1300, 1360, 1400, 1440, 1460, 8960)
 MSS_IPV6 = (1220, 1280, 1300, 1340, 1380, 1420, 1440, 8940)
 
 _TAIL = struct.Struct("!II")
-
-
-class Secrets(NamedTuple):
-    """The cluster's 16-octet keys. `previous` is still accepted while keys rotate."""
-
-    current: bytes
-    previous: bytes | None = None
-
-    @classmethod
-    def parse(cls, text: str) -> "Secrets":
-        """Read one or two lines of 32 hex digits: current, then previous.
-
-        Raises: ValueError, saying what is wrong, never showing the key.
-        """
-        lines = text.split()
-        if not 1 <= len(lines) <= 2:
-            raise ValueError(f"{len(lines)} keys in it, not one or two")
-        try:
-            keys = [bytes.fromhex(line) for line in lines]
-        except ValueError:
-            raise ValueError("a key in it is not made of hex digits") from None
-        if any(len(key) != KEY_LEN for key in keys):
-            raise ValueError("a key in it has not 32 hex digits")
-        return cls(*keys)
-
-    def emit(self) -> str:
-        """The text that `parse` reads."""
-        return "".join(f"{key.hex()}\n" for key in self if key)
-
-
-def load_secrets(path: str | Path) -> Secrets:
-    """Read the secret file.
-
-    Raises: OSError; PermissionError too where others than the owner may read
-            it; ValueError where its content is not one or two keys.
-    """
-    path = Path(path)
-    if path.stat().st_mode & 0o077:
-        raise PermissionError("others than its owner may read it")
-    return Secrets.parse(path.read_text(encoding="ascii", errors="replace"))
-
-
-def new_key() -> bytes:
-    """A fresh random key."""
-    return _random.token_bytes(KEY_LEN)
 
 
 class Offer(NamedTuple):

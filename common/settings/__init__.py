@@ -9,7 +9,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
 from typing import Any, TypeVar
 
-from common.cluster import cookie
+from common.cluster.secrets import Secrets, load_secrets
 
 T = TypeVar("T")
 COMMAND_LINE = "command line"
@@ -195,10 +195,10 @@ def log_level(value: Any) -> str:
 # --- what can only be seen on the host; nothing is changed ---
 
 
-def check_secret(file: str, path: str) -> cookie.Secrets:
+def check_secret(file: str, path: str) -> Secrets:
     """Read the secret file. Raises: ConfigError, with the remedy."""
     try:
-        return cookie.load_secrets(path)
+        return load_secrets(path)
     except PermissionError as error:
         remedy = f"a file that its owner alone may read ({error}): chmod 600 {path}"
         raise ConfigError(file, "secret_file", path, remedy) from None

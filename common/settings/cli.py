@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from common import __version__, settings
 from common.capture import pcap, replay
-from common.cluster.cookie import Secrets
+from common.cluster.secrets import Secrets
 from common.settings import COMMAND_LINE, ConfigError
 from common.settings.flags import flag_name, number
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 END, NOP, MSS, WSCALE, SACK_PERMITTED, SACK, TIMESTAMPS = 0, 1, 2, 3, 4, 5, 8
+WSCALE_MAX = 14  # RFC 7323 §2.3
 MSS_DEFAULT = 536  # RFC 9293 §3.7.1: what no MSS option means with IPv4
 TIMESTAMPS_LEN = 10
 # How common stacks lay out an established segment: NOP, NOP, timestamps.

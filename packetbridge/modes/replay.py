@@ -114,5 +114,5 @@ def open_flow(flow: BridgeFlow, syn_ack: Segment) -> None:
     offered_wscale = replay.offer.wscale
     if offered_wscale is not None:
         flow.advertised_wscale = flow.service.config.wscale
-        flow.server_wscale = min(answered.wscale or 0, cookie.WSCALE_MAX)
+        flow.server_wscale = min(answered.wscale or 0, options.WSCALE_MAX)
         flow.client_wscale = offered_wscale if answered.wscale is None else 0

@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 
 from common.bpf.objects import Object
-from common.cluster.cookie import KEY_LEN, Secrets
+from common.cluster.secrets import KEY_LEN, Secrets
 from packetbridge.config import Config, Service
 
 _INDEX = struct.Struct("=I")

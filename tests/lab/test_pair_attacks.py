@@ -22,7 +22,8 @@ from traffic import (
 )
 
 from common.cluster import cookie
-from common.cluster.cookie import Offer, load_secrets
+from common.cluster.cookie import Offer
+from common.cluster.secrets import load_secrets
 from lab.node import Node, wait_until
 from lab.topology import CLIENT, DSCP, VIP, Lab
 

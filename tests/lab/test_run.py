@@ -12,7 +12,7 @@ from lab import debian
 from lab.node import REPOSITORY
 
 RUN = str(REPOSITORY / "lab/run")
-COMMANDS = ("demo", "test", "up", "down", "shell")
+COMMANDS = ("demo", "test", "up", "down", "shell", "bench")
 
 
 def run(*words: str, **options: object) -> subprocess.CompletedProcess:

@@ -1,5 +1,8 @@
 """What the benchmark reads from wrk, and what it says of its aims."""
 
+import json
+from pathlib import Path
+
 import pytest
 
 from lab import bench
@@ -43,3 +46,33 @@ def test_aims_are_ratios_of_medians():
     assert (met.split()[0], met.split()[-1]) == ("met", "2.050")
     missed = next(line for line in lines if "bulk Mbit/s, to haproxy ≥ 5" in line)
     assert (missed.split()[0], missed.split()[-1]) == ("missed", "1.000")
+
+
+def test_a_run_is_compared_with_an_earlier_one():
+    before = {"direct": {"requests/s": [100.0, 900.0, 200.0], "gone": [1.0]}, "ns": 2000.0, "no": 0}
+    now = {"direct": {"requests/s": [300.0, 100.0, 800.0]}, "ns": 1000.0, "no": 3, "new": 7.0}
+
+    lines = [line.rsplit(maxsplit=3) for line in bench.comparison(before, now)]
+
+    assert lines[1:] == [
+        ["direct: requests/s", "200", "300", "1.500"],
+        ["direct: gone", "1", "–", "–"],
+        ["ns", "2,000", "1,000", "0.500"],
+        ["no", "0", "3", "–"],
+        ["new", "–", "7", "–"],
+    ]
+
+
+def test_the_comparison_is_printed_after_the_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    earlier = tmp_path / "before.json"
+    earlier.write_text('{"SYN": 80}')
+    monkeypatch.setattr(bench, "_run", lambda options: ({"SYN": 60}, ["table"]))
+
+    bench.main(["--packets", "--against", str(earlier), "--output", str(tmp_path / "now.json")])
+
+    assert capsys.readouterr().out.split() == [
+        "table", "beside", "the", "earlier", "run", "then", "now", "ratio",
+        "SYN", "80", "60", "0.750"]
+    assert json.loads((tmp_path / "now.json").read_text()) == {"SYN": 60}

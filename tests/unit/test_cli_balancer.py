@@ -14,7 +14,7 @@ import pytest
 from balancer import cli, config
 from balancer.pool import schedule
 from common import __version__
-from common.cluster.cookie import load_secrets
+from common.cluster.secrets import load_secrets
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_INTERFACE = "no-such-iface0"

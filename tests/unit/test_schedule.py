@@ -11,7 +11,6 @@ import pytest
 
 from balancer.pool import schedule
 from balancer.pool.schedule import (
-    NAMES,
     TABLE_SIZE,
     BoundedLoad,
     LeastFlows,
@@ -22,6 +21,7 @@ from balancer.pool.schedule import (
     make_scheduler,
     moved_share,
 )
+from balancer.pool.schedulers import SCHEDULERS
 
 
 class Backend(NamedTuple):
@@ -292,7 +292,7 @@ def test_least_flows_takes_the_lowest_id_among_equals() -> None:
 
 
 @pytest.mark.parametrize("factor", [None, 150])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", SCHEDULERS)
 def test_a_backend_of_weight_0_gets_no_new_flows(name: str, factor: int | None) -> None:
     def made(backends: Sequence[Backend]) -> schedule.Scheduler:
         return make_scheduler(name, backends, hash_balance_factor=factor, random=Random(1))
