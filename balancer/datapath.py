@@ -382,6 +382,11 @@ class Datapath:
             return DROP[DropReason.TTL_EXPIRED]
         forwarded = bytearray(quote.packet)
         backend.rewrite.apply(forwarded)
+        own_address = self.paths[backend.address].own_address
+        if own_address:
+            # the router that sent it may be on the way to the backend, too: its own address, coming
+            # in, would be a martian there (RFC 1812 §5.3.7)
+            ipv4.set_source(forwarded, own_address)
         return send(Event.ICMP_FORWARDED, bytes(forwarded))
 
 

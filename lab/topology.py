@@ -38,6 +38,7 @@ SUBNET = "192.168.33"
 VIP = f"{SUBNET}.10"
 CLIENT, BALANCER = f"{SUBNET}.1", f"{SUBNET}.11"
 FAR_CLIENT, FAR_ROUTER, NEAR_ROUTER = "192.168.34.1", "192.168.34.254", f"{SUBNET}.254"
+FAR_SUBNET, BACKENDS_ROUTER = "192.168.35", "192.168.35.254"  # of backends behind the router
 DSCP = 3
 _MORE_CLIENTS_FROM = 100
 _JOURNALS = Path("/run/l3dsr")
@@ -45,14 +46,14 @@ _OFFLOADS = ("tx", "tso", "gso", "gro")
 _counter = itertools.count(1)
 
 
-def bridge_address(number: int) -> str:
+def bridge_address(number: int, subnet: str = SUBNET) -> str:
     """Where balancers send packets for backend 1, 2 …"""
-    return f"{SUBNET}.{19 + number}"
+    return f"{subnet}.{19 + number}"
 
 
-def server_address(number: int) -> str:
+def server_address(number: int, subnet: str = SUBNET) -> str:
     """Where backend 1, 2 … has its nginx."""
-    return f"{SUBNET}.{29 + number}"
+    return f"{subnet}.{29 + number}"
 
 
 def program(name: str) -> list[str]:
@@ -79,16 +80,17 @@ class Backend(Node):
     """A node with a packetbridge at `address` and a server at `server`."""
 
     number = 0
+    subnet = SUBNET
 
     @property
     def address(self) -> str:
         """The bridge's own address."""
-        return bridge_address(self.number)
+        return bridge_address(self.number, self.subnet)
 
     @property
     def server(self) -> str:
         """The server's address."""
-        return server_address(self.number)
+        return server_address(self.number, self.subnet)
 
 
 class Lab:
@@ -98,6 +100,8 @@ class Lab:
     prefix:    of its namespaces; by default unique. mtu: of every interface, in octets.
     balancers, clients: more of them are balancer2 (.12) … and client2 (.102) …
     path_mtu:  put the client behind a router whose link to it has this MTU.
+    hub:       put the client and the backends behind the one router, in networks of their own.
+    backend_mtu: with `hub`, of the backends' network.
     offloads:  let interfaces segment, coalesce and leave checksums to others. Off, every packet
                in the lab is one as on a wire.
     impair:    node to what its wire does, e.g. {"client": {"loss": 0.05, "seed": 7}}.
@@ -110,13 +114,15 @@ class Lab:
         self, directory: Path | None = None, *, prefix: str | None = None, backends: int = 2,
         balancers: int = 1, clients: int = 1, mtu: int = 1500, path_mtu: int | None = None,
         offloads: bool = False, impair: Mapping[str, Mapping[str, float | str]] | None = None,
-        keep: bool = False, pair: str | None = None,
+        keep: bool = False, pair: str | None = None, hub: bool = False,
+        backend_mtu: int | None = None,
     ) -> None:
         self.prefix = prefix or f"{PREFIX}-{os.getpid()}.{next(_counter)}"
         self._owns_directory = directory is None
         self.directory = directory or Path(tempfile.mkdtemp(prefix=f"{self.prefix}-"))
         self._counts = {"balancer": balancers, "client": clients, "backend": backends}
         self._mtu, self._path_mtu = mtu, path_mtu
+        self._hub, self._backend_mtu = hub, backend_mtu or mtu
         self._offloads = offloads
         self._impair = {name: Impairment(**wire) for name, wire in (impair or {}).items()}
         self._keep = keep
@@ -233,20 +239,21 @@ class Lab:
         pins.mount_own()  # what is mounted within `ip netns exec` would go with each program
         self.directory.mkdir(parents=True, exist_ok=True)
         self._add_switch()
-        if self._path_mtu is None:
+        if self._path_mtu is None and not self._hub:
             self._add_node("client", CLIENT)
         else:
-            self._add_far_client(self._path_mtu)
+            self._add_far_client(self._path_mtu or self._mtu)
+        if self._hub:
+            self._add_backends_network()
         for number in range(2, self._counts["client"] + 1):
             self._add_node(f"client{number}", f"{SUBNET}.{_MORE_CLIENTS_FROM + number}")
         for number in range(1, self._counts["balancer"] + 1):
             name = f"balancer{number}" if number > 1 else "balancer"
             self._add_node(name, f"{SUBNET}.{10 + number}")
         for number in range(1, self._counts["backend"] + 1):
-            addresses = bridge_address(number), server_address(number)
-            self._add_node(f"backend{number}", *addresses, kind=Backend).number = number
-        if self._path_mtu is not None:
-            self._route_far_client()
+            self._add_backend(number)
+        if "router" in self._nodes:
+            self._route_through_router()
 
     def down(self) -> None:
         """Stop what was started, and remove the network."""
@@ -263,12 +270,16 @@ class Lab:
 
     def _add_switch(self) -> None:
         switch = self._add_namespace("switch")
-        # No snooping, no learning delay, no firewall: a plain piece of wire with several ends.
-        _ip(switch, "link", "add", "br0", "mtu", str(self._mtu), "type", "bridge",
-            "stp_state", "0", "forward_delay", "0", "mcast_snooping", "0")
-        _ip(switch, "link", "set", "br0", "up")
+        self._add_network("br0", self._mtu)
         for rules in ("iptables", "ip6tables", "arptables"):  # where br_netfilter is loaded
             switch.run(["sysctl", "-eqw", f"net.bridge.bridge-nf-call-{rules}=0"], check=False)
+
+    def _add_network(self, name: str, mtu: int) -> None:
+        """A plain piece of wire with several ends: no snooping, no learning delay, no firewall."""
+        switch = self._nodes["switch"]
+        _ip(switch, "link", "add", name, "mtu", str(mtu), "type", "bridge",
+            "stp_state", "0", "forward_delay", "0", "mcast_snooping", "0")
+        _ip(switch, "link", "set", name, "up")
 
     def _add_namespace(self, name: str, kind: type[Node] = Node) -> Node:
         node = self._nodes[name] = kind(name, f"{self.prefix}-{name}", self.directory)
@@ -279,22 +290,27 @@ class Lab:
                   "net.ipv6.conf.default.disable_ipv6=1"], check=False)
         return node
 
-    def _add_node(self, name: str, *addresses: str, kind: type[Node] = Node) -> Node:
+    def _add_node(
+        self, name: str, *addresses: str, kind: type[Node] = Node, network: str = "br0",
+        mtu: int | None = None,
+    ) -> Node:
         node, switch, port = self._add_namespace(name, kind), self._nodes["switch"], f"p-{name}"
-        self._connect(node, "eth1", switch, port)
+        self._connect(node, "eth1", switch, port, mtu)
         for address in addresses:
             _ip(node, "addr", "add", f"{address}/24", "dev", "eth1")
         if name in self._impair:
             port = self._add_bad_wire(name, port)
-        _ip(switch, "link", "set", port, "master", "br0")
+        _ip(switch, "link", "set", port, "master", network)
         if name.startswith("client"):
             node.run(["sysctl", "-qw", "net.ipv4.ip_local_port_range=1024 65535"])
         return node
 
-    def _connect(self, node: Node, interface: str, peer: Node, peer_interface: str) -> None:
-        mtu = ["mtu", str(self._mtu)]
-        _ip(node, "link", "add", interface, *mtu, "type", "veth",
-            "peer", "name", peer_interface, *mtu, "netns", peer.namespace)
+    def _connect(
+        self, node: Node, interface: str, peer: Node, peer_interface: str, mtu: int | None = None
+    ) -> None:
+        of_mtu = ["mtu", str(mtu or self._mtu)]
+        _ip(node, "link", "add", interface, *of_mtu, "type", "veth",
+            "peer", "name", peer_interface, *of_mtu, "netns", peer.namespace)
         for end, name in ((node, interface), (peer, peer_interface)):
             _ip(end, "link", "set", name, "up")
             if not self._offloads:
@@ -321,10 +337,32 @@ class Lab:
         _ip(client, "route", "add", "default", "via", FAR_ROUTER)
         router.run(["sysctl", "-qw", "net.ipv4.ip_forward=1"])
 
-    def _route_far_client(self) -> None:
-        for name, node in self._nodes.items():
-            if name not in ("switch", "router", "client"):
-                _ip(node, "route", "add", f"{FAR_CLIENT}/32", "via", NEAR_ROUTER)
+    def _add_backend(self, number: int) -> None:
+        subnet, network, mtu = (FAR_SUBNET, "br1", self._backend_mtu) if self._hub else (
+            SUBNET, "br0", self._mtu)
+        addresses = bridge_address(number, subnet), server_address(number, subnet)
+        backend = self._add_node(f"backend{number}", *addresses, kind=Backend, network=network,
+                                 mtu=mtu)
+        backend.number, backend.subnet = number, subnet
+
+    def _add_backends_network(self) -> None:
+        """Behind the client's router: for it, all that the pair sends goes in and out here."""
+        router = self._nodes["router"]
+        self._add_network("br1", self._backend_mtu)
+        self._connect(router, "eth3", self._nodes["switch"], "p-router3", self._backend_mtu)
+        _ip(self._nodes["switch"], "link", "set", "p-router3", "master", "br1")
+        _ip(router, "addr", "add", f"{BACKENDS_ROUTER}/24", "dev", "eth3")
+        router.run(["sysctl", "-qw", *(f"net.ipv4.conf.{each}.rp_filter=0"  # it sees one side
+                                       for each in ("all", "eth1", "eth2", "eth3"))])
+
+    def _route_through_router(self) -> None:
+        for node in self._nodes.values():
+            if node.name in ("switch", "router", "client"):
+                continue
+            is_behind = isinstance(node, Backend) and self._hub
+            router = BACKENDS_ROUTER if is_behind else NEAR_ROUTER
+            _ip(node, "route", "add", "default" if self._hub else f"{FAR_CLIENT}/32",
+                "via", router)
 
 
 def _ip(node: Node, *words: str) -> None:

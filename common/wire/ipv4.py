@@ -68,6 +68,18 @@ def source_is_possible(src: bytes) -> bool:
     return src[0] not in (0, 127) and src[0] < 224
 
 
+def set_source(packet: bytearray, src: bytes) -> None:
+    """Write another source into an IPv4 header in place; its checksum is patched.
+
+    src: 4 octets. What covers the addresses as well, as TCP's checksum does, is not looked at.
+    Source: RFC 1624 §3, eqn. 3.
+    """
+    field = _U16.unpack_from(packet, CHECKSUM_OFF)[0]
+    changes = change(_U32.unpack_from(packet, SRC_OFF)[0], _U32.unpack(src)[0])
+    _U16.pack_into(packet, CHECKSUM_OFF, patch(field, changes))
+    packet[SRC_OFF:SRC_OFF + 4] = src
+
+
 class Rewrite:
     """A change of destination or source address, DSCP and TTL, applied to many packets.
 

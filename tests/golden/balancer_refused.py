@@ -21,6 +21,7 @@ from tests.golden.stacks import (
 
 book = Book("balancer", balancer_config)
 LINUX = [("MSS", 1460)]
+OWN_ADDRESS = "192.168.33.11"
 
 
 def _open(case: Case, client: Client) -> None:
@@ -216,6 +217,20 @@ def an_error_finds_its_backend_by_the_quoted_timestamp(case: Case) -> None:
         case.drops("unknown_flow", icmp_error(quoted[:48], mtu=1400))
     quoted = bytes(client.reply("A", 5000, 50, options=timestamps(named(9, 7), 5)))
     case.drops("unknown_flow", icmp_error(quoted, mtu=1400))
+
+
+@book.case(own_address=OWN_ADDRESS, backends=(1, 2))
+def an_error_goes_on_with_the_balancer_s_own_address_as_source(case: Case) -> None:
+    """Whoever has sent an error, it leaves with the balancer's own address on the way to the
+    backend: the sender may be a router on that way, which drops what has its own address. A source
+    that no host can have makes no difference, and ECN bits stay."""
+    client = Client()
+    for backend_id in (1, 2):
+        quoted = bytes(client.reply("A", 5000, 50, options=timestamps(named(backend_id, 7), 5)))
+        for src, tos in (("10.99.0.1", 0), (client.address, 1), ("0.0.0.0", 2), (VIP, 3)):
+            error = icmp_error(quoted, mtu=1400, src=src, tos=tos)
+            expected = changed(_at_bridge(error), src=OWN_ADDRESS, dst=BRIDGES[backend_id])
+            case.sends("icmp_forwarded", error, expected)
 
 
 @book.case()

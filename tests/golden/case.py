@@ -37,7 +37,10 @@ Timed = tuple[int, bytes]  # unix time in ms, IPv4 packet
 
 @dataclass
 class Case:
-    """One case as it is told. secrets: current, then previous."""
+    """One case as it is told. secrets: current, then previous.
+
+    own_address: the balancer's, on the way to its backends; not known where there is none.
+    """
 
     program: str
     name: str
@@ -45,6 +48,7 @@ class Case:
     config: dict[str, Any]
     secrets: tuple[bytes, ...] = (SECRET,)
     foreign_servers: tuple[str, ...] = ()
+    own_address: str = ""
     now_ms: int = START_MS
     received: list[Timed] = field(default_factory=list)
     sent: list[Timed] = field(default_factory=list)
@@ -98,6 +102,8 @@ class Case:
         yield f"secrets = {_value([secret.hex() for secret in self.secrets])}"
         if self.foreign_servers:
             yield f"foreign_servers = {_value(list(self.foreign_servers))}"
+        if self.own_address:
+            yield f"own_address = {_value(self.own_address)}"
         # timers must have run to the end of the story, and some more
         yield f"run_on_ms = {self.now_ms - self.received[-1][0] + 5 * TICK_MS}"
         yield "verdicts = ["
@@ -134,7 +140,7 @@ class Book:
 
     def case(
         self, *, secrets: tuple[bytes, ...] = (SECRET,), foreign_servers: tuple[str, ...] = (),
-        **config: Any,
+        own_address: str = "", **config: Any,
     ) -> Callable[[Story], Story]:
         """Enter a story; the arguments are those of `configure`."""
         def enter(story: Story) -> Story:
@@ -144,7 +150,7 @@ class Book:
 
             def tell() -> Case:
                 case = Case(self.program, name, sentence, self._configure(**config), secrets,
-                            foreign_servers)
+                            foreign_servers, own_address)
                 story(case)
                 return case
 

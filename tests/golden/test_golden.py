@@ -13,6 +13,7 @@ import pytest
 
 from balancer import config as balancer_config
 from balancer.datapath import Datapath as Balancer
+from balancer.paths import UNKNOWN, Route
 from common.capture import replay
 from common.capture.pcap import Captured
 from common.cluster.cookie import Secrets
@@ -32,11 +33,22 @@ def portable(case: dict[str, Any]) -> replay.Datapath:
     table = Table("case.toml", case["config"])
     secrets = Secrets(*(bytes.fromhex(secret) for secret in case["secrets"]))
     if case["program"] == "balancer":
-        return Balancer(balancer_config.read(table), secrets, random=Random(1))
+        balancer = Balancer(balancer_config.read(table), secrets, random=Random(1))
+        tell_routes(balancer, case)
+        return balancer
     foreign = frozenset(
         ipaddress.IPv4Address(server).packed for server in case.get("foreign_servers", ())
     )
     return Bridge(bridge_config.read(table), secrets, random=Random(1), foreign_servers=foreign)
+
+
+def tell_routes(balancer: Balancer, case: dict[str, Any]) -> None:
+    """What the case says of the ways to the backends."""
+    told = case.get("own_address")
+    own_address = ipaddress.IPv4Address(told).packed if told else b""
+    balancer.paths.set_routes({
+        address: Route(own_address, 0, UNKNOWN) for address in balancer.paths
+    })
 
 
 class FastBalancer:
@@ -58,14 +70,14 @@ class FastBalancer:
                 self._loaded.set_next_hop(number, backend.id, hop)
         self._run = self._loaded.object.program(PROGRAM_NAME).test_run
         self._reason = self._loaded.object.shared_variable("last_reason")
-        self._behind = FastDatapath(config, secrets, self._loaded, random=Random(1))
+        self.behind = FastDatapath(config, secrets, self._loaded, random=Random(1))
         self.handled = 0
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
         self._loaded.set_secrets(self._secrets, fixed_ms=now_ms)
         run = self._run(bytes(12) + b"\x08\0" + packet)
         if run.retval == self._pass:
-            return self._behind.on_packet(packet, now_ms)
+            return self.behind.on_packet(packet, now_ms)
         self.handled += 1
         reason = self._reasons[int.from_bytes(self._reason, "little")]
         if run.retval == self._drop:
@@ -74,7 +86,7 @@ class FastBalancer:
         return send(reason, sent[:int.from_bytes(sent[2:4])])
 
     def on_tick(self, now_ms: int) -> list[bytes]:
-        return self._behind.on_tick(now_ms)
+        return self.behind.on_tick(now_ms)
 
     def close(self) -> None:
         self._loaded.close()
@@ -92,7 +104,9 @@ def fast(case: dict[str, Any]) -> replay.Datapath:
     except OSError as error:
         pytest.skip(f"no libbpf here: {error}")
     # a table of a million takes longer to make than all else
-    return FastBalancer(replace(config, max_flows=min(config.max_flows, 1000)), secrets)
+    balancer = FastBalancer(replace(config, max_flows=min(config.max_flows, 1000)), secrets)
+    tell_routes(balancer.behind, case)
+    return balancer
 
 
 # The bridge's programs have these cases in tests/bpf. Some run on other kernels in every suite.
