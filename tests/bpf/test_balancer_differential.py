@@ -226,6 +226,25 @@ def test_a_tagged_frame_is_left_to_the_vlans_own_interface(
     assert twins.run(ETHERNET[:12] + tag + ETHERNET[12:] + syn).retval == XDP_PASS
 
 
+def test_a_request_in_two_segments_does_not_follow_an_older_flow_on_its_ports(
+    twins: Twins, random: Random
+) -> None:
+    """Its first segment goes up, and so does the second, which may come before that is held."""
+    ends = five_tuple(random)[:10] + struct.pack("!H", 1000)
+
+    def segment(isn: int, payload: bytes, off: int = 0) -> bytes:
+        made = cookie.encode(SECRETS, ends, isn, cookie.epoch_at(NOW_MS), Offer(1460, True, 7))
+        return ETHERNET + tcp.emit(ends, isn + 1 + off, made + 1, 24, payload=payload)
+
+    older = twins.run(segment(7, b"GET /a HTTP/1.1\r\n\r\n"))
+    later = twins.run(segment(7, b"x", 400))
+    first = twins.run(segment(70_000, b"GET /very/"))
+    second = twins.run(segment(70_000, b"long HTTP/1.1\r\n\r\n", 10))
+
+    assert (older.retval, later.retval) == (XDP_TX, XDP_TX)
+    assert (first.retval, second.retval) == (XDP_PASS, XDP_PASS)
+
+
 def test_a_flood_of_unknown_packets_is_kept_from_the_portable_engine(
     twins: Twins, random: Random
 ) -> None:

@@ -132,8 +132,13 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return XDP_PASS;
 	if (follows_cookie(settings, segment, now_ms)) {
-		if (payload_len(segment))
-			return on_first_payload(ctx, settings, service, segment, now_ms);
+		if (payload_len(segment)) {
+			int verdict = on_first_payload(ctx, settings, service, segment, now_ms);
+
+			if (flow && verdict == XDP_PASS) /* of an older connection on these ports: */
+				send_up(flow); /* the next segment must not follow it */
+			return verdict;
+		}
 		if (segment->flags & (RST | FIN))
 			return XDP_PASS;
 		note(settings, REASON_HANDSHAKE_ACK);

@@ -178,6 +178,16 @@ static __always_inline void set_state(struct flow *flow, __u8 state)
 		change_tag(flow, before, after);
 }
 
+/* From now on all of a flow's packets go up. */
+static __always_inline void send_up(struct flow *flow)
+{
+	union tag before = tag_of(flow), after = before;
+
+	after.state |= GOES_UP;
+	if (before.backend)
+		change_tag(flow, before, after);
+}
+
 /* Claim a place whose flow has these ends, unless somebody else does. */
 static __always_inline bool claim(struct flow *flow, const struct five_tuple *ends)
 {
