@@ -8,25 +8,21 @@ from random import Random
 from typing import Any
 
 from balancer import config
-from balancer.pool.schedulers import SCHEDULERS
 from balancer.tools import explain, keygen
-from common import settings
-from common.settings import COMMAND_LINE, ConfigError, cli
+from common.settings import COMMAND_LINE, ConfigError, cli, host
 from common.settings.flags import flag_name
+from common.settings.readers import ipv4, port_number
+from common.settings.shared import DEFAULT_SECRET
 
 PROGRAM = "balancer"
-FLAGS = (
-    *config.SERVICE_FLAGS, *cli.GLOBAL_FLAGS, "xdp", "hold_octets_total", "id_bits",
-    "takeover_rate", "new_flow_rate",
-)
-
 _DESCRIPTION = """\
 Balance TCP connections by their content. Answers SYNs for a virtual IP (VIP), chooses
 a backend from the client's first octets (an HTTP path, a TLS server name ...) and sends
 the connection's packets to the packetbridge there. Replies do not come back through
 here: they go from the backend straight to the client.
 
-Without arguments it serves the network of the Vagrantfile. It needs root."""
+Without arguments it serves what /etc/l3dsr/balancer.toml says or, where there is no such
+file, the network of the Vagrantfile. It needs root."""
 
 _EXAMPLES = """\
 examples:
@@ -58,46 +54,19 @@ def make_parser() -> cli.Parser:
 
 
 def _add_config_flags(parser: cli.Parser) -> None:
-    group = parser.add_argument_group("one service (a file has any number of them)")
-    cli.add_flag(group, "vip", "ADDR", "the virtual IP (default 192.168.33.10)")
-    cli.add_flag(group, "port", "N", "its port (default 80)", numeric=True)
-    cli.add_flag(group, "dscp", "N", "codepoint 1 to 63 that names it (default 3)", numeric=True)
-    group.add_argument("--backend", metavar="ADDR[,id=N][,weight=W]", action="append",
-                       help="address of a backend's packetbridge, repeatable; ids never change "
-                            "(default 192.168.33.20,id=1 and 192.168.33.21,id=2)")
-    cli.add_flag(group, "key", "KEY",
-                 "what is hashed: http.path (default), http.target (with its query), "
-                 "http.host+path, http.host, http.header:NAME, http.cookie:NAME, "
-                 "http.query:NAME, tls.sni, payload:N (octets), source, source+port; "
-                 "a path may be followed by ,depth=N and ,len=N")
-    cli.add_flag(group, "fallback", "KEY", "where the payload has no such key (default source)")
-    cli.add_flag(group, "scheduler", "NAME", "maglev (default), " + ", ".join(SCHEDULERS[1:]))
-    cli.add_flag(group, "hash_balance_factor", "PERCENT",
-                 "with a hashing scheduler: a backend's flows at most, in percent of its fair "
-                 "share (100 or more; default: no bound)", numeric=True)
-    group = cli.add_global_flags(parser, str(config.DEFAULT_FILE), config.DEFAULT_QUEUE)
-    cli.add_flag(group, "xdp", "auto|native|generic",
-                 "where the fast engine's program runs: in the driver, or in the kernel after it "
-                 "(default auto: in the driver if it can be)")
-    cli.add_flag(group, "hold_octets_total", "N",
-                 "bound on all segments that wait for the rest of a key (default 64 MiB)",
-                 numeric=True)
-    cli.add_flag(group, "id_bits", "N", "bits of a backend's id, 1 to 7 (default 7)", numeric=True)
-    cli.add_flag(group, "takeover_rate", "N",
-                 "packets a second that are forwarded on their timestamps alone "
-                 "(default 100000)", numeric=True)
-    cli.add_flag(group, "new_flow_rate", "N",
-                 "new flows a second above which a full table spares its open ones "
-                 "(default 50000)", numeric=True)
+    cli.add_config_flags(parser, config.Config, config.Service,
+                         "one service (a file has any number of them)", config.DEFAULT_FILE)
 
 
-def _load(namespace: argparse.Namespace) -> config.Config:
-    return config.load(getattr(namespace, "config", None), cli.given(namespace, FLAGS))
+def _load(namespace: argparse.Namespace, view: host.HostView | None = None) -> config.Config:
+    """view: of the host that the settings are for, where they are to be used or checked."""
+    return config.load(getattr(namespace, "config", None),
+                       cli.given(namespace, config.Config, config.Service), view)
 
 
 def _serve(namespace: argparse.Namespace) -> int:
-    loaded = _load(namespace)
-    settings.check_rights(PROGRAM)
+    loaded = _load(namespace, host.look())
+    host.check_rights(PROGRAM)
     from balancer import daemon
 
     return daemon.run(loaded)
@@ -120,7 +89,7 @@ def _add_detach(commands: Any) -> None:
 
 def _detach(namespace: argparse.Namespace) -> int:
     loaded = _load(namespace)
-    settings.check_rights(PROGRAM)
+    host.check_rights(PROGRAM)
     from balancer import daemon
 
     return daemon.detach(loaded)
@@ -137,8 +106,8 @@ def _add_keygen(commands: Any) -> None:
                     "by its owner alone. Where FILE exists its key is rotated: a new one becomes "
                     "current, and the old one stays accepted as the previous one.",
     )
-    parser.add_argument("file", metavar="FILE", nargs="?", default=config.DEFAULT_SECRET,
-                        help=f"(default {config.DEFAULT_SECRET})")
+    parser.add_argument("file", metavar="FILE", nargs="?", default=DEFAULT_SECRET,
+                        help=f"(default {DEFAULT_SECRET})")
     parser.set_defaults(act=_keygen)
 
 
@@ -156,8 +125,9 @@ def _add_check(commands: Any) -> None:
     parser = commands.add_parser(
         "check", usage=f"{PROGRAM} check [FLAG ...] [FILE]",
         help="is this configuration right, and what does it say?",
-        description="Validate a configuration and print its services. Needs no root and changes "
-                    "nothing; an interface that is not there is a warning here.",
+        description="Validate a configuration and print its services, or all of its faults. "
+                    "Needs no root and changes nothing; an interface that is not there is only "
+                    "warned of, since the file may be for another host.",
     )
     parser.add_argument("config", metavar="FILE", nargs="?",
                         help=f"(default {config.DEFAULT_FILE}, where it exists)")
@@ -167,8 +137,9 @@ def _add_check(commands: Any) -> None:
 
 
 def _check(namespace: argparse.Namespace) -> int:
-    loaded = _load(namespace)
-    warnings = cli.look_at_host(loaded.file, loaded.interface, loaded.secret_file)
+    view = host.look(is_certain=False)
+    loaded = _load(namespace, view)
+    warnings = cli.warnings_of(loaded, view)
     if namespace.json:
         services = [_described(service) for service in loaded.services]
         cli.print_json({"file": loaded.file, "interface": loaded.interface,
@@ -264,7 +235,7 @@ def _source_of(text: str | None) -> tuple[IPv4Address, int] | None:
         return None
     address, _, port = text.partition(":")
     try:
-        return settings.ipv4(address), settings.port_number(port or "1")
+        return ipv4("")(address), port_number(port or "1")
     except ValueError:
         raise ConfigError(
             COMMAND_LINE, flag_name("source"), text, "ADDR or ADDR:PORT of a client, with IPv4"

@@ -1,278 +1,276 @@
-"""The balancer's configuration: what it is, and how it is read from TOML or flags."""
+"""The balancer's settings, and how they are read from TOML or flags."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from balancer.keys.request import KeySpec
+from balancer.keys.request import FORMS, KeySpec
 from balancer.pool.schedulers import HASHING, SCHEDULERS
-from common import settings
-from common.encap import dscp
-from common.settings import COMMAND_LINE, ConfigError, Table
-from common.settings.flags import Flags, number, service_tables, top_table
+from common.encap.dscp import DEFAULT as DSCP_DEFAULT
+from common.encap.dscp import MAX as DSCP_MAX
+from common.settings import raise_faults, schema, shared
+from common.settings.flags import Flags, described, filled, keys_of, number, top_table
+from common.settings.host import HostView
+from common.settings.readers import Reader, choice, flag, ipv4, quoted, seconds, text, whole
+from common.settings.schema import Draft, Setting, Tables
+from common.settings.shared import Mark, Queue, Shared
+from common.settings.table import Table
 from common.wire.options import WSCALE_MAX
 
-DEFAULT_FILE = Path("/etc/l3dsr/balancer.toml")
-DEFAULT_SECRET = "/etc/l3dsr/secret"
-DEFAULT_QUEUE = 33
-DEFAULT_BACKENDS = ("192.168.33.20,id=1", "192.168.33.21,id=2")
+DEFAULT_FILE = shared.DIRECTORY / "balancer.toml"
 MAX_ID_BITS = 7  # the jump of the timestamps must stay inside PAWS's half circle
+_EXAMPLE = """\
+[[service]]
+vip = "192.0.2.10"
+port = 80
+backend = [{ id = 1, address = "192.0.2.20" }, { id = 2, address = "192.0.2.21" }]"""
+
+key_spec = Reader(lambda value: KeySpec.parse(text(value)), "key", quoted)
 
 
 @dataclass(frozen=True, slots=True)
 class Backend:
-    """id: stable number, from which tables are built. weight 0: no new flows."""
+    """A bridge that flows are given to."""
 
-    id: int
-    address: IPv4Address
-    weight: int = 1
+    id: Annotated[int, Setting(
+        whole(1, (1 << MAX_ID_BITS) - 1), "names the backend for ever",
+        "Schedulers and timestamps go by it, so it never changes and is not given to another one.",
+        kind="1 to 2^`id_bits` − 1",
+    )]
+    address: Annotated[IPv4Address, Setting(
+        ipv4("the server's port goes into the bridge's `server`"),
+        "the bridge's own address, not the server's",
+    )]
+    weight: Annotated[int, Setting(
+        whole(0, 65535), "share of new flows", "0: no new ones, while the open ones go on.",
+    )] = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Hold:
     """Bounds on the segments of one flow that wait for the rest of their key."""
 
-    segments: int = 512
-    octets: int = 16384
-    time_ms: int = 10_000
-    policy: str = "hash"
+    segments: Annotated[int, Setting(
+        whole(1, 1024), "at most so many segments", "Repetitions do not count.")] = 512
+    octets: Annotated[int, Setting(whole(1, 1 << 20), "at most so many octets")] = 16384
+    time_ms: Annotated[int, Setting(seconds(0.1, 60), "at most so long")] = 10_000
+    policy: Annotated[str, Setting(
+        choice("hash", "reset"), "what happens at a bound",
+        "Take the key from what is there, or reset the connection.")] = "hash"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A VIP and port with its backends.
+    """A VIP and port with its backends."""
 
-    mss: octets; wscale: shift; both as the SYN-ACK offers them.
-    """
-
-    name: str
-    vip: IPv4Address
-    port: int
-    dscp: int
-    backends: tuple[Backend, ...]
-    key: KeySpec = KeySpec("http.path")
-    fallback: KeySpec = KeySpec("source")
-    scheduler: str = "maglev"
-    hash_balance_factor: int | None = None
-    mss: int = 1460
-    wscale: int = 7
-    sack: bool = True
-    timestamps: bool = True
-    hold: Hold = Hold()
+    name: Annotated[str, Setting(
+        text, "in logs, metrics and `--service`", default='`"VIP:PORT"`')]
+    vip: Annotated[IPv4Address, Setting(
+        ipv4("the port goes into `port`"), "the virtual IP", metavar="ADDR", lab="192.168.33.10",
+    )]
+    port: Annotated[int, Setting(whole(1, 65535), "its port", metavar="N", flag_default=80)]
+    dscp: Annotated[int, Setting(
+        whole(1, DSCP_MAX), "codepoint that names it",
+        "It names VIP and port towards the bridges, so it differs for each service. Codepoints "
+        "`xxxx11` (3, 7, 11 …) are for local use. The network to the bridges must not change it.",
+        metavar="N",
+    )] = DSCP_DEFAULT
+    key: Annotated[KeySpec, Setting(
+        key_spec, "what is hashed", "See [below](#keys).",
+        f": {', '.join(FORMS)}; a path may be followed by ,depth=N and ,len=N", metavar="KEY",
+    )] = KeySpec("http.path")
+    fallback: Annotated[KeySpec, Setting(
+        key_spec, "what is hashed where the payload has no such key",
+        "Where it has neither, the client's address is.", metavar="KEY",
+    )] = KeySpec("source")
+    scheduler: Annotated[str, Setting(
+        choice(*SCHEDULERS), "how the backend is chosen",
+        "`maglev` and `rendezvous` hash the key, the others do not ask for it.",
+        metavar="|".join(SCHEDULERS),
+    )] = "maglev"
+    hash_balance_factor: Annotated[int | None, Setting(
+        whole(100, 65535, "percent"),
+        "with a hashing scheduler: most flows of a backend, in percent of its fair share",
+        "A backend that has them is passed over.", metavar="PERCENT",
+    )] = None
+    mss: Annotated[int, Setting(whole(536, 3960, "octets"), "the SYN-ACK's")] = 1460
+    wscale: Annotated[int, Setting(
+        whole(0, WSCALE_MAX), "the SYN-ACK's window scale", "The bridges' `wscale` is the same.",
+    )] = 7
+    sack: Annotated[bool, Setting(
+        flag, "whether to answer an offer of selective acknowledgements")] = True
+    timestamps: Annotated[bool, Setting(
+        flag, "whether to answer an offer of timestamps",
+        "Without them, flows do not survive the loss of the flow table.")] = True
+    hold: Annotated[Hold, Tables("hold", Hold)] = Hold()
+    backends: Annotated[tuple[Backend, ...], Tables(
+        "backend", Backend, "address of a backend's packetbridge, repeatable; ids never change",
+        metavar="ADDR[,id=N][,weight=W]", lab=("192.168.33.20,id=1", "192.168.33.21,id=2"),
+    )]
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """After how long without a packet a flow leaves the table."""
 
-    idle_ms: int = 900_000
-    half_closed_ms: int = 120_000
-    reset_ms: int = 10_000
+    idle_ms: Annotated[int, Setting(seconds(1, 1e6), "an open flow")] = 900_000
+    half_closed_ms: Annotated[int, Setting(
+        seconds(1, 1e6), "the client has sent its FIN")] = 120_000
+    reset_ms: Annotated[int, Setting(seconds(1, 1e6), "the client has sent a RST")] = 10_000
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """All of it. file: where it came from, for messages. takeover_rate: packets a second.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(Shared):
+    """All of it."""
 
-    new_flow_rate: flows a second; when more come, none that is open is put out by them.
-    """
+    xdp: Annotated[str, Setting(
+        choice("auto", "native", "generic"), "where the fast engine's program runs",
+        "In the interface's driver (`native`), or in the kernel behind it (`generic`). `auto` "
+        "takes the driver where it can be had.", metavar="auto|native|generic",
+    )] = "auto"
+    hold_octets_total: Annotated[int, Setting(
+        whole(0, 1 << 40, "octets"),
+        "bound on all segments, of all flows, that wait for the rest of a key", metavar="N",
+    )] = 64 << 20
+    id_bits: Annotated[int, Setting(
+        whole(1, MAX_ID_BITS), "bits of a backend's id",
+        "Ids go up to 2^`id_bits` − 1, and packets name their backend for 2^(31 − `id_bits`) ms "
+        "after its handshake: 4.6 hours with 7 bits, 37 hours with 4. The same on all balancers of "
+        "a cluster.", metavar="N",
+    )] = MAX_ID_BITS
+    takeover_rate: Annotated[int, Setting(
+        whole(0, 100_000_000, "packets a second"),
+        "how many packets of flows that are not in the table may be forwarded on their "
+        "timestamps alone", metavar="N",
+    )] = 100_000
+    new_flow_rate: Annotated[int, Setting(
+        whole(0, 100_000_000, "flows a second"),
+        "above how many new flows a full table evicts no open one",
+        "The new ones are reset instead (`table_full`).", metavar="N",
+    )] = 50_000
+    queue: Queue = 33
+    mark: Mark = 0x330
+    timeouts: Annotated[Timeouts, Tables("timeouts", Timeouts)] = field(default_factory=Timeouts)
+    services: Annotated[tuple[Service, ...], Tables("service", Service)]
 
-    services: tuple[Service, ...]
-    interface: str = "eth1"
-    secret_file: str = DEFAULT_SECRET
-    engine: str = "auto"
-    xdp: str = "auto"
-    max_flows: int = 1_000_000
-    hold_octets_total: int = 64 << 20
-    id_bits: int = MAX_ID_BITS
-    takeover_rate: int = 100_000
-    new_flow_rate: int = 50_000
-    queue: int = DEFAULT_QUEUE
-    mark: int = 0x330
-    metrics: tuple[str, int] | None = None
-    log_level: str = "info"
-    log_format: str = "text"
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    file: str = COMMAND_LINE
 
-
-SERVICE_FLAGS = (
-    "vip", "port", "dscp", "backend", "key", "fallback", "scheduler", "hash_balance_factor"
-)
-
-
-def load(named: str | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+def load(
+    named: str | None = None, flags: Mapping[str, Any] | None = None, host: HostView | None = None,
+) -> Config:
     """The configuration of a file, of flags, or of the lab where neither says anything.
 
     named: the file that the command line names; None takes DEFAULT_FILE where it exists.
     flags: those that were given, by key; they count before the file's globals.
-    Raises: ConfigError.
+    host:  what it is for, if that matters. Raises: ConfigError, with all faults.
     """
-    return read(top_table(named, DEFAULT_FILE), flags)
+    return read(top_table(named, DEFAULT_FILE), flags, host)
 
 
-def read(table: Table, flags: Mapping[str, Any] | None = None) -> Config:
+def read(
+    table: Table, flags: Mapping[str, Any] | None = None, host: HostView | None = None
+) -> Config:
     """As `load`, from the top table of a file. Raises: ConfigError."""
     given = dict(flags or {})
-    service_flags = {key: given.pop(key) for key in SERVICE_FLAGS if key in given}
-    overriding = Flags(given)
-    values = _read_globals(table) | _read_globals(overriding)
-    overriding.finish()
-    id_max = (1 << values.get("id_bits", MAX_ID_BITS)) - 1
-    timeouts = _read_timeouts(table.table("timeouts"))
-    tables = service_tables(table, service_flags, _describe)
-    services = tuple(_read_service(service, id_max) for service in tables)
-    _check_services(services, tables)
-    return Config(services=services, timeouts=timeouts, file=table.file, **values)
+    of_service = {key: given.pop(key) for key in keys_of(Service) if key in given}
+    top = schema.read(Config, table)
+    schema.override(top, Flags(given, faults=table.faults))
+    services: list[Draft[Service]] = top.values["services"]
+    services += [schema.read(Service, one) for one in
+                 described(top, of_service, lambda: _describe(top, of_service, host))]
+    shared.check_services(services)
+    for service in services:
+        _check_backends(service, (1 << (top.get("id_bits") or MAX_ID_BITS)) - 1)
+    _check_vips(services)
+    if services or "interface" in top.origins:
+        judged = shared.check_interface(top, host)
+        if judged:
+            _check_host(top, services, judged)
+    raise_faults(table.faults)
+    top.values["file"] = table.file
+    return top.build()
 
 
-def _describe(flags: dict[str, Any]) -> list[Table]:
-    """The one service that flags describe."""
-    texts = flags.get("backend", DEFAULT_BACKENDS)
-    backends = [_describe_backend(text, index + 1) for index, text in enumerate(texts)]
-    defaults = {"vip": "192.168.33.10", "port": 80}
-    return [Flags({**defaults, **flags, "backend": backends})]
+def _describe(
+    top: Draft[Config], given: Mapping[str, Any], host: HostView | None
+) -> list[Table]:
+    """The one service that flags describe; in the lab, they need not."""
+    table, in_lab = top.table, shared.is_in_lab(top, host)
+    if not given and not in_lab and host:
+        shared.refuse_silence(top, host, DEFAULT_FILE, _EXAMPLE)
+        return []
+    values = filled(Service, given, in_lab)
+    backends = [_describe_backend(text, index + 1, table)
+                for index, text in enumerate(values.get("backend", ()))]
+    return [Flags({**values, "backend": backends}, faults=table.faults)]
 
 
-def _describe_backend(text: str, position: int) -> Table:
+def _describe_backend(text: str, position: int, top: Table) -> Table:
     """`ADDRESS[,id=N][,weight=W]` as a table; without an id its position counts."""
     address, *fields = text.split(",")
     backend: dict[str, Any] = {"address": address, "id": position}
     for entry in fields:
         name, equals, value = entry.partition("=")
         if name not in ("id", "weight") or not equals:
-            raise ConfigError(COMMAND_LINE, "--backend", text, "ADDRESS[,id=N][,weight=W]")
+            Flags({}, faults=top.faults).refuse("backend", text, "ADDRESS[,id=N][,weight=W]")
+            continue
         backend[name] = number(value)
     names = {key: f"--backend {key}" for key in ("address", "id", "weight")}
-    return Flags(backend, names)
+    return Flags(backend, names, top.faults)
 
 
-def _read_globals(table: Table) -> dict[str, Any]:
-    """The keys that stand at the top of a file and are flags as well."""
-    whole = settings.whole
-    readers = {
-        "interface": settings.text,
-        "secret_file": settings.text,
-        "engine": settings.choice("auto", "portable", "fast"),
-        "xdp": settings.choice("auto", "native", "generic"),
-        "max_flows": whole(1, 100_000_000),
-        "hold_octets_total": whole(0, 1 << 40),
-        "id_bits": whole(1, MAX_ID_BITS),
-        "takeover_rate": whole(0, 100_000_000),
-        "new_flow_rate": whole(0, 100_000_000),
-        "queue": whole(0, 65535),
-        "mark": whole(1, 0xFFFFFFFE),
-        "metrics": settings.listen,
-        "log_level": settings.log_level,
-        "log_format": settings.choice("text", "json"),
-    }
-    values = {key: table.take(key, reader, None) for key, reader in readers.items()}
-    return {key: value for key, value in values.items() if value is not None}
+# --- what no single value shows ---
 
 
-def _read_timeouts(table: Table) -> Timeouts:
-    default = Timeouts()
-    timeouts = Timeouts(
-        idle_ms=table.take("idle", settings.seconds(1, 1e6), default.idle_ms),
-        half_closed_ms=table.take("half_closed", settings.seconds(1, 1e6), default.half_closed_ms),
-        reset_ms=table.take("reset", settings.seconds(1, 1e6), default.reset_ms),
-    )
-    table.finish()
-    return timeouts
-
-
-def _read_service(table: Table, id_max: int) -> Service:
-    vip = table.require("vip", settings.ipv4)
-    port = table.require("port", settings.whole(1, 65535))
-    backend_tables = table.tables("backend")
-    service = Service(
-        name=table.take("name", settings.text, f"{vip}:{port}"),
-        vip=vip,
-        port=port,
-        dscp=table.take("dscp", settings.whole(1, dscp.MAX), dscp.DEFAULT),
-        backends=tuple(_read_backend(backend, id_max) for backend in backend_tables),
-        key=table.take("key", _key_spec, KeySpec("http.path")),
-        fallback=table.take("fallback", _key_spec, KeySpec("source")),
-        scheduler=table.take("scheduler", settings.choice(*SCHEDULERS), "maglev"),
-        hash_balance_factor=table.take("hash_balance_factor", settings.whole(100, 65535), None),
-        mss=table.take("mss", settings.whole(536, 3960), 1460),
-        wscale=table.take("wscale", settings.whole(0, WSCALE_MAX), 7),
-        sack=table.take("sack", settings.flag, True),
-        timestamps=table.take("timestamps", settings.flag, True),
-        hold=_read_hold(table.table("hold")),
-    )
-    table.finish()
-    if not service.backends:
-        raise table.error("backend", None, "at least one backend")
-    if service.hash_balance_factor and service.scheduler not in HASHING:
-        raise table.error(
-            "hash_balance_factor", service.hash_balance_factor,
-            f"none with scheduler {service.scheduler}; it bounds " + " and ".join(HASHING),
-        )
-    _check_backends(service, backend_tables)
-    return service
-
-
-def _key_spec(value: Any) -> KeySpec:
-    return KeySpec.parse(settings.text(value))
-
-
-def _read_backend(table: Table, id_max: int) -> Backend:
-    backend = Backend(
-        id=table.require("id", settings.whole(1, id_max)),
-        address=table.require("address", settings.ipv4),
-        weight=table.take("weight", settings.whole(0, 65535), 1),
-    )
-    table.finish()
-    return backend
-
-
-def _read_hold(table: Table) -> Hold:
-    default = Hold()
-    hold = Hold(
-        segments=table.take("segments", settings.whole(1, 1024), default.segments),
-        octets=table.take("octets", settings.whole(1, 1 << 20), default.octets),
-        time_ms=table.take("time", settings.seconds(0.1, 60), default.time_ms),
-        policy=table.take("policy", settings.choice("hash", "reset"), default.policy),
-    )
-    table.finish()
-    return hold
-
-
-def _check_backends(service: Service, tables: list[Table]) -> None:
+def _check_backends(service: Draft[Service], id_max: int) -> None:
     """Within a service each id, and each address, names one backend."""
     ids: set[int] = set()
     addresses: set[IPv4Address] = set()
-    for backend, table in zip(service.backends, tables, strict=True):
-        if backend.id in ids:
-            raise table.error("id", backend.id, "an id that no other backend has")
-        if backend.address in addresses:
-            raise table.error(
-                "address", str(backend.address),
-                "an address that no other backend has (give a backend more by its weight)",
-            )
-        ids.add(backend.id)
-        addresses.add(backend.address)
+    backends: list[Draft[Backend]] = service.values["backends"]
+    if not backends and "backend" not in service.table.faulty:
+        service.table.refuse("backend", None, "at least one backend")
+    for backend in backends:
+        number, address = backend.get("id"), backend.get("address")
+        if number is not None and number > id_max:
+            backend.refuse("id", f"a whole number from 1 to {id_max}, as id_bits has it")
+        if number is not None and number in ids:
+            backend.refuse("id", "an id that no other backend has")
+        if address is not None and address in addresses:
+            backend.refuse("address", "an address that no other backend has (give a backend more "
+                                      "by its weight)")
+        ids.add(number)
+        addresses.add(address)
+    factor, scheduler = service.get("hash_balance_factor"), service.get("scheduler")
+    if factor and scheduler and scheduler not in HASHING:
+        service.refuse("hash_balance_factor", f"none with scheduler {scheduler}; it bounds "
+                       + " and ".join(HASHING))
 
 
-def _check_services(services: tuple[Service, ...], tables: list[Table]) -> None:
-    """One DSCP and one name for each VIP and port; no VIP is a backend's own address."""
-    seen: set[tuple[str, object]] = set()
-    vips = {service.vip for service in services}
-    for service, table in zip(services, tables, strict=True):
-        for key, value in (("vip", f"{service.vip}:{service.port}"), ("dscp", service.dscp),
-                           ("name", service.name)):
-            if (key, value) in seen:
-                raise table.error(key, value, f"a {_ONE_EACH[key]} that no other service has")
-            seen.add((key, value))
-        for backend in service.backends:
-            if backend.address in vips:
-                raise table.error(
-                    "backend", str(backend.address),
-                    "the bridge's own address, which is another one than the VIP",
-                )
+def _check_vips(services: list[Draft[Service]]) -> None:
+    """No VIP is a backend's own address."""
+    vips = {service.get("vip") for service in services} - {None}
+    for service in services:
+        for backend in service.values["backends"]:
+            if backend.get("address") in vips:
+                backend.refuse("address", "the bridge's own address, which is another one than "
+                                          "the VIP")
 
 
-_ONE_EACH = {"vip": "VIP and port", "dscp": "DSCP", "name": "name"}
+def _check_host(top: Draft[Config], services: list[Draft[Service]], host: HostView) -> None:
+    """The host has an address besides the VIPs, and it is none of the backends."""
+    vips = {service.get("vip") for service in services} - {None}
+    for service in services:
+        found = host.where(service.get("vip"))
+        if found and found[1].network.prefixlen < 32:
+            service.refuse("vip", f"an address that no host has: {found[1]} is this host's own, on "
+                                  f"{found[0]}")
+        for backend in service.values["backends"]:
+            found = host.where(backend.get("address"))
+            if found and found[1].ip not in vips:
+                backend.refuse("address", f"the address of another host, where the packetbridge "
+                                          f"runs: {found[1].ip} is this host's own, on {found[0]}")
+    own = {address for name in host.usable for address in host.addresses_of(name)} - vips
+    if not own:
+        top.refuse("interface", "one of a host that has an address besides its VIPs, from which "
+                                "it asks for the bridges: ip address add ADDRESS/PREFIX dev "
+                                f"{top.get('interface')}")

@@ -8,12 +8,12 @@ from balancer.datapath import Datapath
 from balancer.offload import instance
 from balancer.offload.offload import FastDatapath
 from balancer.routes import RouteWatch
-from common import settings
 from common.engine import daemon, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
 from common.engine.host import Host
 from common.engine.queue import RawSender
+from common.settings.host import check_secret
 from common.wire import icmp
 
 PROGRAM = "balancer"
@@ -22,11 +22,9 @@ PROGRAM = "balancer"
 def run(config: Config) -> int:
     """Serve until SIGTERM or SIGINT. Returns: the exit code.
 
-    Raises: settings.ConfigError, before anything on the host is changed.
+    Raises: ConfigError, before anything on the host is changed.
     """
-    settings.check_rights(PROGRAM)
-    settings.check_interface(config.file, config.interface)
-    secrets = settings.check_secret(config.file, config.secret_file)
+    secrets = check_secret(config.file, config.secret_file)
     log.set_up(config.log_level, config.log_format)
     program, reason = instance.prepare(config, secrets)
     datapath = (
@@ -60,7 +58,7 @@ def run(config: Config) -> int:
 def detach(config: Config) -> int:
     """Take the fast engine off, and undo what an ended instance changed. Returns: the exit code.
 
-    Raises: settings.ConfigError while an instance runs.
+    Raises: ConfigError while an instance runs.
     """
     return daemon.undo(PROGRAM, config, instance.Lasting(config))
 

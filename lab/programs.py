@@ -231,8 +231,9 @@ def _hit_ns(balancer: _Measured, count: int) -> float:
 # --- the bridge ---
 
 CLIENT, HOST = "10.0.0.1", "10.0.0.2"
-_SERVICE = Service("bench", 0, IPv4Address(HOST), 80, IPv4Address(HOST), 80)
-_CONFIG = Config((_SERVICE,), address=IPv4Address(HOST), max_flows=1000)
+_SERVICE = Service(name="bench", dscp=0, vip=IPv4Address(HOST), port=80, server=IPv4Address(HOST),
+                   server_port=80)
+_CONFIG = Config(services=(_SERVICE,), address=IPv4Address(HOST), max_flows=1000)
 _REPEATS = 250  # the TTL has no more
 _SEQ, _ECHO = 5000, (1 << 24) + 5000
 _UP = socket.inet_aton(CLIENT) + socket.inet_aton(HOST) + struct.pack("!HH", 5000, 80)

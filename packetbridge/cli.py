@@ -7,22 +7,19 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import Any
 
-from common import settings
 from common.encap.dscp import of_tos
-from common.settings import COMMAND_LINE, ConfigError, cli
+from common.settings import COMMAND_LINE, ConfigError, cli, host
 from common.wire import ipv4, tcp
 from packetbridge import config
 
 PROGRAM = "packetbridge"
-FLAGS = (*config.SERVICE_FLAGS, *cli.GLOBAL_FLAGS, "address", "mode")
-
 _DESCRIPTION = """\
 Let an unmodified server answer for a virtual IP (VIP). Takes the connections that a
 balancer hands over, opens each one at the local server with the client's own address
 and options, and lets the replies go straight to the client.
 
-Without arguments it serves the first backend of the Vagrantfile's network. It needs
-root."""
+Without arguments it serves what /etc/l3dsr/packetbridge.toml says or, where there is no
+such file, the first backend of the Vagrantfile's network. It needs root."""
 
 _EXAMPLES = """\
 examples:
@@ -50,26 +47,20 @@ def make_parser() -> cli.Parser:
 
 
 def _add_config_flags(parser: cli.Parser) -> None:
-    group = parser.add_argument_group("services of one server (a file has any number of both)")
-    group.add_argument("--vip", metavar="DSCP=ADDR:PORT", action="append",
-                       help="a virtual IP, its port, and the codepoint that names it; repeatable "
-                            f"(default {config.DEFAULT_VIP})")
-    cli.add_flag(group, "server", "ADDR:PORT",
-                 f"the server that answers for it (default {config.DEFAULT_SERVER})")
-    group = cli.add_global_flags(parser, str(config.DEFAULT_FILE), config.DEFAULT_QUEUE)
-    cli.add_flag(group, "address", "ADDR",
-                 "the bridge's own, which balancers send to (default: the interface's first)")
-    cli.add_flag(group, "mode", "auto|splice|adopt",
-                 "how connections reach the server (default auto: adopt if it can be, else splice)")
+    cli.add_config_flags(parser, config.Config, config.Service,
+                         "services of one server (a file has any number of both)",
+                         config.DEFAULT_FILE)
 
 
-def _load(namespace: argparse.Namespace) -> config.Config:
-    return config.load(getattr(namespace, "config", None), cli.given(namespace, FLAGS))
+def _load(namespace: argparse.Namespace, view: host.HostView | None = None) -> config.Config:
+    """view: of the host that the settings are for, where they are to be used or checked."""
+    return config.load(getattr(namespace, "config", None),
+                       cli.given(namespace, config.Config, config.Service), view)
 
 
 def _serve(namespace: argparse.Namespace) -> int:
-    loaded = _load(namespace)
-    settings.check_rights(PROGRAM)
+    loaded = _load(namespace, host.look())
+    host.check_rights(PROGRAM)
     from packetbridge import daemon
 
     return daemon.run(loaded)
@@ -82,8 +73,9 @@ def _add_check(commands: Any) -> None:
     parser = commands.add_parser(
         "check", usage=f"{PROGRAM} check [FLAG ...] [FILE]",
         help="is this configuration right, and what does it say?",
-        description="Validate a configuration and print its services. Needs no root and changes "
-                    "nothing; an interface that is not there is a warning here.",
+        description="Validate a configuration and print its services, or all of its faults. "
+                    "Needs no root and changes nothing; an interface that is not there is only "
+                    "warned of, since the file may be for another host.",
     )
     parser.add_argument("config", metavar="FILE", nargs="?",
                         help=f"(default {config.DEFAULT_FILE}, where it exists)")
@@ -93,8 +85,9 @@ def _add_check(commands: Any) -> None:
 
 
 def _check(namespace: argparse.Namespace) -> int:
-    loaded = _load(namespace)
-    warnings = cli.look_at_host(loaded.file, loaded.interface, loaded.secret_file)
+    view = host.look(is_certain=False)
+    loaded = _load(namespace, view)
+    warnings = cli.warnings_of(loaded, view)
     if namespace.json:
         services = [_described(service) for service in loaded.services]
         cli.print_json({"file": loaded.file, "interface": loaded.interface,
@@ -136,7 +129,7 @@ def _add_detach(commands: Any) -> None:
 
 def _detach(namespace: argparse.Namespace) -> int:
     loaded = _load(namespace)
-    settings.check_rights(PROGRAM)
+    host.check_rights(PROGRAM)
     from packetbridge import daemon
 
     return daemon.detach(loaded)

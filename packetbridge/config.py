@@ -1,178 +1,187 @@
-"""The bridge's configuration: what it is, and how it is read from TOML or flags."""
+"""The bridge's settings, and how they are read from TOML or flags."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from common import settings
-from common.encap import dscp
-from common.settings import COMMAND_LINE, ConfigError, Table
-from common.settings.flags import Flags, number, service_tables, top_table
+from common.encap.dscp import DEFAULT as DSCP_DEFAULT
+from common.encap.dscp import MAX as DSCP_MAX
+from common.settings import raise_faults, schema, shared
+from common.settings.flags import Flags, described, filled, keys_of, number, top_table
+from common.settings.host import HostView
+from common.settings.readers import choice, ipv4, ipv4_port, seconds, text, whole
+from common.settings.schema import Draft, Setting, Tables
+from common.settings.shared import Mark, Queue, Shared
+from common.settings.table import Table
 from common.wire.options import WSCALE_MAX
 
-DEFAULT_FILE = Path("/etc/l3dsr/packetbridge.toml")
-DEFAULT_SECRET = "/etc/l3dsr/secret"
-DEFAULT_QUEUE = 34
-DEFAULT_VIP = "3=192.168.33.10:80"
-DEFAULT_SERVER = "192.168.33.30:80"
+DEFAULT_FILE = shared.DIRECTORY / "packetbridge.toml"
+_EXAMPLE = """\
+[[service]]
+vip = "192.0.2.10:80"
+server = "192.0.2.20:8080\""""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Service:
-    """A VIP and port, the DSCP that names it, and the server behind it.
+    """A VIP and port, the DSCP that names it, and the server behind it."""
 
-    wscale: the shift that the balancer's SYN-ACK offers.
-    """
-
-    name: str
-    dscp: int
-    vip: IPv4Address
+    name: Annotated[str, Setting(text, "in logs", default='`"VIP:PORT"`')]
+    dscp: Annotated[int, Setting(
+        whole(1, DSCP_MAX), "as the balancer has it for this VIP and port",
+        "The flag is `--vip DSCP=ADDR:PORT`.",
+    )] = DSCP_DEFAULT
+    vip: Annotated[IPv4Address, Setting(
+        ipv4_port, "the virtual IP that the server answers for, and its port",
+        "The flag has the DSCP before it and is repeatable.", fields=("vip", "port"),
+        metavar="DSCP=ADDR:PORT", repeated=True, lab=("3=192.168.33.10:80",),
+    )]
     port: int
-    server: IPv4Address
+    server: Annotated[IPv4Address, Setting(
+        ipv4_port, "where the server listens", fields=("server", "server_port"),
+        metavar="ADDR:PORT", lab="192.168.33.30:80",
+    )]
     server_port: int
-    wscale: int = 7
+    wscale: Annotated[int, Setting(
+        whole(0, WSCALE_MAX), "as the balancer's `wscale`, which its SYN-ACKs offer",
+    )] = 7
 
 
 @dataclass(frozen=True, slots=True)
 class Timeouts:
     """After how long without a packet a flow leaves the table; replay: a server is given up."""
 
-    idle_ms: int = 900_000
-    closing_ms: int = 10_000
-    reset_ms: int = 10_000
-    replay_ms: int = 15_000
+    idle_ms: Annotated[int, Setting(seconds(1, 1e6), "an open flow")] = 900_000
+    closing_ms: Annotated[int, Setting(
+        seconds(1, 1e6), "both sides have sent and acknowledged a FIN")] = 10_000
+    reset_ms: Annotated[int, Setting(
+        seconds(1, 1e6), "one side has sent a RST, or the server was given up")] = 10_000
+    replay_ms: Annotated[int, Setting(
+        seconds(1, 600), "how long a server may take to answer a SYN before its client is reset",
+    )] = 15_000
 
 
-@dataclass(frozen=True, slots=True)
-class Config:
-    """All of it. address: the bridge's own, None for the interface's first.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config(Shared):
+    """All of it."""
 
-    mark: of packets to the server and, inherited, of its answers; mark + 1: of packets to clients.
-    """
-
-    services: tuple[Service, ...]
-    interface: str = "eth1"
-    address: IPv4Address | None = None
-    secret_file: str = DEFAULT_SECRET
-    mode: str = "auto"
-    engine: str = "auto"
-    max_flows: int = 1_000_000
-    queue: int = DEFAULT_QUEUE
-    mark: int = 0x332
-    metrics: tuple[str, int] | None = None
-    log_level: str = "info"
-    log_format: str = "text"
-    timeouts: Timeouts = field(default_factory=Timeouts)
-    file: str = COMMAND_LINE
-
-
-SERVICE_FLAGS = ("vip", "server")
+    address: Annotated[IPv4Address | None, Setting(
+        ipv4("balancers send to it by the port of the VIP"),
+        "the bridge's own, which balancers send to", metavar="ADDR",
+        default="the interface's first that is neither VIP nor server",
+    )] = None
+    mode: Annotated[str, Setting(
+        choice("auto", "splice", "adopt"), "how connections reach the server",
+        "`adopt`: the server's own stack takes them over with the cookie's numbers, and nothing of "
+        "them passes the bridge again; it needs Linux 6.9 and a listener of this host that is not "
+        "MPTCP's. `splice`: the bridge translates every packet. `auto` adopts where it can, for "
+        "each service, and the line with `ready` says why where it cannot.",
+        metavar="auto|splice|adopt",
+    )] = "auto"
+    queue: Queue = 34
+    mark: Mark = 0x332
+    timeouts: Annotated[Timeouts, Tables("timeouts", Timeouts)] = field(default_factory=Timeouts)
+    services: Annotated[tuple[Service, ...], Tables("service", Service)]
 
 
-def load(named: str | None = None, flags: Mapping[str, Any] | None = None) -> Config:
+def load(
+    named: str | None = None, flags: Mapping[str, Any] | None = None, host: HostView | None = None,
+) -> Config:
     """The configuration of a file, of flags, or of the lab where neither says anything.
 
     named: the file that the command line names; None takes DEFAULT_FILE where it exists.
     flags: those that were given, by key; they count before the file's globals.
-    Raises: ConfigError.
+    host:  what it is for, if that matters. Raises: ConfigError, with all faults.
     """
-    return read(top_table(named, DEFAULT_FILE), flags)
+    return read(top_table(named, DEFAULT_FILE), flags, host)
 
 
-def read(table: Table, flags: Mapping[str, Any] | None = None) -> Config:
+def read(
+    table: Table, flags: Mapping[str, Any] | None = None, host: HostView | None = None
+) -> Config:
     """As `load`, from the top table of a file. Raises: ConfigError."""
     given = dict(flags or {})
-    service_flags = {key: given.pop(key) for key in SERVICE_FLAGS if key in given}
-    overriding = Flags(given)
-    values = _read_globals(table) | _read_globals(overriding)
-    overriding.finish()
-    _check_mode(overriding if "mode" in given else table, values)
-    timeouts = _read_timeouts(table.table("timeouts"))
-    tables = service_tables(table, service_flags, _describe)
-    services = tuple(_read_service(service) for service in tables)
-    _check_services(services, tables)
-    return Config(services=services, timeouts=timeouts, file=table.file, **values)
+    of_service = {key: given.pop(key) for key in keys_of(Service) if key in given}
+    top = schema.read(Config, table)
+    schema.override(top, Flags(given, faults=table.faults))
+    services: list[Draft[Service]] = top.values["services"]
+    services += [schema.read(Service, one) for one in
+                 described(top, of_service, lambda: _describe(top, of_service, host))]
+    shared.check_services(services)
+    _check_top(top, services)
+    if services or "interface" in top.origins:
+        judged = shared.check_interface(top, host)
+        if judged:
+            _check_host(top, services, judged)
+    raise_faults(table.faults)
+    top.values["file"] = table.file
+    return top.build()
 
 
-def _describe(flags: dict[str, Any]) -> Iterator[Table]:
+def _describe(
+    top: Draft[Config], given: Mapping[str, Any], host: HostView | None
+) -> Iterator[Table]:
     """The services that flags describe: each `--vip`, all with the one server."""
-    for text in flags.get("vip", [DEFAULT_VIP]):
-        codepoint, equals, vip = text.partition("=")
+    table, in_lab = top.table, shared.is_in_lab(top, host)
+    if not given and not in_lab and host:
+        shared.refuse_silence(top, host, DEFAULT_FILE, _EXAMPLE)
+        return
+    values = filled(Service, given, in_lab)
+    if "vip" not in values:
+        Flags({}, faults=table.faults).refuse("vip", None, "DSCP=ADDRESS:PORT, at least once")
+    for text_given in values.get("vip", ()):
+        codepoint, equals, vip = text_given.partition("=")
         if not equals:
-            raise ConfigError(
-                COMMAND_LINE, "--vip", text, f"DSCP=ADDRESS:PORT, such as {DEFAULT_VIP}"
-            )
-        service = {
-            "dscp": number(codepoint), "vip": vip, "server": flags.get("server", DEFAULT_SERVER)
-        }
-        yield Flags(service, {"dscp": "--vip"})
+            Flags({}, faults=table.faults).refuse(
+                "vip", text_given, "DSCP=ADDRESS:PORT, such as 3=192.168.33.10:80")
+            continue
+        service = {**values, "dscp": number(codepoint), "vip": vip}
+        yield Flags(service, {"dscp": "--vip"}, table.faults)
 
 
-def _read_globals(table: Table) -> dict[str, Any]:
-    """The keys that stand at the top of a file and are flags as well."""
-    whole = settings.whole
-    readers = {
-        "interface": settings.text,
-        "address": settings.ipv4,
-        "secret_file": settings.text,
-        "mode": settings.choice("auto", "splice", "adopt"),
-        "engine": settings.choice("auto", "portable", "fast"),
-        "max_flows": whole(1, 100_000_000),
-        "queue": whole(0, 65535),
-        "mark": whole(1, 0xFFFFFFFE),
-        "metrics": settings.listen,
-        "log_level": settings.log_level,
-        "log_format": settings.choice("text", "json"),
-    }
-    values = {key: table.take(key, reader, None) for key, reader in readers.items()}
-    return {key: value for key, value in values.items() if value is not None}
+def first_own(services: Iterable[Any], addresses: Iterable[IPv4Address]) -> IPv4Address | None:
+    """The first address that balancers can send to.
+
+    services: settings, or drafts of them as far as they are right. addresses: the interface's. A
+    server may have the same address as the bridge, if its port is another one than its VIP's.
+    """
+    taken = {service.server for service in services if service.server_port == service.port}
+    taken |= {service.vip for service in services}
+    return next((address for address in addresses if address not in taken), None)
 
 
-def _check_mode(table: Table, values: dict[str, Any]) -> None:
-    if (values.get("mode"), values.get("engine")) == ("adopt", "portable"):
-        raise table.error("mode", "adopt", "auto or splice, or another engine than portable: "
-                                           "connections are adopted by the fast one")
+# --- what no single value shows ---
 
 
-def _read_timeouts(table: Table) -> Timeouts:
-    default = Timeouts()
-    timeouts = Timeouts(
-        idle_ms=table.take("idle", settings.seconds(1, 1e6), default.idle_ms),
-        closing_ms=table.take("closing", settings.seconds(1, 1e6), default.closing_ms),
-        reset_ms=table.take("reset", settings.seconds(1, 1e6), default.reset_ms),
-        replay_ms=table.take("replay", settings.seconds(1, 600), default.replay_ms),
-    )
-    table.finish()
-    return timeouts
+def _check_top(top: Draft[Config], services: list[Draft[Service]]) -> None:
+    if (top.get("mode"), top.get("engine")) == ("adopt", "portable"):
+        top.refuse("mode", "auto or splice, or another engine than portable: connections are "
+                           "adopted by the fast one")
+    if top.get("address") and top.get("address") in {service.get("vip") for service in services}:
+        top.refuse("address", "the bridge's own address: the VIP is the balancer's")
 
 
-def _read_service(table: Table) -> Service:
-    vip, port = table.require("vip", settings.ipv4_port)
-    server, server_port = table.require("server", settings.ipv4_port)
-    service = Service(
-        name=table.take("name", settings.text, f"{vip}:{port}"),
-        dscp=table.take("dscp", settings.whole(1, dscp.MAX), dscp.DEFAULT),
-        vip=vip,
-        port=port,
-        server=server,
-        server_port=server_port,
-        wscale=table.take("wscale", settings.whole(0, WSCALE_MAX), 7),
-    )
-    table.finish()
-    return service
-
-
-def _check_services(services: tuple[Service, ...], tables: list[Table]) -> None:
-    """One DSCP and one name for each VIP and port."""
-    seen: set[tuple[str, object]] = set()
-    for service, table in zip(services, tables, strict=True):
-        for key, value in (("vip", f"{service.vip}:{service.port}"), ("dscp", service.dscp),
-                           ("name", service.name)):
-            if (key, value) in seen:
-                raise table.error(key, value, f"a {_ONE_EACH[key]} that no other service has")
-            seen.add((key, value))
-
-
-_ONE_EACH = {"vip": "VIP and port", "dscp": "DSCP", "name": "name"}
+def _check_host(top: Draft[Config], services: list[Draft[Service]], host: HostView) -> None:
+    """The bridge has an address, and what it is to adopt for is here."""
+    interface, address = top.values["interface"], top.get("address")
+    addresses = host.addresses_of(interface)
+    shown = ", ".join(map(str, addresses)) or "it has none"
+    if address and address not in addresses:
+        top.refuse("address", f"an address of {interface}: {shown}")
+    for service in services:
+        vip, server = service.get("vip"), service.get("server")
+        if vip in addresses and vip != address:
+            service.refuse("vip", f"one that this host does not have on {interface}, where it "
+                                  "would answer ARP in the balancer's place: ip address del "
+                                  f"{vip} dev {interface}",
+                           f"{vip}:{service.get('port')}")
+        if server and top.get("mode") == "adopt" and not host.where(server):
+            service.refuse("server", "an address of this host, since mode is adopt; for a server "
+                                     "behind this host mode has to be auto or splice",
+                           f"{server}:{service.get('server_port')}")
+    whole_services = [service.build() for service in services if service.is_whole]
+    if address is None and "address" not in top.table.faulty and \
+            len(whole_services) == len(services) and first_own(whole_services, addresses) is None:
+        top.refuse("interface", "an interface with an IPv4 address besides the server's, for the "
+                                f"balancer to send to; {interface} has {shown}")

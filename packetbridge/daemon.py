@@ -6,15 +6,16 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from random import SystemRandom
 
-from common import settings
 from common.engine import daemon, host, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
 from common.engine.host import Host
 from common.engine.loop import clock_ms
 from common.engine.queue import RawSender
+from common.settings import ConfigError
+from common.settings.host import check_secret
 from common.wire import icmp
-from packetbridge.config import Config, Service
+from packetbridge.config import Config, Service, first_own
 from packetbridge.offload import fast
 from packetbridge.offload.fast_datapath import Datapath
 
@@ -51,11 +52,9 @@ class Senders:
 def run(config: Config) -> int:
     """Serve until SIGTERM or SIGINT. Returns: the exit code.
 
-    Raises: settings.ConfigError, before anything on the host is changed.
+    Raises: ConfigError, before anything on the host is changed.
     """
-    settings.check_rights(PROGRAM)
-    settings.check_interface(config.file, config.interface)
-    secrets = settings.check_secret(config.file, config.secret_file)
+    secrets = check_secret(config.file, config.secret_file)
     config = replace(config, address=_own_address(config))
     host.check_sysctls(config.file, _SYSCTLS)
     log.set_up(config.log_level, config.log_format)
@@ -85,7 +84,7 @@ def run(config: Config) -> int:
 def detach(config: Config) -> int:
     """Take the fast engine off, and undo what an ended instance changed. Returns: the exit code.
 
-    Raises: settings.ConfigError while an instance runs.
+    Raises: ConfigError while an instance runs.
     """
     return daemon.undo(PROGRAM, config, fast.Fast(config, (), ()))
 
@@ -106,27 +105,14 @@ def _claims(config: Config) -> list[Claim]:
 def _own_address(config: Config) -> IPv4Address:
     """The address that balancers send to: the configured one, or the interface's first.
 
-    A server may have the same address, if its port is another one than its VIP's.
+    Both have been looked at (packetbridge.config); it is only lost if that has changed since.
     """
-    taken = {
-        str(service.server) for service in config.services if service.server_port == service.port
-    }
-    taken |= {str(service.vip) for service in config.services}
-    addresses = host.addresses_of(config.interface)
-    if config.address is not None:
-        if str(config.address) not in addresses:
-            raise settings.ConfigError(
-                config.file, "address", str(config.address),
-                f"an address of {config.interface}: {', '.join(addresses) or 'it has none'}",
-            )
-        return config.address
-    for address in addresses:
-        if address not in taken:
-            return IPv4Address(address)
-    raise settings.ConfigError(
-        config.file, "interface", config.interface,
-        "an interface with an IPv4 address besides the server's, for the balancer to send to",
-    )
+    addresses = map(IPv4Address, host.addresses_of(config.interface))
+    address = config.address or first_own(config.services, addresses)
+    if address is None:
+        raise ConfigError(config.file, "interface", config.interface,
+                          "an interface with an address for the balancer to send to")
+    return address
 
 
 def _foreign_servers(config: Config) -> set[IPv4Address]:

@@ -4,9 +4,8 @@ import os
 import tempfile
 from pathlib import Path
 
-from common import settings
 from common.cluster.secrets import Secrets, new_key
-from common.settings import COMMAND_LINE, ConfigError
+from common.settings import COMMAND_LINE, ConfigError, host
 
 _DIRECTORY_MODE = 0o755
 
@@ -18,7 +17,7 @@ def rotate(path: Path) -> Secrets:
     returns. A missing directory is made. Raises: ConfigError.
     """
     path = Path(os.path.realpath(path))  # a symbolic link stays one
-    previous = settings.check_secret(COMMAND_LINE, str(path)).current if path.exists() else None
+    previous = host.check_secret(COMMAND_LINE, str(path)).current if path.exists() else None
     made = Secrets(new_key(), previous)
     try:
         path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)

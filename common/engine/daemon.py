@@ -19,7 +19,8 @@ from common.engine.queue import QueueError
 from common.engine.signals import Signals
 from common.engine.sources import Source
 from common.engine.worker import Worker
-from common.settings import ConfigError, check_secret
+from common.settings import ConfigError
+from common.settings.host import check_secret
 
 log = logging.getLogger(__name__)
 

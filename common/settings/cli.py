@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from common import __version__, settings
+from common import __version__
 from common.capture import pcap, replay
 from common.cluster.secrets import Secrets
-from common.settings import COMMAND_LINE, ConfigError
-from common.settings.flags import flag_name, number
+from common.settings import COMMAND_LINE, ConfigError, host, shared
+from common.settings.flags import add_flags, keys_of
 
 BAD_CONFIGURATION = 2
 _INTERRUPTED, _BROKEN_PIPE = 130, 141  # as a shell tells of SIGINT and SIGPIPE
@@ -55,30 +55,20 @@ def make_parser(program: str, description: str, epilog: str) -> Parser:
     return parser
 
 
-GLOBAL_FLAGS = ("interface", "secret_file", "engine", "max_flows", "queue", "mark", "metrics",
-                "log_level", "log_format")
-
-
-def add_global_flags(parser: Parser, default_file: str, default_queue: int) -> Any:
-    """Flags that both programs have; each is also a key at the top of the file."""
+def add_config_flags(
+    parser: Parser, config: type, service: type, services: str, default_file: Path
+) -> None:
+    """The flags of a program's settings. services: the title of those that describe a service."""
+    group = parser.add_argument_group(
+        services, f"Defaults \"in the lab\" hold only where the interface has an address in "
+                  f"{shared.LAB}, the network of the Vagrantfile.")
+    add_flags(group, service)
     group = parser.add_argument_group(
         "settings (they count before the file's; in the file their names have _ for -)"
     )
     group.add_argument("--config", metavar="FILE",
                        help=f"TOML file (default {default_file}, where it exists)")
-    add_flag(group, "interface", "NAME", "where packets come in (default eth1)")
-    add_flag(group, "secret_file", "FILE",
-             "the cluster's secret (default /etc/l3dsr/secret; `balancer keygen` makes one)")
-    add_flag(group, "engine", "auto|portable|fast",
-             "what handles packets (default auto: fast where it can be, else portable)")
-    add_flag(group, "max_flows", "N", "size of the flow table (default 1000000)", numeric=True)
-    add_flag(group, "queue", "N", f"NFQUEUE number (default {default_queue})", numeric=True)
-    add_flag(group, "mark", "N", "firewall mark of packets of our own; see docs/operations.md",
-             numeric=True)
-    add_flag(group, "metrics", "ADDR:PORT", "answer Prometheus there (default: not at all)")
-    add_flag(group, "log_level", "LEVEL", "debug, info, warning or error (default info)")
-    add_flag(group, "log_format", "text|json", "of the log, on stderr (default text)")
-    return group
+    add_flags(group, config)
 
 
 def add_replay_flags(parser: Parser) -> None:
@@ -105,23 +95,18 @@ def add_json(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", default=False, help="print for programs")
 
 
-def add_flag(group: Any, key: str, metavar: str, text: str, *, numeric: bool = False) -> None:
-    """The flag of a configuration key."""
-    group.add_argument(flag_name(key), dest=key, metavar=metavar, help=text,
-                       type=number if numeric else str)
-
-
 def run(program: str, parser: Parser, arguments: Sequence[str] | None) -> int:
     """Carry out a command line; its `act` takes the namespace and returns the exit code.
 
-    A configuration that cannot be used is one line on stderr, and exit code 2.
+    A configuration that cannot be used is a line on stderr for each fault, and exit code 2.
     """
     try:
         namespace = parser.parse_args(arguments)
         act: Callable[[argparse.Namespace], int] = namespace.act
         return act(namespace)
     except ConfigError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        for fault in error.faults:
+            print(f"{program}: {fault}", file=sys.stderr)
         return BAD_CONFIGURATION
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -130,8 +115,9 @@ def run(program: str, parser: Parser, arguments: Sequence[str] | None) -> int:
         return _INTERRUPTED
 
 
-def given(namespace: argparse.Namespace, keys: Sequence[str]) -> dict[str, Any]:
-    """Those of `keys` that were given as flags."""
+def given(namespace: argparse.Namespace, *shapes: type) -> dict[str, Any]:
+    """The settings that were given as flags."""
+    keys = {key for shape in shapes for key in keys_of(shape)}
     return {key: value for key, value in vars(namespace).items() if key in keys}
 
 
@@ -165,21 +151,23 @@ def print_warnings(program: str, warnings: Sequence[str]) -> None:
         print(f"{program}: warning: {warning}", file=sys.stderr)
 
 
-def look_at_host(file: str, interface: str, secret_file: str) -> list[str]:
-    """What `check` sees of the host without root: warnings for what only `run` needs.
+def warnings_of(loaded: shared.Shared, view: host.HostView) -> list[str]:
+    """What only `run` needs, and `check` may miss.
 
     Raises: ConfigError where the secret is missing, malformed, or open to others.
     """
     warnings = []
-    try:
-        settings.check_interface(file, interface)
-    except ConfigError as error:
-        warnings.append(str(error))
-    path = Path(secret_file)
+    if loaded.interface not in view.interfaces:
+        warnings.append(str(ConfigError(
+            loaded.file, "interface", loaded.interface,
+            f"an interface of this host ({', '.join(view.usable)}); what is to be seen of the host "
+            "is not checked",
+        )))
+    path = Path(loaded.secret_file)
     if path.exists() and not os.access(path, os.R_OK):
-        warnings.append(f"{secret_file} cannot be read by this user: its content is not checked")
+        warnings.append(f"{path} cannot be read by this user: its content is not checked")
     else:
-        settings.check_secret(file, secret_file)
+        host.check_secret(loaded.file, loaded.secret_file)
     return warnings
 
 
@@ -187,7 +175,7 @@ def replay_secrets(namespace: argparse.Namespace, file: str, secret_file: str) -
     """The secret for a replay: `--secret HEX`, else that of the secret file."""
     text = getattr(namespace, "secret", None)
     if text is None:
-        return settings.check_secret(file, secret_file)
+        return host.check_secret(file, secret_file)
     try:
         return Secrets.parse(text.replace(",", " "))
     except ValueError as error:

@@ -10,7 +10,7 @@ from typing import Any
 
 from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_UNSPEC, SkBuff
 from common.cluster.cookie import Secrets
-from common.settings import Table
+from common.settings.table import Table
 from common.verdict import Event, Verdict, send
 from common.wire import ipv4
 from packetbridge import config as bridge_config

@@ -24,7 +24,8 @@ from packetbridge.offload.adopt import KFUNC, Adopt
 BRIDGE, VIP, DSCP = "10.0.0.3", HOST, 3
 TAG = DSCP << 2
 SECRETS = Secrets(bytes(range(16)), bytes(range(16, 32)))
-SERVICE = Service("web", DSCP, IPv4Address(VIP), 80, IPv4Address(HOST), 80)
+SERVICE = Service(name="web", dscp=DSCP, vip=IPv4Address(VIP), port=80, server=IPv4Address(HOST),
+                  server_port=80)
 ETHERNET = bytes(12) + b"\x08\x00"
 
 pytestmark = pytest.mark.skipif(
@@ -37,7 +38,7 @@ Runs = Callable[[Packet | bytes], Run]
 def adopt() -> Iterator[Adopt]:
     """The program, in a host that has one connection: from CLIENT:5000 to VIP:80."""
     with connection():
-        made = Adopt(Config((SERVICE,), address=IPv4Address(BRIDGE)), [SERVICE])
+        made = Adopt(Config(services=(SERVICE,), address=IPv4Address(BRIDGE)), [SERVICE])
         made.set_secrets(SECRETS)
         yield made
 

@@ -12,7 +12,7 @@ import pytest
 
 from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
-from common.settings import Table
+from common.settings.table import Table
 from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN

@@ -17,7 +17,7 @@ from balancer.paths import UNKNOWN, Route
 from common.capture import replay
 from common.capture.pcap import Captured
 from common.cluster.cookie import Secrets
-from common.settings import Table
+from common.settings.table import Table
 from common.verdict import DROP, Verdict, send
 from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath as Bridge

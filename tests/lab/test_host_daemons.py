@@ -235,7 +235,7 @@ def test_another_programs_queue_is_refused(lab: Lab) -> None:
     process = lab.start_bridge(lab.backend1, "--queue", "33")
     on_one_host = lab.balancer.start("packetbridge", [
         *program("packetbridge"), "--secret-file", str(lab.secret_file), "--queue", "33",
-        "--server", f"{BALANCER}:80", "--address", BALANCER,
+        "--vip", "7=192.168.33.99:80", "--server", f"{BALANCER}:80", "--address", BALANCER,
     ])
 
     assert process.running  # another host, another queue 33
@@ -266,10 +266,11 @@ def test_a_second_bridge_is_refused(lab: Lab, flags: tuple[str, ...], refusal: s
 
 @both
 @pytest.mark.parametrize("flags, said", [
-    (("--interface", "eth7"), "interface = 'eth7': expected an interface of this host: eth1, lo"),
+    (("--interface", "eth7"), "--interface = 'eth7': expected an interface of this host: eth1"),
+    (("--interface", "lo"), "--interface = 'lo': expected an interface that clients' packets"),
     (("--secret-file", "/nonexistent"), "secret_file = '/nonexistent': expected"),
     (("--metrics", "192.0.2.1:9101"), "metrics = '192.0.2.1:9101': expected an address and port"),
-], ids=["interface", "secret", "metrics"])
+], ids=["interface", "loopback", "secret", "metrics"])
 def test_what_cannot_work_is_refused_and_the_host_untouched(
     lab: Lab, name: str, flags: tuple[str, ...], said: str
 ) -> None:
@@ -279,6 +280,48 @@ def test_what_cannot_work_is_refused_and_the_host_untouched(
 
     assert line.startswith(f"{name}: command line: {said}")
     assert state(host_of(lab, name)) == before
+
+
+@both
+def test_on_a_strange_host_nothing_is_taken_for_granted(lab: Lab, name: str) -> None:
+    host = host_of(lab, name)
+    host.run(["ip", "address", "flush", "dev", "eth1"])
+    host.run(["ip", "address", "add", "203.0.113.11/24", "dev", "eth1"])
+    before = state(host)
+
+    process = host.start(name, program(name))
+
+    assert process.popen.wait(20) == 2
+    first, *lines = process.log().splitlines()
+    assert first.startswith(f"{name}: /etc/l3dsr/{name}.toml: service = None: expected a file ")
+    assert "eth1 has 203.0.113.11/24" in first
+    assert [line.partition("=")[0].strip() for line in lines][:2] == ["[[service]]", "vip"]
+    assert state(host) == before
+
+
+@pytest.mark.parametrize("name, flags, said", [
+    ("balancer", ("--backend", BALANCER), f"--backend address = '{BALANCER}': expected the address "
+                                          "of another host"),
+    ("balancer", ("--vip", BALANCER), f"--vip = '{BALANCER}': expected an address that no host"),
+    ("packetbridge", ("--engine", "fast", "--mode", "adopt", "--server", "192.168.33.99:80"),
+     "--server = '192.168.33.99:80': expected an address of this host"),
+    ("packetbridge", ("--address", VIP), f"--address = '{VIP}': expected the bridge's own"),
+])
+def test_what_cannot_work_on_this_host_is_refused_by_run_and_by_check(
+    lab: Lab, name: str, flags: tuple[str, ...], said: str
+) -> None:
+    host = host_of(lab, name)
+    before = state(host)
+
+    process = start(lab, name, *flags, ready=False)
+    code = process.popen.wait(20)
+    checked = host.start("check", [*program(name), "check", "--secret-file",
+                                   str(lab.secret_file), *flags])
+
+    assert (code, checked.popen.wait(20)) == (2, 2)
+    assert process.log().startswith(f"{name}: command line: {said}")
+    assert checked.log().startswith(f"{name}: command line: {said}")
+    assert state(host) == before
 
 
 @both

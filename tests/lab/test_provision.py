@@ -209,8 +209,9 @@ def test_a_program_that_hangs_is_restarted(
     box[0].inside(box[1], ["systemctl", "kill", "--signal=STOP", unit])
 
     def is_back() -> bool:
+        is_another = box[0].inside(box[1], show).stdout not in (before, "0\n")
         state = box[0].inside(box[1], ["systemctl", "is-active", unit]).stdout.strip()
-        return state == "active" and box[0].inside(box[1], show).stdout != before
+        return is_another and state == "active"
 
     wait_until(is_back, 60, f"{unit} is back")
     assert "atchdog" in box[0].inside(box[1], ["journalctl", "-o", "cat", "-u", unit]).stdout

@@ -26,8 +26,8 @@ wscale = 9
 
 
 @pytest.fixture(autouse=True)
-def no_default_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """This host's own configuration counts in no test."""
+def no_default_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend_host: None) -> None:
+    """This host's own configuration counts in no test, nor do its addresses."""
     monkeypatch.setattr(config, "DEFAULT_FILE", tmp_path / "default.toml")
 
 
@@ -76,7 +76,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 def test_check_prints_the_services_as_a_table(
     two_services: str, secret: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = cli.main(["check", two_services, "--secret-file", secret, "--interface", "lo"])
+    code = cli.main(["check", two_services, "--secret-file", secret])
 
     out, err = capsys.readouterr()
     assert code == 0
@@ -91,7 +91,7 @@ def test_check_prints_the_services_as_a_table(
 def test_check_prints_the_services_for_programs(
     two_services: str, secret: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    cli.main(["check", two_services, "--secret-file", secret, "--interface", "lo", "--json"])
+    cli.main(["check", two_services, "--secret-file", secret, "--json"])
 
     answer = json.loads(capsys.readouterr().out)
     assert answer["warnings"] == []
@@ -117,7 +117,7 @@ def test_a_missing_secret_is_refused_with_its_remedy(
     missing = str(tmp_path / "none")
     commands = [["check", two_services]]
     if os.geteuid() == 0:
-        commands.append(["--config", two_services, "--interface", "lo"])
+        commands.append(["--config", two_services])
 
     for command in commands:
         code = cli.main([*command, "--secret-file", missing])

@@ -23,8 +23,10 @@ address = "192.0.2.20"
 
 
 @pytest.fixture(autouse=True)
-def no_default_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """This host's own configuration counts in no test."""
+def no_default_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, balancer_host: None
+) -> Path:
+    """This host's own configuration counts in no test, nor do its addresses."""
     default = tmp_path / "default.toml"
     monkeypatch.setattr(config, "DEFAULT_FILE", default)
     return default
@@ -258,11 +260,12 @@ MISTAKES = {
                                   "service[0].vip", "'224.0.0.1'", "the IPv4 address of a host"),
     "VIP that is no address": (SERVICE.replace("192.0.2.10", "www") + BACKEND,
                                "service[0].vip", "'www'", "the IPv4 address of a host"),
-    "backend with the VIP": (SERVICE + BACKEND.replace("192.0.2.20", "192.0.2.10"),
-                             "service[0].backend", "'192.0.2.10'", "another one than the VIP"),
+    "backend with the VIP": (
+        SERVICE + BACKEND.replace("192.0.2.20", "192.0.2.10"),
+        "service[0].backend[0].address", "'192.0.2.10'", "another one than the VIP"),
     "backend with another service's VIP": (
         SERVICE + BACKEND.replace("192.0.2.20", "192.0.2.11") + SECOND,
-        "service[0].backend", "'192.0.2.11'", "another one than the VIP"),
+        "service[0].backend[0].address", "'192.0.2.11'", "another one than the VIP"),
     "no VIP": ("[[service]]\nport = 80\n" + BACKEND,
                "service[0].vip", "None", "this key is required"),
     "no backend": (SERVICE, "service[0].backend", "None", "at least one backend"),
@@ -321,7 +324,8 @@ FLAG_MISTAKES = [
     (["--backend", "192.0.2.1,id=2", "--backend", "192.0.2.2"], "--backend id = 2",
      "an id that no other backend has"),
     (["--backend", "here"], "--backend address = 'here'", "the IPv4 address of a host"),
-    (["--backend", "192.168.33.10"], "--backend = '192.168.33.10'", "another one than the VIP"),
+    (["--backend", "192.168.33.10"], "--backend address = '192.168.33.10'",
+     "another one than the VIP"),
     (["--key", "path"], "--key = 'path'", "one of http.path"),
     (["--scheduler", "first"], "--scheduler = 'first'", "one of maglev"),
     (["--engine", "quick"], "--engine = 'quick'", "one of auto, portable, fast"),

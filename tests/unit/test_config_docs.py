@@ -1,61 +1,60 @@
-"""The configuration reference says what the programs do."""
+"""The configuration reference says what the programs do: it is made of the same declarations."""
 
 import dataclasses
 import re
+import tomllib
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from balancer import config as balancer_config
+from common.settings import shared
+from common.settings.schema import Entry, Within, entries
+from lab import reference
 from packetbridge import config as bridge_config
 
-TEXT = (Path(__file__).resolve().parents[2] / "docs/operations.md").read_text()
-_AFTER_BALANCER = TEXT.partition("### balancer\n")[2]
-BALANCER, _, _AFTER_BRIDGE = _AFTER_BALANCER.partition("### packetbridge\n")
-BRIDGE = _AFTER_BRIDGE.partition("## The secret")[0]
-SHARED = BALANCER.partition("`[timeouts]`")[0]
-TABLES = {"services": "service", "backends": "backend"}
-# `file` is where it all came from; the bridge's `vip` and `server` are ADDRESS:PORT.
-NO_KEYS = {"balancer.config": {"file"}, "packetbridge.config": {"file", "port", "server_port"}}
+TEXT = reference.PAGE.read_text()
+SHAPES = [
+    (program, shape)
+    for program, module, names in (
+        ("both", shared, ["Shared"]),
+        ("balancer", balancer_config, ["Config", "Timeouts", "Service", "Hold", "Backend"]),
+        ("packetbridge", bridge_config, ["Config", "Timeouts", "Service"]),
+    )
+    for shape in (getattr(module, name) for name in names)
+]
+# What is no setting: where all came from, and what a pair in one key fills.
+NO_SETTINGS = {"file", "port", "server_port"}
 
 
-def rows(text: str) -> dict[str, list[str]]:
-    """Keys of the tables in `text`, each with the other cells of all its rows."""
-    found: dict[str, list[str]] = {}
-    for line in text.splitlines():
-        match = re.match(r"\| `(\w+)`(?: §)? \|(.*)\|$", line)
-        if match:
-            found.setdefault(match[1], []).append(match[2])
-    return found
+def test_the_tables_are_as_the_settings_are_declared() -> None:
+    assert reference.written(TEXT) == TEXT, "python -m lab.reference writes them anew"
 
 
-BALANCER_CLASSES = [balancer_config.Config, balancer_config.Timeouts, balancer_config.Service,
-                    balancer_config.Hold, balancer_config.Backend]
-BRIDGE_CLASSES = [bridge_config.Config, bridge_config.Timeouts, bridge_config.Service]
+def test_every_declaration_has_its_table() -> None:
+    assert reference.named_in(TEXT) == {(program, shape.__name__) for program, shape in SHAPES}
 
 
-@pytest.mark.parametrize("shape, text", [
-    *((shape, BALANCER) for shape in BALANCER_CLASSES),
-    *((shape, BRIDGE + SHARED) for shape in BRIDGE_CLASSES),
-], ids=lambda value: getattr(value, "__qualname__", ""))
-def test_every_key_has_a_row_with_its_default(shape: Any, text: str) -> None:
-    documented = rows(text)
+@pytest.mark.parametrize("program, shape", SHAPES,
+                         ids=lambda value: value if isinstance(value, str) else value.__name__)
+def test_every_field_is_declared_as_a_setting(program: str, shape: Any) -> None:
+    declared: dict[str, Entry | Within] = {entry.name: entry for entry in entries(shape)}
 
     for field in dataclasses.fields(shape):
-        key = TABLES.get(field.name, field.name).removesuffix("_ms")
-        if key in ("service", "timeouts"):
-            assert f"[[{key}]]" in text or f"[{key}]" in text
-            continue
-        if field.name in NO_KEYS[shape.__module__]:
-            continue
-        assert key in documented, f"{shape.__qualname__}.{field.name}"
-        default = field.default
-        if isinstance(default, int) and not isinstance(default, bool):
-            shown = f"`{default / 1000:g}`" if field.name.endswith("_ms") else f"`{default}`"
-            assert any(shown in row for row in documented[key]), key
-        elif isinstance(default, str):
-            assert any(f'`"{default}"`' in row for row in documented[key]), key
+        if field.name not in declared:
+            assert field.name in NO_SETTINGS, f"{program} {shape.__name__}.{field.name}"
+
+
+def test_every_default_is_a_value_that_its_setting_can_have() -> None:
+    checked = 0
+    for _, shape in SHAPES:
+        for entry in entries(shape):
+            if isinstance(entry, Entry) and entry.shown_default:
+                value = tomllib.loads(f"x = {entry.shown_default}")["x"]
+                assert entry.setting.read(value) == entry.default, entry.name
+                checked += 1
+    assert checked > 30
 
 
 def blocks() -> list[str]:

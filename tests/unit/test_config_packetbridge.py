@@ -22,8 +22,8 @@ server = "192.0.2.30:8081"
 
 
 @pytest.fixture(autouse=True)
-def no_default_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """This host's own configuration counts in no test."""
+def no_default_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, backend_host: None) -> Path:
+    """This host's own configuration counts in no test, nor do its addresses."""
     default = tmp_path / "default.toml"
     monkeypatch.setattr(config, "DEFAULT_FILE", default)
     return default

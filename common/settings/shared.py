@@ -1,0 +1,140 @@
+"""The settings that both programs have, and what both refuse of them."""
+
+from dataclasses import dataclass
+from ipaddress import IPv4Network
+from pathlib import Path
+from typing import Annotated, Any
+
+from common.settings import COMMAND_LINE, ConfigError
+from common.settings.host import HostView
+from common.settings.readers import choice, listen, text, whole
+from common.settings.schema import Draft, Setting
+
+DIRECTORY = Path("/etc/l3dsr")
+DEFAULT_SECRET = str(DIRECTORY / "secret")
+LAB = IPv4Network("192.168.33.0/24")  # the Vagrantfile's; only there have services a default
+LOOPBACK = "lo"
+
+Interface = Annotated[str, Setting(
+    text, "where packets come in",
+    "The balancer's gets the VIPs while it runs. It has another address of its own.",
+    metavar="NAME",
+)]
+Queue = Annotated[int, Setting(
+    whole(0, 65535), "NFQUEUE number, of this program alone", metavar="N",
+)]
+Mark = Annotated[int, Setting(
+    whole(1, 0xFFFFFFFE, show=hex), "firewall mark of the packets that the program sends",
+    "Connection tracking leaves them alone. The bridge's are those to the server, which its "
+    "sockets inherit; its packets to clients have the next mark. Change it if something else on "
+    "the host uses it.", metavar="N",
+)]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shared:
+    """At the top of both files. file: where it all came from, for messages."""
+
+    interface: Interface = "eth1"
+    secret_file: Annotated[str, Setting(
+        text, "the cluster's secret, mode 0600",
+        "`balancer keygen` makes one ([below](#the-secret)).", metavar="FILE",
+    )] = DEFAULT_SECRET
+    engine: Annotated[str, Setting(
+        choice("auto", "portable", "fast"), "what handles packets",
+        "`fast` is eBPF in the kernel, with the portable engine behind it for what is unusual; "
+        "`portable` is Python alone. `auto` takes the fast one where the kernel and the interface "
+        "allow it, and the line with `ready` says why where they do not.",
+        metavar="auto|portable|fast",
+    )] = "auto"
+    max_flows: Annotated[int, Setting(
+        whole(1, 100_000_000), "size of the flow table",
+        "When it is full, a new flow evicts the one that is closest to its end. The fast engine "
+        "takes 128 octets for each from the start, rounded up to a power of two.", metavar="N",
+    )] = 1_000_000
+    queue: Queue
+    mark: Mark
+    metrics: Annotated[tuple[str, int] | None, Setting(
+        listen, "where to answer Prometheus", metavar="ADDR:PORT",
+    )] = None
+    log_level: Annotated[str, Setting(
+        choice("debug", "info", "warning", "error"), "how much is logged",
+        metavar="debug|info|warning|error",
+    )] = "info"
+    log_format: Annotated[str, Setting(
+        choice("text", "json"), "form of the log, on stderr", metavar="text|json",
+    )] = "text"
+    file: str = COMMAND_LINE
+
+
+def check_interface(top: Draft[Any], host: HostView | None) -> HostView | None:
+    """Refuse an interface that cannot be used.
+
+    Returns: the host, if the settings can be judged by it.
+    """
+    interface = top.get("interface")
+    if interface == LOOPBACK:
+        names = f": {', '.join(host.usable)}" if host and host.usable else ""
+        top.refuse("interface", f"an interface that clients' packets come in by{names}")
+        return None
+    if host is None or interface is None:
+        return None
+    if interface not in host.interfaces:
+        if host.is_certain:
+            top.refuse("interface", f"an interface of this host: {', '.join(host.usable)}")
+        return None
+    return host
+
+
+def is_in_lab(top: Draft[Any], host: HostView | None) -> bool:
+    """Whether the services of the Vagrantfile's network may be taken for granted.
+
+    host: None where nothing of it is used, so that nothing can go wrong.
+    """
+    interface = top.get("interface")
+    if host is None:
+        return True
+    if interface in (None, LOOPBACK) or (
+        "interface" in top.origins and host.is_certain and interface not in host.interfaces
+    ):
+        return True  # that is refused, which is enough
+    return any(address in LAB for address in host.addresses_of(interface))
+
+
+def refuse_silence(top: Draft[Any], host: HostView, file: Path, example: str) -> None:
+    """Note that nothing says which services there are. example: TOML that would."""
+    interface = top.get("interface")
+    addresses = ", ".join(map(str, host.interfaces.get(interface, ()))) or "no address"
+    names = [name for name in host.usable if host.interfaces[name]] or host.usable or ["eth0"]
+    lines = example.splitlines()
+    if interface not in host.interfaces:
+        lines.insert(0, f'interface = "{names[0]}"')
+    what = f"{interface} has {addresses}"
+    if interface not in host.interfaces:
+        what = f"there is no {interface}"
+    top.table.faults.append(ConfigError(
+        str(file), "service", None,
+        "a file with at least one [[service]], or flags that describe one: the defaults hold only "
+        f"where the interface has an address in {LAB}, and {what}. Lines like these are missing:",
+        "\n".join(f"    {line}" for line in lines),
+    ))
+
+
+_ONE_EACH = {"vip": "VIP and port", "dscp": "DSCP", "name": "name"}
+
+
+def check_services(services: list[Draft[Any]]) -> None:
+    """One DSCP and one name for each VIP and port; a name that is not given is these two."""
+    seen: set[tuple[str, object]] = set()
+    for service in services:
+        ends = (service.get("vip"), service.get("port"))
+        end = f"{ends[0]}:{ends[1]}" if None not in ends else None
+        values = {"vip": end, "dscp": service.get("dscp"), "name": service.get("name")}
+        if "name" not in service.table and end:
+            values["name"] = service.values["name"] = end
+        if ("vip", end) in seen and values["name"] == end:
+            del values["name"]  # one word about it is enough
+        for key, value in values.items():
+            if value is not None and (key, value) in seen:
+                service.refuse(key, f"a {_ONE_EACH[key]} that no other service has", value)
+            seen.add((key, value))
