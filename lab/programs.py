@@ -24,7 +24,7 @@ from balancer import config as balancer_config
 from balancer.keys.request import KeySpec
 from balancer.modes.split import takeover
 from balancer.offload import program as balancer_program
-from balancer.offload.flow_map import KEY, Entry
+from balancer.offload.flow_map import Entry, key_of
 from balancer.paths import NextHop
 from common.bpf import build
 from common.bpf.objects import Object, Program, SkBuff
@@ -55,7 +55,6 @@ _SECRETS = Secrets(bytes(range(16)))
 _VIP = IPv4Address("192.168.33.10")
 _ETHERNET = bytes(12) + b"\x08\x00"
 _FEED = Path(__file__).parent / "bpf/feed.bpf.c"
-_FRAME = struct.Struct("=I1514s2x")
 _FRESH = 4096  # frames that open flows
 _HITS = (1 << 10, 1 << 17, 1 << 20)
 _RUNS = 1 << 17
@@ -114,16 +113,17 @@ class _Measured:
             feed.set_variable("mask", (clients or len(packets)) - 1)
             feed.set_max_entries("frames", len(packets))
             feed.load()
-            frames = feed.map("frames", struct.Struct("=I"), _FRAME)
-            frames.update_all((place, (len(_ETHERNET + packet), _ETHERNET + packet))
-                              for place, packet in enumerate(packets))
+            frames = feed.map("frames")
+            frames.update_all(
+                (place, {"len": len(_ETHERNET + packet), "octets": _ETHERNET + packet})
+                for place, packet in enumerate(packets))
             frames.close()
             feeding = feed.program("feed_clients" if clients else "feed_frames")
             target = feed.map("measured")
-            target.update(bytes(4), feed.program("nothing").fd.to_bytes(4, "little"))
+            target.update(0, feed.program("nothing").fd)
             empty_ns = min(_run(feeding, runs) for _ in range(_TRIES))
             own = self._program.object.program(balancer_program.PROGRAM_NAME)
-            target.update(bytes(4), own.fd.to_bytes(4, "little"))
+            target.update(0, own.fd)
             before = self._counted()
             whole_ns = min(_run(feeding, runs) for _ in range(tries))
             grown = {each: count - before[each] for each, count in self._counted().items()
@@ -138,7 +138,7 @@ class _Measured:
         """Empty the table."""
         for chunk in self.flows.chunks():
             for flow in chunk:
-                self.flows.delete(flow[KEY])
+                self.flows.delete(key_of(flow))
 
     def _counted(self) -> dict[Reason, int]:
         return dict(self._program.reasons.totals())

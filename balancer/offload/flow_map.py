@@ -8,24 +8,21 @@ walks read the array itself, as shared memory.
 import ctypes
 import os
 import re
-import struct
+import sys
 import time
 from collections.abc import Iterator
+from functools import cache
 from mmap import mmap
 from typing import NamedTuple
 
+from common.bpf.btf import Row
 from common.bpf.maps import ARRAY, Map
-from common.bpf.objects import Object
+from common.bpf.objects import Object, types_of
 
 ENTERED, TABLE_FULL, CROWDED = range(3)  # what becomes of an attempt to enter a flow
 IDLE = 3  # a rank that no state has
-KEY = slice(0, 12)  # of an entry's octets
 _LEAST_BUCKETS = 4096
-_BUCKET_LEN, _FLOW_LEN, _BACKEND_OFF = 64, 32, 29
-_CHUNK_LEN = 4096 * _FLOW_LEN
-_FLOW = struct.Struct("=12sIIIIBBBB")
-_REQUEST = struct.Struct("=32sQI4x")
-_SEED, _COUNT = struct.Struct("=Q"), struct.Struct("=8xQ")  # of the last bucket
+_CHUNK_FLOWS = 4096
 _OCCUPIED = re.compile(rb"[^\0]")
 _GOES_UP = 0x80
 _CREATED_MASK = (1 << 40) - 1
@@ -49,7 +46,7 @@ class Entry(NamedTuple):
 
     def pack(self) -> bytes:
         """As balancer/offload/bpf/flows.h:flow."""
-        return _FLOW.pack(
+        return _row().pack(
             self.key, self.client_isn, self.ts_shift, self.created_ms & 0xFFFFFFFF,
             self.seen_ms & 0xFFFFFFFF, self.service, self.backend,
             self.state | _GOES_UP * self.goes_up, self.created_ms >> 32 & 0xFF,
@@ -58,11 +55,32 @@ class Entry(NamedTuple):
     @classmethod
     def unpack(cls, octets: bytes, now_ms: int) -> "Entry":
         """now_ms: to which the times in the table, which have few bits, are near."""
-        key, isn, ts_shift, created, seen, service, backend, state, high = _FLOW.unpack(octets)
+        key, isn, ts_shift, created, seen, service, backend, state, high = _row().unpack(
+            octets)
         age_ms = now_ms - (high << 32 | created) & _CREATED_MASK
         idle_ms = (now_ms - seen & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
         return cls(key, isn, ts_shift, now_ms - age_ms, now_ms - idle_ms, service, backend,
                    state & ~_GOES_UP, bool(state & _GOES_UP))
+
+
+@cache
+def _row() -> Row:
+    """An entry in the table."""
+    return types_of("balancer", "balancer").layout("flow").row(
+        "ends", "client_isn", "ts_shift", "created_ms", "seen_ms",
+        "tag.service", "tag.backend", "tag.state", "tag.created_high")
+
+
+@cache
+def _ends() -> Row:
+    """Whose it is."""
+    return types_of("balancer", "balancer").layout("flow").row("ends")
+
+
+def key_of(octets: bytes) -> bytes:
+    """The five-tuple of an Entry's octets."""
+    key: bytes = _ends().unpack(octets)[0]
+    return key
 
 
 class FlowMap:
@@ -78,29 +96,38 @@ class FlowMap:
 
     def __init__(self, program_file: Object) -> None:
         """After load. Raises: BpfError."""
+        btf = program_file.btf
+        self._flow, self._bucket, self._table, self._request = (
+            btf.layout(name) for name in ("flow", "bucket", "table", "flow_request"))
+        self._fields = self._request.row("flow", "now_ms", "least")
         table = program_file.map("flows")
         self._memory = table.map_memory()
-        self._end = (table.shape.max_entries - 1) * _BUCKET_LEN
+        self._end = (table.shape.max_entries - 1) * self._bucket.size
         table.close()
         self._read, self._write, self._remove = (
             program_file.program(name) for name in ("read_flow", "write_flow", "remove_flow"))
-        self.seed: int = _SEED.unpack_from(self._memory, self._end)[0]
-        if not self.seed:
-            self.seed = int.from_bytes(os.urandom(8))
-            _SEED.pack_into(self._memory, self._end, self.seed)
+        seed_off = self._end + self._table.offset("seed")
+        seed = memoryview(self._memory)[seed_off:seed_off + 8].cast("Q")
+        if not seed[0]:
+            seed[0] = int.from_bytes(os.urandom(8))
+        self.seed = seed[0]
+        seed.release()
+        self._count_off = self._end + self._table.offset("count")
 
     def close(self) -> None:
         """Let go of the memory."""
         self._memory.close()
 
     def __len__(self) -> int:
-        count: int = _COUNT.unpack_from(self._memory, self._end)[0]
-        return count
+        return int.from_bytes(self._memory[self._count_off:self._count_off + 8], sys.byteorder)
 
     def lookup(self, key: bytes) -> bytes | None:
         """The flow of a five-tuple."""
-        request = _request(key)
-        return request.raw[:_FLOW_LEN] if self._read.call(request) else None
+        request = self._asked(_ends().pack(key))
+        if not self._read.call(request):
+            return None
+        flow: bytes = self._fields.unpack(request.raw)[0]
+        return flow
 
     def enter(self, flow: bytes, now_ms: int, least: int = IDLE) -> int:
         """Enter a flow, or change it. Returns: ENTERED, or what is in the way.
@@ -108,38 +135,41 @@ class FlowMap:
         least: where all its places are taken, the lowest state of a flow that goes for it; one that
                has been idle for too long always does.
         """
-        return self._write.call(_request(flow, now_ms, least))
+        return self._write.call(self._asked(flow, now_ms, least))
 
     def delete(self, key: bytes) -> bool:
         """Remove a flow. Returns: whether it was there."""
-        return bool(self._remove.call(_request(key)))
+        return bool(self._remove.call(self._asked(_ends().pack(key))))
 
     def chunks(self) -> Iterator[list[bytes]]:
         """All flows, part by part of the table; of a part there may be none."""
-        return _chunks(self._memory, self._end)
+        return self._chunks(self._memory, self._end)
 
     def take_over(self, old: Map, replace: bool) -> None:
         """Enter the flows of a table of another size. replace: also those that are here."""
-        if old.shape[:3] != (ARRAY, 4, _BUCKET_LEN):
+        if old.shape[:3] != (ARRAY, 4, self._bucket.size):
             return
         memory, now_ms = old.map_memory(), time.time_ns() // 1_000_000
-        for chunk in _chunks(memory, len(memory) - _BUCKET_LEN):
+        for chunk in self._chunks(memory, len(memory) - self._bucket.size):
             for flow in chunk:
-                if replace or self.lookup(flow[KEY]) is None:
+                if replace or self.lookup(key_of(flow)) is None:
                     self.enter(flow, now_ms)
         memory.close()
 
+    def _asked(
+        self, flow: bytes, now_ms: int = 0, least: int = IDLE
+    ) -> ctypes.Array[ctypes.c_char]:
+        """The argument of the small programs."""
+        return ctypes.create_string_buffer(self._fields.pack(flow, now_ms, least),
+                                           self._request.size)
 
-def _request(flow: bytes, now_ms: int = 0, least: int = IDLE) -> ctypes.Array[ctypes.c_char]:
-    """As balancer/offload/bpf/flows.h:flow_request. flow: an entry, or a key alone."""
-    return ctypes.create_string_buffer(_REQUEST.pack(flow, now_ms, least), _REQUEST.size)
-
-
-def _chunks(memory: mmap, end: int) -> Iterator[list[bytes]]:
-    for start in range(0, end, _CHUNK_LEN):
-        backends = memory[start + _BACKEND_OFF:min(end, start + _CHUNK_LEN):_FLOW_LEN]
-        found = []
-        for match in _OCCUPIED.finditer(backends):
-            place = start + match.start() * _FLOW_LEN
-            found.append(memory[place:place + _FLOW_LEN])
-        yield found
+    def _chunks(self, memory: mmap, end: int) -> Iterator[list[bytes]]:
+        flow_len, backend_off = self._flow.size, self._flow.offset("tag.backend")
+        chunk_len = _CHUNK_FLOWS * flow_len
+        for start in range(0, end, chunk_len):
+            backends = memory[start + backend_off:min(end, start + chunk_len):flow_len]
+            found = []
+            for match in _OCCUPIED.finditer(backends):
+                place = start + match.start() * flow_len
+                found.append(memory[place:place + flow_len])
+            yield found

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain, islice
 
 from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
-from balancer.offload.flow_map import ENTERED, KEY, TABLE_FULL, Entry, FlowMap
+from balancer.offload.flow_map import ENTERED, TABLE_FULL, Entry, FlowMap, key_of
 
 _WALK_MS = 1000  # between two walks through the table
 _STEP = 2000  # flows looked at in a tick: some milliseconds, in which packets wait
@@ -148,7 +148,7 @@ class MapFlows:
             for octets in chunk:
                 flow = self._flow(octets)
                 if flow is None:
-                    self._drop_unknown(octets[KEY])
+                    self._drop_unknown(key_of(octets))
                 else:
                     flows.append(flow)
             yield flows

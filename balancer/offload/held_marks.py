@@ -19,7 +19,7 @@ class MarkedHolds(HoldTable):
     def add(self, held: Held, segment: Segment) -> None:
         """As HoldTable."""
         if self.get(held.key) is None:
-            self._marks.update(held.key, b"\x01")
+            self._marks.update(held.key, 1)
         super().add(held, segment)
         self._tell_count()
 

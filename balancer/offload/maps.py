@@ -1,19 +1,11 @@
-"""The maps that the balancer's program shares with the daemon.
+"""Where the arrays that the balancer's program shares with the daemon have a backend."""
 
-Twin: balancer/offload/bpf/maps.h, which has the same layouts.
-"""
-
-import struct
-
-MAX_BACKENDS = 128
-INDEX = struct.Struct("=I")  # of arrays
-SETTINGS = struct.Struct("=16s16sI4x QIIQ 3Q Q I4x Q")
-SERVICE_KEY = struct.Struct("=4s2s2x")
-SERVICE = struct.Struct("=IHBBB3x")
-BACKEND = struct.Struct("=4sIIBB6s6s6x")
-TRAFFIC = struct.Struct("=QQQ")
+MAX_BACKENDS = 128  # of a service; ids have 7 bits at most
 
 
 def place_of(service: int, backend_id: int) -> int:
-    """Where a service's backend stands in arrays."""
+    """Where a service's backend stands in arrays.
+
+    Twin: balancer/offload/bpf/maps.h:place_of
+    """
     return service * MAX_BACKENDS + backend_id

@@ -45,7 +45,7 @@ class FastDatapath(Datapath):
         self._paths_told = -1
         self.is_live = False  # whether the program has packets, whose counts are to be added
         self._next_refresh_ms = 0
-        self._sent: dict[tuple[int, int], tuple[int, ...]] = {}
+        self._sent: dict[tuple[int, int], dict[str, int]] = {}
 
     @property
     def secrets(self) -> Secrets:
@@ -90,9 +90,9 @@ class FastDatapath(Datapath):
         self.program.reasons.add_to(self.counters)
         for place, backend in self._places.items():
             per_cpu = self.program.traffic.lookup(place_of(*place))
-            totals = tuple(map(sum, zip(*per_cpu, strict=True)))
-            before = self._sent.get(place, (0, 0, 0))
-            backend.packets += totals[0] - before[0]
-            backend.octets += totals[1] - before[1]
-            backend.handoffs += totals[2] - before[2]
+            totals = {name: sum(getattr(each, name) for each in per_cpu)
+                      for name in ("packets", "octets", "handoffs")}
+            before = self._sent.get(place, {})
+            for name, total in totals.items():
+                setattr(backend, name, getattr(backend, name) + total - before.get(name, 0))
             self._sent[place] = totals

@@ -4,29 +4,23 @@ Program and tables are pinned, so they go on when the daemon has ended.
 """
 
 import socket
+import sys
 import time
-import zlib
 
 from balancer.config import Config, Service
 from balancer.modes.split import takeover
 from balancer.offload.flow_map import FlowMap
-from balancer.offload.maps import (
-    BACKEND,
-    INDEX,
-    SERVICE,
-    SERVICE_KEY,
-    SETTINGS,
-    TRAFFIC,
-    place_of,
-)
+from balancer.offload.maps import place_of
 from balancer.offload.requests import fill_requests
 from balancer.paths import UNKNOWN, NextHop
-from common.bpf import build, pins
+from common.bpf import build, pins, reasons
+from common.bpf import secrets as bpf_secrets
 from common.bpf.links import Mode
 from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
 from common.bpf.reasons import ReasonCounts
 from common.cluster.cookie import Secrets
+from common.verdict import DropReason, Event
 
 PROGRAM_NAME = "on_packet"
 _CLOCK_SLACK_MS = 50
@@ -37,29 +31,38 @@ _TICK_MS = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1000 * (1 << 20)) 
 class Program:
     """The loaded program and its maps, filled from a configuration."""
 
-    def __init__(self, config: Config, secrets: Secrets, instance: Pins | None = None) -> None:
-        """instance: whose maps are gone on with. Raises: BpfError; build.BuildError."""
+    def __init__(
+        self, config: Config, secrets: Secrets, instance: Pins | None = None, *,
+        for_tests: bool = False,
+    ) -> None:
+        """instance: whose maps are gone on with. for_tests: its time is set, not the kernel's.
+
+        Raises: BpfError; build.BuildError.
+        """
         self._config = config
         self._pins = instance
         self._next_hops: dict[int, NextHop] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
+        self.object.set_variable("in_test", for_tests)
         FlowMap.size(self.object, config.max_flows)
         if instance is not None:
             # flows name services by number, so they mean something to the same services only
             ends = [(str(service.vip), service.port) for service in config.services]
-            layout = zlib.crc32(repr(ends).encode()) >> 1
             instance.reuse_maps(self.object, [
-                Kept("flows", layout, copy=lambda old, replace: self.flows.take_over(old, replace)),
-                Kept("reasons"),
+                Kept("flows", meaning=repr(ends),
+                     copy=lambda old, replace: self.flows.take_over(old, replace)),
+                reasons.kept(lambda: self.reasons),
             ])
         self.object.load()
-        self.settings = self.object.map("settings_map", INDEX, SETTINGS)
-        self.backends = self.object.map("backends", INDEX, BACKEND)
+        self.settings = self.object.map("settings_map")
+        self.backends = self.object.map("backends")
         self.flows = FlowMap(self.object)
         self.marks = self.object.map("held")
         self.held_count = self.object.shared_variable("held_count")
+        self._test_ms = self.object.shared_variable("test_ms")
+        self._last_reason = self.object.shared_variable("last_reason")
         self.reasons = ReasonCounts(self.object)
-        self.traffic = self.object.map("traffic", INDEX, TRAFFIC)
+        self.traffic = self.object.map("traffic")
         self.set_secrets(secrets)
         self._fill_services(config.services)
         fill_requests(self.object, config.services)
@@ -71,17 +74,27 @@ class Program:
             each.close()
         self.object.close()
 
-    def set_secrets(self, secrets: Secrets, fixed_ms: int = 0) -> None:
-        """Check and make cookies by these, and set the clock. fixed_ms: the time in test runs."""
+    def set_secrets(self, secrets: Secrets) -> None:
+        """Check and make cookies by these, and set the clock."""
         timeouts = self._config.timeouts
         self._secrets = secrets
-        self._base = time.time_ns() // 1_000_000, self._tick()
-        self.settings.update(0, (
-            secrets.current, secrets.previous or bytes(16), 2 if secrets.previous else 1,
-            *self._base, _TICK_MS, fixed_ms,
-            timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms,
-            self._config.takeover_rate, takeover.id_shift(self._config.id_bits), self.flows.seed,
-        ))
+        self._base = base_ms, base_tick = time.time_ns() // 1_000_000, self._tick()
+        self.settings.update(0, {
+            "secrets": bpf_secrets.of(secrets),
+            "base_ms": base_ms, "base_tick": base_tick, "tick_ms": _TICK_MS,
+            "timeouts_ms": (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms),
+            "takeover_rate": self._config.takeover_rate,
+            "id_shift": takeover.id_shift(self._config.id_bits),
+            "flow_seed": self.flows.seed,
+        })
+
+    def set_test_time(self, now_ms: int) -> None:
+        """The time in test runs, unix ms, for a program that was made for them."""
+        self._test_ms[:] = now_ms.to_bytes(8, sys.byteorder)
+
+    def last_reason(self) -> Event | DropReason:
+        """In test runs, why the last packet was sent or dropped that did not go up."""
+        return self.reasons.numbered[int.from_bytes(self._last_reason, sys.byteorder)]
 
     def keep_time(self, now_ms: int) -> None:
         """Set the clock if it is wrong by more than ticks explain. now_ms: unix time."""
@@ -102,10 +115,11 @@ class Program:
             return
         self._next_hops[place] = hop
         backend = next(each for each in config.backends if each.id == backend_id)
-        self.backends.update(place, (
-            backend.address.packed, hop.interface, hop.mtu, 1, config.dscp, hop.destination,
-            hop.source,
-        ))
+        self.backends.update(place, {
+            "address": backend.address.packed, "index": hop.interface, "mtu": hop.mtu,
+            "is_configured": 1, "dscp": config.dscp,
+            "destination": hop.destination, "source": hop.source,
+        })
 
     def attach(self) -> Mode:
         """Let the program have the packets. Returns: how. Raises: BpfError."""
@@ -123,11 +137,13 @@ class Program:
         return mode
 
     def _fill_services(self, services: tuple[Service, ...]) -> None:
-        table = self.object.map("services", SERVICE_KEY, SERVICE)
+        table = self.object.map("services")
         for number, service in enumerate(services):
-            key = service.vip.packed, service.port.to_bytes(2, "big")
-            table.update(key, (number, service.mss, service.wscale, service.sack,
-                               service.timestamps))
+            key = {"vip": service.vip.packed, "port": service.port.to_bytes(2, "big")}
+            table.update(key, {
+                "number": number, "mss": service.mss, "wscale": service.wscale,
+                "sack": service.sack, "timestamps": service.timestamps,
+            })
             for backend in service.backends:
                 self.set_next_hop(number, backend.id, UNKNOWN)
         table.close()

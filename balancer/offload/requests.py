@@ -3,27 +3,27 @@
 Twin: balancer/offload/bpf/request.h, balancer/offload/bpf/schedule.h
 """
 
-import struct
-
 from balancer.config import Service
 from balancer.pool.schedule import Maglev
 from common.bpf.objects import Object
 
-_INDEX = struct.Struct("=I")
-_TABLE_LEN = 65544
-# Others, and those with depth or len, are left to the portable engine.
-_KINDS = {"http.path": 1, "http.target": 2, "http.host": 3, "http.host+path": 4, "tls.sni": 5,
-          "source": 6}
+# By their names in `enum key_kind`; others, and keys with depth or len, are left to the portable
+# engine.
+_KINDS = {
+    "http.path": "KEY_PATH", "http.target": "KEY_TARGET", "http.host": "KEY_HOST",
+    "http.host+path": "KEY_HOST_AND_PATH", "tls.sni": "KEY_SERVER_NAME", "source": "KEY_SOURCE",
+}
 
 
 def fill_requests(program_file: Object, services: tuple[Service, ...]) -> None:
     """Fill the maps by which the program chooses backends. Raises: BpfError."""
-    kinds = program_file.map("key_kinds", _INDEX, _INDEX)
-    tables = program_file.map("tables", _INDEX)
+    numbers = program_file.btf.enum("key_kind")
+    kinds = program_file.map("key_kinds")
+    tables = program_file.map("tables")
     for number, service in enumerate(services):
         if service.scheduler != "maglev" or service.hash_balance_factor is not None:
             continue
-        tables.update(number, bytes(list(Maglev(service.backends).table)).ljust(_TABLE_LEN, b"\0"))
-        kinds.update(number, _KINDS.get(str(service.key), 0))
+        tables.update(number, {"ids": bytes(list(Maglev(service.backends).table))})
+        kinds.update(number, numbers[_KINDS.get(str(service.key), "KEY_NONE")])
     kinds.close()
     tables.close()

@@ -12,9 +12,9 @@ Compile, open, adapt, load, use:
         program_file.select("on_packet")                  # other programs are not loaded
         program_file.load()                               # BpfError has the verifier log's end
 
-        flows = program_file.map("flows", key=struct.Struct("=4s4sHH"), value=Flow)
-        flows.update((saddr, daddr, sport, dport), Flow(backend=1))   # Flow: ctypes.Structure
-        flows.lookup(key)                                 # value, or None
+        flows = program_file.map("flows")
+        flows.update({"saddr": saddr, "sport": sport}, {"backend": 1})  # by the names in C
+        flows.lookup(key).backend                         # None if there is no such key
         dict(flows.items())                               # batches; update_all, delete, pop, keys
         counters.lookup(0)                                # of a per-CPU map: a list of values
         clock = program_file.map("clock").map_memory()    # BPF_F_MMAPABLE: shared memory
@@ -22,8 +22,9 @@ Compile, open, adapt, load, use:
         run = program_file.program("on_packet").test_run(frame, XdpMd(data_end=len(frame)))
         run.retval, run.data, run.duration_ns             # repeat=100_000 for measuring
 
-A layout is None (octets), a struct.Struct (tuple; one field: the bare value) or a
-ctypes.Structure. A Map owns its descriptor and outlives the Object; a Program does not.
+What keys and values are, the object's BTF tells (common.bpf.btf): structs are named tuples, and
+may be given as dicts or as octets. A Map owns its descriptor and outlives the Object; a Program
+does not.
 
 Attach; all have replace(program), detach() and close():
 

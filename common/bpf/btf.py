@@ -12,8 +12,8 @@ C alone says how a struct lies in memory; Python asks here, by name:
 A type as Python has it: integers and enums are int, bool is bool, pointers are int. __be16, __be32,
 __be64 and arrays of octets are bytes, as they lie in memory; other arrays are tuples; structs are
 named tuples, in which the fields of anonymous members are the struct's own, as in C. Of a union the
-first member counts. Fields called `padding` are left out, and zero. A struct or an array may also
-be given as its octets. Bit-fields are refused.
+first member counts. Fields called `padding` are left out, and zero. A struct may also be given as a
+dict, a struct or an array also as its octets. Bit-fields are refused.
 
 Clang tells the types that maps, variables and global functions have. SHARE_TYPE in
 common/bpf/include/share.h names others.
@@ -109,17 +109,20 @@ class Btf:
                 return (self._pointee(fields.get("key", 0)), self._pointee(fields.get("value", 0)))
         return 0, 0
 
-    def digest_of_map(self, name: str) -> tuple[str, str]:
+    def digest_of_map(self, name: str, keyed_by: str = "") -> tuple[str, str]:
         """What its keys and its values are, in 8 hex digits each: equal where they mean the same.
 
         name: also of a section of variables (`.bss`), whose value they are together.
+        keyed_by: the enum that an array's places are named by; arrays must have keys of plain
+                  integers, so their own type does not say it.
         """
+        names = self._describe(self._named(keyed_by, _ENUM)) if keyed_by else ""
         if name.startswith("."):
             value = ",".join(f"{offset}:{label}:{self._describe(number)}"
                              for label, number, offset, _ in self._variables(name))
-            return _digest("int4"), _digest(value)
+            return _digest(names), _digest(value)
         key, value_number = self.map_types(name)
-        return _digest(self._describe(key)), _digest(self._describe(value_number))
+        return _digest(self._describe(key) + names), _digest(self._describe(value_number))
 
     @cached_property
     def variables(self) -> dict[str, tuple[str, int, int]]:
@@ -260,6 +263,8 @@ class Layout:
             return value
         if not self._parts:
             return self._struct.pack(value)
+        if isinstance(value, dict):
+            value = self(**value)
         return self._struct.pack(*(value if self._is_flat else self._leaves(value)))
 
     def unpack(self, octets: bytes) -> Any:
@@ -343,6 +348,8 @@ class Layout:
             return (value,)
         if isinstance(value, bytes):
             return self._struct.unpack(self.pack(value))
+        if isinstance(value, dict):
+            value = self(**value)
         return [leaf for part, own in zip(self._parts, value, strict=True)
                 for leaf in part._leaves(own)]
 

@@ -4,10 +4,10 @@ import ctypes
 import errno
 import mmap
 import os
-import struct
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
+from common.bpf.btf import Layout
 from common.bpf.libbpf import (
     SAMPLE,
     BatchOptions,
@@ -24,9 +24,6 @@ LPM_TRIE, ARRAY_OF_MAPS, HASH_OF_MAPS, DEVMAP, DEVMAP_HASH, RINGBUF = 11, 12, 13
 _PER_CPU = {PERCPU_HASH, PERCPU_ARRAY, LRU_PERCPU_HASH, 21}
 ANY, NOEXIST, EXIST = 0, 1, 2
 _NO_BATCH = {errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS}
-
-Layout = struct.Struct | type[ctypes.Structure] | None
-
 
 class MapInfo(ctypes.Structure):
     """struct bpf_map_info, its first fields."""
@@ -48,35 +45,15 @@ class Shape(NamedTuple):
     flags: int
 
 
-class Codec(NamedTuple):
-    """How a layout's values become octets and come back.
+class Map:
+    """A map that the kernel has. Of a per-CPU map, every value is a list, one for each CPU.
 
-    None: bytes as they are. struct.Struct: a tuple, or the bare value where there is one field.
-    A ctypes.Structure: an instance, and a copy of it.
+    key, value: the layouts; None: octets as they are.
     """
 
-    encode: Callable[[Any], bytes]
-    decode: Callable[[bytes], Any]
-
-    @classmethod
-    def of(cls, layout: Layout, size: int) -> "Codec":
-        """Raises: ValueError if the layout has not `size` octets."""
-        if layout is None:
-            return cls(bytes, bytes)
-        found = layout.size if isinstance(layout, struct.Struct) else ctypes.sizeof(layout)
-        if found != size:
-            raise ValueError(f"a layout of {found} octets for {size}")
-        if not isinstance(layout, struct.Struct):
-            return cls(bytes, layout.from_buffer_copy)
-        if len(layout.unpack(bytes(size))) == 1:
-            return cls(layout.pack, lambda octets: layout.unpack(octets)[0])
-        return cls(lambda fields: layout.pack(*fields), layout.unpack)
-
-
-class Map:
-    """A map that the kernel has. Of a per-CPU map, every value is a list, one for each CPU."""
-
-    def __init__(self, fd: int, key: Layout = None, value: Layout = None) -> None:
+    def __init__(
+        self, fd: int, key: Layout | None = None, value: Layout | None = None
+    ) -> None:
         """fd: closed by `close`. Raises: BpfError; ValueError if a layout's size is not its."""
         self.fd = fd
         info = MapInfo()
@@ -87,17 +64,23 @@ class Map:
         self.id: int = info.id
         self.shape = Shape(
             info.type, info.key_size, info.value_size, info.max_entries, info.map_flags)
-        self._key = Codec.of(key, info.key_size)
-        self._value = Codec.of(value, info.value_size)
+        for layout, size in ((key, info.key_size), (value, info.value_size)):
+            if layout is not None and layout.size != size:
+                raise ValueError(f"{self.name}: a layout of {layout.size} octets for {size}")
+        self.key: Any = key
+        self.value: Any = value
+        self._encode_key = key.pack if key else bytes
+        self._decode_key: Callable[[bytes], Any] = key.unpack if key else bytes
+        self._encode = value.pack if value else bytes
+        self._decode: Callable[[bytes], Any] = value.unpack if value else bytes
         self._cpus = possible_cpus() if info.type in _PER_CPU else 0
         self._stride = -(-info.value_size // 8) * 8 if self._cpus else info.value_size
         self._room = self._stride * max(1, self._cpus)  # octets
 
     @classmethod
-    def open_pinned(cls, path: str | os.PathLike[str], key: Layout = None,
-                    value: Layout = None) -> "Map":
-        """A map by the file it is pinned at. Raises: BpfError."""
-        return cls(get_pinned(path), key, value)
+    def open_pinned(cls, path: str | os.PathLike[str]) -> "Map":
+        """A map by the file it is pinned at; its entries are octets. Raises: BpfError."""
+        return cls(get_pinned(path))
 
     def close(self) -> None:
         """Let go of it; the kernel keeps it while programs, pins or others hold it."""
@@ -119,12 +102,12 @@ class Map:
 
     def update(self, key: Any, value: Any, flags: int = ANY) -> None:
         """Set a key's value. flags: ANY, NOEXIST or EXIST. Raises: BpfError."""
-        check(libbpf().bpf_map_update_elem(self.fd, self._key.encode(key), self._octets(value),
+        check(libbpf().bpf_map_update_elem(self.fd, self._encode_key(key), self._octets(value),
                                            flags), f"writing into {self.name}")
 
     def delete(self, key: Any) -> bool:
         """Remove a key. Returns: whether it was there. Raises: BpfError."""
-        result = libbpf().bpf_map_delete_elem(self.fd, self._key.encode(key))
+        result = libbpf().bpf_map_delete_elem(self.fd, self._encode_key(key))
         if result == -errno.ENOENT:
             return False
         check(result, f"deleting from {self.name}")
@@ -140,7 +123,7 @@ class Map:
                 return
             check(result, f"walking {self.name}")
             key = following.raw
-            yield self._key.decode(key)
+            yield self._decode_key(key)
 
     def items(self, batch: int = 4096) -> Iterator[tuple[Any, Any]]:
         """All entries, in batches where the kernel has them for this type. Raises: BpfError."""
@@ -158,7 +141,7 @@ class Map:
 
     def update_all(self, items: Iterable[tuple[Any, Any]], batch: int = 4096) -> None:
         """Set many entries, in batches where the kernel has them. Raises: BpfError."""
-        entries = [(self._key.encode(key), self._octets(value)) for key, value in items]
+        entries = [(self._encode_key(key), self._octets(value)) for key, value in items]
         for start in range(0, len(entries), batch):
             part = entries[start:start + batch]
             count = ctypes.c_uint32(len(part))
@@ -178,7 +161,7 @@ class Map:
 
     def _find(self, function: Callable[..., int], key: Any) -> Any:
         room = ctypes.create_string_buffer(self._room)  # not shared: threads read, too
-        result = function(self.fd, self._key.encode(key), room)
+        result = function(self.fd, self._encode_key(key), room)
         if result:
             if result == -errno.ENOENT:
                 return None
@@ -187,14 +170,14 @@ class Map:
 
     def _octets(self, value: Any) -> bytes:
         if not self._cpus:
-            return self._value.encode(value)
-        return b"".join(self._value.encode(part).ljust(self._stride, b"\0") for part in value)
+            return self._encode(value)
+        return b"".join(self._encode(part).ljust(self._stride, b"\0") for part in value)
 
     def _fields(self, octets: bytes) -> Any:
         if not self._cpus:
-            return self._value.decode(octets)
+            return self._decode(octets)
         size = self.shape.value_size
-        return [self._value.decode(octets[start:start + size])
+        return [self._decode(octets[start:start + size])
                 for start in range(0, len(octets), self._stride)]
 
     def _batches(self, batch: int) -> Iterator[tuple[Any, Any]]:
@@ -218,7 +201,7 @@ class Map:
             first = False
             key_octets, value_octets = keys.raw, values.raw
             for index in range(count.value):
-                yield (self._key.decode(key_octets[index * key_len:(index + 1) * key_len]),
+                yield (self._decode_key(key_octets[index * key_len:(index + 1) * key_len]),
                        self._fields(value_octets[index * room:(index + 1) * room]))
 
 

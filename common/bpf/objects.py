@@ -6,10 +6,11 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import closing
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import NamedTuple
 
+from common.bpf import build
 from common.bpf.btf import Btf, BtfError
 from common.bpf.libbpf import (
     BpfError,
@@ -19,7 +20,7 @@ from common.bpf.libbpf import (
     libbpf,
     take_log,
 )
-from common.bpf.maps import Layout, Map, Shape, get_pinned, pin
+from common.bpf.maps import Map, Shape, get_pinned, pin
 
 XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 0, 2, 7
@@ -265,9 +266,14 @@ class Object:
 
     # --- after load ---
 
-    def map(self, name: str, key: Layout = None, value: Layout = None) -> Map:
-        """A map of its own descriptor, which outlives the object. Raises: BpfError; ValueError."""
+    def map(self, name: str) -> Map:
+        """A map of its own descriptor, which outlives the object; its types are as C has them.
+
+        Raises: BpfError.
+        """
         fd = check(libbpf().bpf_map__fd(self._map(name)), f"using map {name}")
+        key, value = (self.btf.layout_of(number) if number else None
+                      for number in self.btf.map_types(name))
         return Map(os.dup(fd), key, value)
 
     def program(self, name: str) -> Program:
@@ -305,3 +311,13 @@ class Object:
         while handle := libbpf().bpf_object__next_map(self._handle, handle):
             name = libbpf().bpf_map__name(handle).decode()
             yield name[name.find("."):] if "." in name else name, handle
+
+
+@cache
+def types_of(package: str, name: str) -> Btf:
+    """The types of a program's object file, which is not loaded for that.
+
+    package, name: as of build.object_of. Raises: BpfError, BuildError.
+    """
+    with Object(build.object_of(package, name)) as program_file:
+        return program_file.btf

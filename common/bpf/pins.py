@@ -1,7 +1,7 @@
 """What outlives a daemon: maps and links of an instance, pinned under one directory.
 
     <bpffs>/l3dsr/<cookie of the network namespace>/<program>-<queue>/
-        maps/<map>-<version>    links/<hook>-<how>-<interface's index>
+        maps/<map>-<digest>    links/<hook>-<how>-<interface's index>
 
 The first start creates and pins; a later one, after a kill or with a newer release, goes on:
 
@@ -13,18 +13,21 @@ The first start creates and pins; a later one, after a kill or with a newer rele
         link = pins.attach_xdp(program_file.program("on_packet"), index)
         pins.settle()                                         # from now on the new maps are kept
 
-A map whose shape and version agree is used on as it is. One that has another size, type or
-flags is replaced, and its entries move: once before the programs change places, and once more
-after, for those that came in between. A new version begins empty unless `convert` is given.
+The digest is of the types of its keys and values, as the object's BTF has them: a map whose shape
+and digest agree is used on as it is. One that has another size, type or flags is replaced, and its
+entries move: once before the programs change places, and once more after, for those that came in
+between. Where the types differ, and be it that two fields of a size have changed places, nobody
+knows any more what the octets mean, and the new map begins empty.
 """
 
 import ctypes
 import errno
+import hashlib
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from common.bpf.libbpf import BpfError, possible_cpus
 from common.bpf.links import Direction, Link, Mode, TcFilter, attach_tc, attach_xdp
@@ -46,25 +49,43 @@ _OF_FIRST = Path("/proc/1/root/sys/fs/bpf")
 _NO_COMMON_LRU, _RDONLY_PROG = 1 << 1, 1 << 7
 _LIBC = ctypes.CDLL(None, use_errno=True)
 Entry = tuple[Any, Any]  # octets; the value a list of them in a per-CPU map
-Convert = Callable[[int, Any, Any], Entry | None]
 
 
 @dataclass(frozen=True)
 class Kept:
     """A map to be kept.
 
-    version: of the meaning of its octets; raise it when that changes and the sizes may not.
-    convert: (version found, key, value), all octets → entry of this version, or None to forget it.
-    copy:    (old map, whether what it has goes first) → None, for a map whose entries are more
-             than keys and values; in place of copying these.
-    fresh:   pinned only for its life, and never used on: tables of programs (tail calls).
+    keyed_by: the enum that names an array's places.
+    meaning:  whatever else its octets are true for.
+    copy:     (old map, whether what it has goes first) → None, for a map whose entries are more
+              than keys and values; in place of copying these, wherever the values agree.
     """
 
     name: str
-    version: int = 0
-    convert: Convert | None = None
+    keyed_by: str = ""
+    meaning: str = ""
     copy: Callable[[Map, bool], None] | None = None
-    fresh: bool = False
+
+    def version(self, program_file: Object) -> "Version":
+        """Its layout in an object."""
+        key, value = program_file.btf.digest_of_map(self.name, self.keyed_by)
+        meaning = hashlib.sha256(self.meaning.encode()).hexdigest()[:8] if self.meaning else ""
+        return Version(key, value + meaning)
+
+
+class Version(NamedTuple):
+    """Digests of what a map's keys and values mean."""
+
+    key: str
+    value: str
+
+    @classmethod
+    def parse(cls, text: str) -> "Version":
+        """As it stands in the name of a pin."""
+        return cls(text[:8], text[8:])
+
+    def __str__(self) -> str:
+        return self.key + self.value
 
 
 class Pins:
@@ -75,7 +96,8 @@ class Pins:
         found = _found(owner)
         self.path = found[0] if found else bpffs() / _own_path(owner)
         self._kept: list[Kept] = []
-        self._old: dict[str, tuple[Map, int]] = {}  # maps to be replaced, and their versions
+        self._versions: dict[str, Version] = {}
+        self._old: dict[str, tuple[Map, Version]] = {}  # maps to be replaced
         self._new: dict[str, Map] = {}
 
     # --- maps ---
@@ -86,13 +108,14 @@ class Pins:
         Raises: BpfError.
         """
         self._kept = list(kept)
+        self._versions = {one.name: one.version(program_file) for one in kept}
         reused = []
         for one in kept:
             found = self._find_map(one)
             if found is None:
                 continue
             old, version = found
-            if version == one.version and not one.fresh \
+            if version == self._versions[one.name] \
                     and old.shape == _as_created(program_file, one.name):
                 program_file.reuse(one.name, old)
                 reused.append(one.name)
@@ -131,7 +154,7 @@ class Pins:
             draft.unlink(missing_ok=True)
             made.pin(draft)
             draft.rename(target)
-            if version != one.version:
+            if version != self._versions[one.name]:
                 self._map_path(one, version).unlink()
             self._copy(one, old, version, made, replace=False)
             made.close()
@@ -141,33 +164,25 @@ class Pins:
         """The pinned maps, by name."""
         return {path.name.rpartition("-")[0]: path for path in _listed(self.path / "maps")}
 
-    def _map_path(self, one: Kept, version: int | None = None) -> Path:
-        number = one.version if version is None else version
-        return self.path / "maps" / f"{one.name.replace('.', '_')}-{number}"
+    def _map_path(self, one: Kept, version: Version | None = None) -> Path:
+        digest = version or self._versions[one.name]
+        return self.path / "maps" / f"{one.name.replace('.', '_')}-{digest}"
 
-    def _find_map(self, one: Kept) -> tuple[Map, int] | None:
+    def _find_map(self, one: Kept) -> tuple[Map, Version] | None:
         """The pinned map of that name, and its version."""
         path = self.map_paths().get(one.name.replace(".", "_"))
-        return (Map.open_pinned(path), int(path.name.rpartition("-")[2])) if path else None
+        if path is None:
+            return None
+        return Map.open_pinned(path), Version.parse(path.name.rpartition("-")[2])
 
-    def _copy(self, one: Kept, old: Map, version: int, new: Map, replace: bool) -> None:
-        """Copy entries from an old map into a new one."""
-        if one.fresh:
-            return
+    def _copy(self, one: Kept, old: Map, version: Version, new: Map, replace: bool) -> None:
+        """Copy entries from an old map into a new one, as far as they mean the same."""
+        wanted = self._versions[one.name]
         if one.copy is not None:
-            if version == one.version:
+            if version.value == wanted.value:
                 one.copy(old, replace)
-            return
-        entries: Iterable[Entry] = old.items()
-        if version != one.version:
-            if one.convert is None:
-                return
-            convert = one.convert
-            made = (convert(version, key, value) for key, value in entries)
-            entries = (entry for entry in made if entry is not None)
-        elif old.shape[1:3] != new.shape[1:3]:
-            return
-        _insert(new, entries, replace)
+        elif version == wanted and old.shape[1:3] == new.shape[1:3]:
+            _insert(new, old.items(), replace)
 
     # --- links ---
 

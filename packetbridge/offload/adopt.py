@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pyroute2 import DiagSocket
 
-from common.bpf import BpfError, build, features, pins
+from common.bpf import BpfError, build, features, pins, reasons
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program
 from common.bpf.pins import Kept, Pins
@@ -69,7 +69,7 @@ class Adopt:
         self._pins = Pins(owner(config))
         self._object = Object(build.object_of("packetbridge", "adopt"))
         self._object.set_variable("can_read_summed", 1)  # every kernel with the other one has it
-        self._pins.reuse_maps(self._object, [Kept("reasons"), Kept("refused")])
+        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("refused")])
         self._object.load()
         fast_maps.write_services(self._object, config, services)
         self._secrets = fast_maps.SecretsMap(self._object)

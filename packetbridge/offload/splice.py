@@ -5,12 +5,11 @@ it. It is pinned, so flows go on without the process, and the next one finds the
 """
 
 import socket
-import struct
 import sys
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
-from common.bpf import BpfError, build, features, pins
+from common.bpf import BpfError, build, features, pins, reasons
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program
 from common.bpf.pins import Kept, Pins
@@ -24,14 +23,13 @@ from packetbridge.flows import BridgeFlow
 from packetbridge.offload import fast_maps
 
 _READS_SUMMED = "bpf_cast_to_kern_ctx"
-_KEY = struct.Struct("=4s4s2s2s")  # packetbridge/offload/bpf/splice.bpf.c:flow_key
-_FLOW = struct.Struct("=IIII4s2sBBBBBx IIII")  # packetbridge/offload/bpf/translate.h:flow
 
 
 class Entry(NamedTuple):
     """A flow as the programs have it; names and units as in BridgeFlow, ports in octets.
 
     seen_round: see Splice.next_round.
+    Twin: packetbridge/offload/bpf/translate.h:flow
     """
 
     seq_delta: int
@@ -85,11 +83,13 @@ class Splice:
         self._object.set_variable("server_mark", config.mark)
         self._object.set_variable("can_read_summed", not features.missing_kfuncs(_READS_SUMMED))
         self._object.set_max_entries("flows", config.max_flows)
-        self._pins.reuse_maps(self._object, [Kept("reasons"), Kept("flows")])
+        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("flows")])
         self._object.load()
         fast_maps.write_services(self._object, config, services)
         self._counts = ReasonCounts(self._object)
-        self._flows = self._object.map("flows", _KEY, _FLOW)
+        self._flows = self._object.map("flows")
+        self._key = self._flows.key.row("client", "client_port", "server", "server_port")
+        self._entry = self._flows.value.row(*Entry._fields)
         self._told_round = self._object.shared_variable("current_round")
         self._round = 0
 
@@ -145,24 +145,23 @@ class Splice:
 
     def write(self, key: bytes, entry: Entry) -> None:
         """Set an entry. Raises: BpfError (E2BIG: the map is full)."""
-        self._flows.update(_key_of(key), entry)
+        self._flows.update(self._key_of(key), self._entry.pack(*entry))
 
     def remove(self, flow: BridgeFlow) -> None:
         """Take a flow back."""
-        self._flows.delete(_key_of(flow.key))
+        self._flows.delete(self._key_of(flow.key))
 
     def refresh(self, flow: BridgeFlow) -> None:
         """Learn what the programs have seen of a flow."""
-        found = self._flows.lookup(_key_of(flow.key))
+        found = self._flows.lookup(self._key_of(flow.key))
         if found is None:
             return
-        entry = Entry(*found)
-        if before(flow.client_next, entry.client_next):
-            flow.client_next = entry.client_next
-        if before(flow.server_next, entry.server_next):
-            flow.server_next = entry.server_next
-        if before(flow.server_acked, entry.server_acked):
-            flow.server_acked = entry.server_acked
+        if before(flow.client_next, found.client_next):
+            flow.client_next = found.client_next
+        if before(flow.server_next, found.server_next):
+            flow.server_next = found.server_next
+        if before(flow.server_acked, found.server_acked):
+            flow.server_acked = found.server_acked
 
     def next_round(self) -> tuple[int, int]:
         """Count the round up, which the programs note in a flow with each packet.
@@ -176,12 +175,17 @@ class Splice:
 
     def entries(self) -> Iterator[tuple[bytes, Entry]]:
         """All flows that the programs have, by BridgeFlow's key."""
-        for (client, server, client_port, server_port), fields in self._flows.items():
-            yield client + client_port + server + server_port, Entry(*fields)
+        for ends, fields in self._flows.items():
+            key = ends.client + ends.client_port + ends.server + ends.server_port
+            yield key, Entry(**fields._asdict())
 
     def forget(self, key: bytes) -> None:
         """Remove an entry of no flow."""
-        self._flows.delete(_key_of(key))
+        self._flows.delete(self._key_of(key))
+
+    def _key_of(self, key: bytes) -> bytes:
+        """The programs' key, from BridgeFlow's."""
+        return self._key.pack(key[:4], key[4:6], key[6:10], key[10:12])
 
 
 def detach(config: Config) -> None:
@@ -201,7 +205,3 @@ def refusal_of_kernel() -> str:
     except build.BuildError as error:
         return str(error).splitlines()[0]
     return ""
-
-
-def _key_of(key: bytes) -> tuple[bytes, bytes, bytes, bytes]:
-    return key[:4], key[6:10], key[4:6], key[10:12]

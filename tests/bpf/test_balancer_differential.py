@@ -21,7 +21,6 @@ from balancer.offload.program import PROGRAM_NAME, Program
 from balancer.paths import NextHop
 from common.bpf import BpfError, build
 from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX
-from common.bpf.reasons import REASONS
 from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
 from common.verdict import DropReason, Event
@@ -43,7 +42,8 @@ pytestmark = pytest.mark.root
 class Twins:
     """The program and the data path, with the same services."""
 
-    def __init__(self) -> None:
+    def __init__(self, for_tests: bool = True) -> None:
+        """for_tests: else by the clock, as on a host."""
         backends = tuple(
             config.Backend(number, IPv4Address("192.168.33.20") + number) for number in range(1, 8)
         )
@@ -54,16 +54,15 @@ class Twins:
         )
         configured = config.Config(services=services, max_flows=100_000)
         try:
-            self.loaded = Program(configured, SECRETS)
+            self.loaded = Program(configured, SECRETS, for_tests=for_tests)
         except (BpfError, build.BuildError) as error:
             pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
-        self.loaded.set_secrets(SECRETS, fixed_ms=NOW_MS)
+        self.loaded.set_test_time(NOW_MS)
         for number in range(len(services)):
             for backend in backends:
                 hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
                 self.loaded.set_next_hop(number, backend.id, hop)
         self.run = self.loaded.object.program(PROGRAM_NAME).test_run
-        self.reason = self.loaded.object.shared_variable("last_reason")
         self.datapath = Datapath(configured, SECRETS, random=Random(1))
 
     def differ(self, packet: bytes) -> str:
@@ -72,7 +71,7 @@ class Twins:
         if run.retval == XDP_PASS:
             return ""
         verdict = self.datapath.on_packet(packet, NOW_MS)
-        reason = REASONS[int.from_bytes(self.reason, "little")]
+        reason = self.loaded.last_reason()
         if reason is not verdict.reason:
             return f"{reason}, not {verdict.reason}"
         if run.retval == XDP_DROP:
@@ -246,19 +245,32 @@ def test_a_request_in_two_segments_does_not_follow_an_older_flow_on_its_ports(
 
 
 def test_a_flood_of_unknown_packets_is_kept_from_the_portable_engine(
-    twins: Twins, random: Random
+    random: Random
 ) -> None:
     packet = tcp.emit(five_tuple(random), 7, 7, 16)
-    counted = twins.loaded.reasons.totals
-    before = counted()[DropReason.UNKNOWN_FLOW]
+    program = Twins(for_tests=False)
 
-    alone = twins.run(ETHERNET + packet)
-    twins.loaded.set_secrets(SECRETS)  # by the clock, as on a host
-    flood = twins.run(ETHERNET + packet, repeat=100_000)
-    twins.loaded.set_secrets(SECRETS, fixed_ms=NOW_MS)
+    alone = program.run(ETHERNET + packet)
+    flood = program.run(ETHERNET + packet, repeat=100_000)
 
     assert (alone.retval, flood.retval) == (XDP_PASS, XDP_DROP)
-    assert 50_000 < counted()[DropReason.UNKNOWN_FLOW] - before < 100_000
+    assert 50_000 < program.loaded.reasons.totals()[DropReason.UNKNOWN_FLOW] < 100_000
+    program.loaded.close()
+
+
+def test_in_service_nothing_is_noted_for_tests(random: Random) -> None:
+    """Whether this is a test is read-only to the verifier, which prunes what is for tests alone."""
+    syn = tcp.emit(five_tuple(random), 7, 0, 2)
+    in_test, in_service = Twins(), Twins(for_tests=False)
+
+    for each in (in_test, in_service):
+        assert each.run(ETHERNET + syn).retval == XDP_TX
+
+    assert in_test.loaded.last_reason() is Event.SYN_ANSWERED
+    assert in_service.loaded.last_reason() is Event.NOT_OURS
+    assert in_service.loaded.object.variable("in_test")[0] == ".rodata"
+    for each in (in_test, in_service):
+        each.loaded.close()
 
 
 def test_whole_lives_of_flows_are_alike(twins: Twins, random: Random, times: int) -> None:

@@ -13,7 +13,7 @@ from balancer import config
 from balancer.datapath import ServiceState
 from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
 from balancer.keys.request import KeySpec
-from balancer.offload.flow_map import CROWDED, ENTERED, KEY, TABLE_FULL, Entry, FlowMap
+from balancer.offload.flow_map import CROWDED, ENTERED, TABLE_FULL, Entry, FlowMap, key_of
 from balancer.offload.flow_store import MapFlows
 from balancer.offload.program import Program
 from common.bpf import BpfError, build
@@ -95,7 +95,7 @@ class Table:
             self.flows.expire(now_ms)
 
     def keys(self) -> set[bytes]:
-        return {flow[KEY] for chunk in self.program.flows.chunks() for flow in chunk}
+        return {key_of(flow) for chunk in self.program.flows.chunks() for flow in chunk}
 
     def enter(
         self, number: int, *, backend: int = 1, state: int = OPEN, now_ms: int = NOW_MS

@@ -14,7 +14,7 @@ from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
 from lab.node import Node, wait_until
 from lab.topology import Lab
-from tests.bpf.tiny import PAIR, TINY, U32, arrives, is_lost
+from tests.bpf.tiny import TINY, arrives, is_lost
 from tests.lab.netns import inside, python
 
 OWNER = "balancer-3"
@@ -25,13 +25,12 @@ DAEMON = f"""
 import os, socket, sys
 from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
-from tests.bpf.tiny import PAIR, U32
 with Object(sys.argv[1]) as program_file:
     own = Pins({OWNER!r})
     reused = own.reuse_maps(program_file, [Kept("table")])
     program_file.load()
     own.fill_maps(program_file)
-    table = program_file.map("table", U32, PAIR)
+    table = program_file.map("table")
     table.update(len(list(table.keys())), (0, 0))
     own.attach_xdp(program_file.program(sys.argv[2]), socket.if_nametoindex("eth1"))
     own.settle()
@@ -159,13 +158,13 @@ def test_maps_that_agree_are_used_on(host: Node, compiled: Callable[[str], Path]
     first, second = Object(compiled(TINY)), Object(compiled(TINY))
     with inside(host):
         start(first, Kept("table"), Kept("counts"))
-        first.map("table", U32, PAIR).update(1, (2, 3))
+        first.map("table").update(1, (2, 3))
 
         _, reused = start(second, Kept("table"), Kept("counts"))
 
     assert reused == ["table", "counts"]
     assert second.map("table").id == first.map("table").id
-    assert second.map("table", U32, PAIR).lookup(1) == (2, 3)
+    assert second.map("table").lookup(1) == (2, 3)
 
 
 @pytest.mark.parametrize("size", [4000, 8000])
@@ -178,14 +177,14 @@ def test_entries_move_to_a_map_of_another_size(
     entries = {number: (number, 5) for number in range(4000)}
     with inside(host):
         start(first, Kept("table"))
-        first.map("table", U32, PAIR).update_all(entries.items())
+        first.map("table").update_all(entries.items())
 
         own, reused = start(second, Kept("table"))
         _, again = start(third, Kept("table"))
 
     assert (reused, again) == ([], ["table"])
-    assert dict(third.map("table", U32, PAIR).items()) == entries
-    assert os.listdir(own.path / "maps") == ["table-0"]
+    assert dict(third.map("table").items()) == entries
+    assert [name.partition("-")[0] for name in os.listdir(own.path / "maps")] == ["table"]
 
 
 def test_entries_that_come_while_programs_change_places_move_too(
@@ -195,7 +194,7 @@ def test_entries_that_come_while_programs_change_places_move_too(
     second.set_max_entries("table", 100)
     with inside(host):
         start(first, Kept("table"))
-        old = first.map("table", U32, PAIR)
+        old = first.map("table")
         old.update_all([(1, (1, 1)), (2, (2, 2))])
 
         own = Pins(OWNER)
@@ -203,7 +202,7 @@ def test_entries_that_come_while_programs_change_places_move_too(
         second.load()
         own.fill_maps(second)
         old.update(3, (3, 3))
-        new = second.map("table", U32, PAIR)
+        new = second.map("table")
         new.update(2, (9, 9))
         own.settle()
 
@@ -217,33 +216,83 @@ def test_a_smaller_map_takes_what_it_has_room_for(
     second.set_max_entries("table", 10)
     with inside(host):
         start(first, Kept("table"))
-        first.map("table", U32, PAIR).update_all((number, (0, 0)) for number in range(100))
+        first.map("table").update_all((number, (0, 0)) for number in range(100))
 
         start(second, Kept("table"))
 
     assert len(list(second.map("table").items())) == 10
 
 
-def test_a_new_version_begins_empty_or_converted(
+@pytest.mark.parametrize("before, after", [
+    ("__u32 left; __u16 right; __u16 padding;", "__u16 right; __u16 padding; __u32 left;"),
+    ("__u32 left; __u16 right; __u16 padding;", "__u32 left; __u16 wrong; __u16 padding;"),
+    ("MAP(table, BPF_MAP_TYPE_HASH, __u32,", "MAP(table, BPF_MAP_TYPE_HASH, __be32,"),
+], ids=["another order", "another name", "another key"])
+def test_a_changed_struct_of_the_same_size_begins_empty(
+    host: Node, compiled: Callable[[str], Path], before: str, after: str
+) -> None:
+    assert before in TINY
+    first, second, third = (Object(compiled(text)) for text in
+                            (TINY, TINY.replace(before, after), TINY.replace(before, after)))
+    with inside(host):
+        own, _ = start(first, Kept("table"), Kept("slots"))
+        first.map("table").update(1, (2, 3))
+        first.map("slots").update(1, 7)
+        names = os.listdir(own.path / "maps")
+
+        _, reused = start(second, Kept("table"), Kept("slots"))
+        _, again = start(third, Kept("table"), Kept("slots"))
+
+    assert first.shape("table") == second.shape("table")
+    assert (reused, again) == (["slots"], ["table", "slots"])
+    assert list(second.map("table").items()) == []
+    assert second.map("slots").lookup(1) == 7
+    assert len(os.listdir(own.path / "maps")) == len(names) == 2
+
+
+def test_what_entries_are_true_for_is_part_of_the_version(
     host: Node, compiled: Callable[[str], Path]
 ) -> None:
-    def double(version: int, key: bytes, value: bytes) -> tuple[bytes, bytes] | None:
-        assert version == 0
-        left, right = PAIR.unpack(value)
-        return (key, PAIR.pack(left, right * 2)) if left != 2 else None
-
-    first, second = Object(compiled(TINY)), Object(compiled(TINY))
+    first, second, third = (Object(compiled(TINY)) for _ in range(3))
     with inside(host):
-        start(first, Kept("table"), Kept("slots"))
-        first.map("table", U32, PAIR).update_all([(1, (1, 10)), (2, (2, 20))])
-        first.map("slots").update(U32.pack(1), bytes([1] * 8))
+        start(first, Kept("table", meaning="one"))
+        first.map("table").update(1, (2, 3))
 
-        own, reused = start(second, Kept("table", 1, double), Kept("slots", 1))
+        _, reused = start(second, Kept("table", meaning="one"))
+        _, other = start(third, Kept("table", meaning="two"))
+
+    assert (reused, other) == (["table"], [])
+    assert list(third.map("table").items()) == []
+
+
+@pytest.mark.parametrize("places", [
+    "FIRST, THIRD, SECOND, PLACES", "FIRST, NEW, SECOND, THIRD, PLACES", "THIRD, PLACES",
+], ids=["another order", "one more", "fewer"])
+def test_places_that_are_named_are_found_again_by_name(
+    host: Node, compiled: Callable[[str], Path], places: str
+) -> None:
+    text = TINY.replace("FIRST, SECOND, THIRD, PLACES", places)
+    first, second = Object(compiled(TINY)), Object(compiled(text))
+
+    def copy(old: maps.Map, replace: bool) -> None:
+        names = {each.name: each.value for each in second.btf.enum("place")}
+        unpack = second.map("named").value.unpack
+        for counter in (unpack(octets) for _, octets in old.items()):
+            if replace and counter.name.decode().strip("\0") in names:
+                second.map("named").update(names[counter.name.decode().strip("\0")], counter)
+
+    with inside(host):
+        start(first, Kept("named", keyed_by="place"))
+        for place in list(first.btf.enum("place"))[:3]:
+            first.map("named").update(place, (100 + place, place.name.encode()))
+
+        _, reused = start(second, Kept("named", keyed_by="place", copy=copy))
 
     assert reused == []
-    assert dict(second.map("table", U32, PAIR).items()) == {1: (1, 20)}
-    assert second.map("slots").lookup(U32.pack(1)) == bytes(8)
-    assert sorted(os.listdir(own.path / "maps")) == ["slots-1", "table-1"]
+    found = {place.name: second.map("named").lookup(place).packets
+             for place in second.btf.enum("place") if place.name != "PLACES"}
+    assert found == {name: {"FIRST": 100, "SECOND": 101, "THIRD": 102}.get(name, 0)
+                     for name in places.split(", ")[:-1]}
 
 
 def test_shapes_that_the_kernel_rounds_still_agree(

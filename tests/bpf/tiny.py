@@ -1,30 +1,32 @@
 """A small program with a bit of everything, and datagrams to see what it does to them."""
 
 import socket
-import struct
 
 from lab.topology import BALANCER, Lab
 from tests.lab.netns import received, udp_socket
 
-U32 = struct.Struct("=I")
-U64 = struct.Struct("=Q")
-PAIR = struct.Struct("=IH2x")
 FRAME = bytes(range(64))
 
 TINY = """
 #include <linux/bpf.h>
 #include <bpf/bpf_helpers.h>
+#include "common/bpf/include/share.h"
 
-struct value { __u32 left; __u16 right; __u16 unused; };
+struct pair { __u32 left; __u16 right; __u16 padding; };
+struct prefix { __u32 length; __be32 address; };
+enum place { FIRST, SECOND, THIRD, PLACES };
+struct counter { __u64 packets; char name[8]; };
+SHARE_TYPE(place, enum place);
 
 #define MAP(name, kind, key_type, value_type, count) \\
   struct { __uint(type, kind); __type(key, key_type); __type(value, value_type); \\
            __uint(max_entries, count); } name SEC(".maps")
-MAP(table, BPF_MAP_TYPE_HASH, __u32, struct value, 5000);
+MAP(table, BPF_MAP_TYPE_HASH, __u32, struct pair, 5000);
 MAP(slots, BPF_MAP_TYPE_ARRAY, __u32, __u64, 4);
 MAP(counts, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, __u32, 2);
+MAP(named, BPF_MAP_TYPE_ARRAY, __u32, struct counter, PLACES);
 MAP(seen, BPF_MAP_TYPE_PERCPU_HASH, __u32, __u32, 100);
-struct { __uint(type, BPF_MAP_TYPE_LPM_TRIE); __type(key, __u64); __type(value, __u32);
+struct { __uint(type, BPF_MAP_TYPE_LPM_TRIE); __type(key, struct prefix); __type(value, __u32);
          __uint(map_flags, BPF_F_NO_PREALLOC); __uint(max_entries, 100); } trie SEC(".maps");
 struct { __uint(type, BPF_MAP_TYPE_RINGBUF); __uint(max_entries, 4096); } events SEC(".maps");
 

@@ -59,27 +59,24 @@ class FastBalancer:
         from balancer.offload.program import PROGRAM_NAME, Program
         from balancer.paths import NextHop
         from common.bpf.objects import XDP_DROP, XDP_PASS
-        from common.bpf.reasons import REASONS
 
-        self._reasons, self._pass, self._drop = REASONS, XDP_PASS, XDP_DROP
-        self._secrets = secrets
-        self._loaded = Program(config, secrets)
+        self._pass, self._drop = XDP_PASS, XDP_DROP
+        self._loaded = Program(config, secrets, for_tests=True)
         for number, service in enumerate(config.services):
             for backend in service.backends:
                 hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
                 self._loaded.set_next_hop(number, backend.id, hop)
         self._run = self._loaded.object.program(PROGRAM_NAME).test_run
-        self._reason = self._loaded.object.shared_variable("last_reason")
         self.behind = FastDatapath(config, secrets, self._loaded, random=Random(1))
         self.handled = 0
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
-        self._loaded.set_secrets(self._secrets, fixed_ms=now_ms)
+        self._loaded.set_test_time(now_ms)
         run = self._run(bytes(12) + b"\x08\0" + packet)
         if run.retval == self._pass:
             return self.behind.on_packet(packet, now_ms)
         self.handled += 1
-        reason = self._reasons[int.from_bytes(self._reason, "little")]
+        reason = self._loaded.last_reason()
         if run.retval == self._drop:
             return DROP[reason]
         sent = run.data[14:]

@@ -27,16 +27,16 @@ static __always_inline struct flow *find_flow(const struct settings *settings,
 }
 
 /* Send a segment to its flow's backend, and note what it does to the flow. */
-static __always_inline int forward_flow(struct xdp_md *ctx, const struct settings *settings,
-					const struct segment *segment, struct flow *flow,
-					const struct backend *backend, __u64 now_ms)
+static __always_inline int forward_flow(struct xdp_md *ctx, const struct segment *segment,
+					struct flow *flow, const struct backend *backend,
+					__u64 now_ms)
 {
 	__u32 place = place_of(flow->tag.service, flow->tag.backend);
 	int verdict;
 
 	if (!backend || flow->tag.state & GOES_UP)
 		return XDP_PASS;
-	verdict = forward(ctx, settings, segment, backend, place, flow->ts_shift,
+	verdict = forward(ctx, segment, backend, place, flow->ts_shift,
 			  REASON_FORWARDED);
 	if (verdict == XDP_PASS)
 		return verdict;
@@ -68,15 +68,15 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 		}
 		if (flow->ts_shift && !(flow->tag.state & GOES_UP))
 			flow->ts_shift = 0; /* no more echoes of the SYN-ACK's TSval */
-		return forward_flow(ctx, settings, segment, flow, named, now_ms);
+		return forward_flow(ctx, segment, flow, named, now_ms);
 	}
 	if (!named->index || segment->packet.len > named->mtu)
 		return XDP_PASS;
 	if (!takeover_allowed(settings, now_ms)) {
-		note(settings, REASON_TAKEOVER_LIMITED);
+		note(REASON_TAKEOVER_LIMITED);
 		return XDP_DROP;
 	}
-	return forward(ctx, settings, segment, named, place_of(service, id), 0,
+	return forward(ctx, segment, named, place_of(service, id), 0,
 		       REASON_TAKEOVER);
 }
 
@@ -107,16 +107,16 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 					 now_ms);
 	if (enter_flow(&made, now_ms, IDLE) != ENTERED)
 		return XDP_PASS; /* the table is full: the daemon makes room */
-	return forward(ctx, settings, segment, backend, place_of(service, id),
+	return forward(ctx, segment, backend, place_of(service, id),
 		       made.ts_shift, REASON_HANDOFF);
 }
 
 /* A segment of no flow: it may have overtaken the one that opens it, or wants a reset in time. */
-static __always_inline int on_unknown(const struct settings *settings)
+static __always_inline int on_unknown(void)
 {
-	if (settings->fixed_ms || may_go_up(MAX_UNKNOWN))
+	if (in_test || may_go_up(MAX_UNKNOWN))
 		return XDP_PASS;
-	note(settings, REASON_UNKNOWN_FLOW);
+	note(REASON_UNKNOWN_FLOW);
 	return XDP_DROP;
 }
 
@@ -128,7 +128,7 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 	struct backend *backend = flow ? find_backend(service, flow->tag.backend) : NULL;
 
 	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
-		return forward_flow(ctx, settings, segment, flow, backend, now_ms);
+		return forward_flow(ctx, segment, flow, backend, now_ms);
 	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return XDP_PASS;
 	if (follows_cookie(settings, segment, now_ms)) {
@@ -141,11 +141,11 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		}
 		if (segment->flags & (RST | FIN))
 			return XDP_PASS;
-		note(settings, REASON_HANDSHAKE_ACK);
+		note(REASON_HANDSHAKE_ACK);
 		return XDP_DROP;
 	}
-	return flow ? forward_flow(ctx, settings, segment, flow, backend, now_ms)
-		    : on_unknown(settings);
+	return flow ? forward_flow(ctx, segment, flow, backend, now_ms)
+		    : on_unknown();
 }
 
 /* The service of a segment, or NULL. */

@@ -9,7 +9,7 @@
  * Fields that say when and how a flow was last seen are written by whoever sees it, as in the
  * kernel's hash.
  *
- * Twin: balancer/offload/flow_map.py
+ * The daemon reads these layouts from the object's BTF (balancer/offload/flow_map.py).
  */
 #pragma once
 
@@ -57,6 +57,8 @@ struct table {
 	__u64 count;
 	__u8 padding[sizeof(struct bucket) - 16];
 };
+
+SHARE_TYPE(table, struct table);
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);

@@ -23,9 +23,9 @@ static __always_inline void rewrite_ip(struct iphdr *ip, const struct backend *b
  *
  * Nothing is changed unless all can be: what cannot leave here goes up unchanged.
  */
-static __always_inline int forward(struct xdp_md *ctx, const struct settings *settings,
-				   const struct segment *segment, const struct backend *backend,
-				   __u32 place, __u32 shift, __u32 reason)
+static __always_inline int forward(struct xdp_md *ctx, const struct segment *segment,
+				   const struct backend *backend, __u32 place, __u32 shift,
+				   __u32 reason)
 {
 	struct iphdr *ip = ip_at(ctx, segment->packet.off, HEADERS_LEN);
 	struct ethhdr *eth = (void *)(long)ctx->data;
@@ -57,6 +57,6 @@ static __always_inline int forward(struct xdp_md *ctx, const struct settings *se
 		sent->octets += segment->packet.len;
 		sent->handoffs += reason == REASON_HANDOFF;
 	}
-	note(settings, reason);
+	note(reason);
 	return backend->index == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(backend->index, 0);
 }

@@ -238,6 +238,6 @@ static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings 
 	tcp->check = tcp_checksum(&made, ends->daddr, ends->saddr);
 	if (!write_answer(ctx, syn, &made))
 		return XDP_DROP;
-	note(settings, REASON_SYN_ANSWERED);
+	note(REASON_SYN_ANSWERED);
 	return XDP_TX;
 }

@@ -1,6 +1,6 @@
 /* What the balancer's program knows, and what it shares with the daemon.
  *
- * Twin: balancer/offload/maps.py, which has the same layouts.
+ * The daemon reads these layouts, and the names of enumerators, from the object's BTF.
  */
 #pragma once
 
@@ -22,15 +22,14 @@
 /* States of a flow. Twin: balancer/flows.py */
 enum { OPEN, HALF_CLOSED, RESET };
 
-/* base_ms: unix time when the kernel's tick was base_tick. tick_ms: of 2^-20 ms. fixed_ms: in test
- * runs, the time. id_shift: balancer/modes/split/takeover.py. timeouts_ms: by state. flow_seed: of the flow table.
+/* base_ms: unix time when the kernel's tick was base_tick. tick_ms: of 2^-20 ms.
+ * id_shift: balancer/modes/split/takeover.py. timeouts_ms: by state. flow_seed: of the flow table.
  */
 struct settings {
 	struct secrets secrets;
 	__u64 base_ms;
 	__u32 base_tick;
 	__u32 tick_ms;
-	__u64 fixed_ms;
 	__u64 timeouts_ms[STATES];
 	__u64 takeover_rate;
 	__u32 id_shift;
@@ -123,7 +122,10 @@ struct {
 	__type(value, struct traffic);
 } traffic SEC(".maps");
 
-__u32 last_reason; /* in test runs alone: of the last packet that did not go up */
+/* In test runs the clock stands still, and what is decided can be asked for. */
+const volatile bool in_test;
+volatile __u64 test_ms;
+__u32 last_reason; /* of the last packet that did not go up */
 
 static __always_inline struct settings *get_settings(void)
 {
@@ -137,14 +139,15 @@ static __always_inline __u64 clock_ms(const struct settings *settings)
 {
 	__u32 ticks = (__u32)bpf_jiffies64() - settings->base_tick;
 
-	return settings->fixed_ms ?: settings->base_ms +
-					     ((__u64)ticks * settings->tick_ms >> 20);
+	if (in_test)
+		return test_ms;
+	return settings->base_ms + ((__u64)ticks * settings->tick_ms >> 20);
 }
 
-static __always_inline void note(const struct settings *settings, __u32 reason)
+static __always_inline void note(__u32 reason)
 {
 	count(reason);
-	if (settings->fixed_ms)
+	if (in_test)
 		last_reason = reason;
 }
 

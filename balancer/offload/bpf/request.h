@@ -10,14 +10,16 @@
 
 #define PASS_UP -1
 
-/* As balancer/offload/requests.py numbers them; 0: left to the portable engine. */
-enum { KEY_NONE, KEY_PATH, KEY_TARGET, KEY_HOST, KEY_HOST_AND_PATH, KEY_SERVER_NAME, KEY_SOURCE };
+/* KEY_NONE: left to the portable engine. */
+enum key_kind {
+	KEY_NONE, KEY_PATH, KEY_TARGET, KEY_HOST, KEY_HOST_AND_PATH, KEY_SERVER_NAME, KEY_SOURCE
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_SERVICES);
 	__type(key, __u32);
-	__type(value, __u32);
+	__type(value, enum key_kind);
 } key_kinds SEC(".maps");
 
 /* The key, of the scratch's octets. 0 as its end: not to be had here. */

@@ -1,12 +1,14 @@
 /* Why a packet was passed, sent or dropped, and a counter for each reason.
  *
- * Twin: common/verdict.py, in whose order they stand (tests/bpf/test_verdict.py).
+ * Twin: common/verdict.py, which has them all; Python reads their numbers here (common/bpf/reasons.py).
  */
 #pragma once
 
 #include <linux/bpf.h>
 
 #include <bpf/bpf_helpers.h>
+
+#include "common/bpf/include/share.h"
 
 enum reason {
 	REASON_NOT_OURS,
@@ -47,18 +49,25 @@ enum reason {
 	REASONS,
 };
 
-/* Read by common/bpf/reasons.py. */
+SHARE_TYPE(reason, enum reason);
+
+/* name: of the enumerator, so that it is known whatever number another version gives to it. */
+struct counter {
+	__u64 packets;
+	char name[24];
+};
+
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
 	__uint(max_entries, REASONS);
 	__type(key, __u32);
-	__type(value, __u64);
+	__type(value, struct counter);
 } reasons SEC(".maps");
 
 static __always_inline void count(__u32 reason)
 {
-	__u64 *counter = bpf_map_lookup_elem(&reasons, &reason);
+	struct counter *counter = bpf_map_lookup_elem(&reasons, &reason);
 
 	if (counter)
-		++*counter;
+		counter->packets++;
 }

@@ -26,7 +26,7 @@
 #define TCP_OFF (IP_OFF + sizeof(struct iphdr))
 #define HEADERS_LEN (sizeof(struct iphdr) + sizeof(struct tcphdr))
 
-/* As packetbridge/offload/fast.py writes it. Twin: packetbridge/modes/translate.py:ServiceState */
+/* Twin: packetbridge/modes/translate.py:ServiceState */
 struct service {
 	__be32 bridge; /* the address that balancers send to; 0: no service has this DSCP */
 	__be32 vip;

@@ -1,6 +1,6 @@
 /* Whether a first data segment follows a handshake of ours.
  *
- * Keys and clock come from packetbridge/offload/fast_maps.py.
+ * Keys and clock come from packetbridge/offload/fast_maps.py:SecretsMap.
  */
 #pragma once
 
