@@ -2,8 +2,10 @@
 
 Ratios are what counts; absolute figures depend on the machine and on what else it does. CPU
 seconds are those of the balancing process and of its eBPF programs, taken in a pass of their own.
-With --packets, measure the data paths alone: nanoseconds for a packet, octets for a flow. With
---attacks, measure what floods leave of real traffic.
+TLS hellos are a mix of browsers' ClientHellos, and once more those of them whose server name is in
+the second segment; with --hellos, these rows alone. With --packets, measure the data paths alone:
+nanoseconds for a packet, octets for a flow. With --attacks, measure what floods leave of real
+traffic.
 """
 
 import argparse
@@ -16,13 +18,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from random import Random
 from typing import Any, NamedTuple
 
-from lab import contenders
+from lab import contenders, hellos
 from lab.contenders import Contender
 from lab.topology import Lab
 
 _BULK_LEN = 256 << 20
+_SEED = 7
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
 Figures = dict[str, dict[str, list[float]]]  # contender → figure → its value in each round
 
@@ -65,6 +69,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--rounds", type=int, default=3, help="of every measurement (default 3)")
     parser.add_argument("--seconds", type=int, default=4, help="of each load (default 4)")
     parser.add_argument("--output", default="bench.json", help="JSON file (default bench.json)")
+    parser.add_argument("--hellos", action="store_true", help="the rows of TLS hellos alone")
     parser.add_argument("--packets", action="store_true",
                         help="the data paths alone, without traffic (about three minutes)")
     parser.add_argument("--attacks", action="store_true",
@@ -99,7 +104,7 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
         found = attacks.measure(options.rounds, options.seconds, _say)
         return found, list(attacks.table(found))
     with Lab() as lab:
-        figures = _measure(lab, options.rounds, options.seconds)
+        figures = _measure(lab, options.rounds, options.seconds, options.hellos)
     return figures, [*table(figures), "", *verdicts(figures)]
 
 
@@ -110,18 +115,27 @@ def _say(progress: str) -> None:
 # --- measuring ---
 
 
-def _measure(lab: Lab, rounds: int, seconds: int) -> Figures:
+def _measure(lab: Lab, rounds: int, seconds: int, only_hellos: bool) -> Figures:
     contenders.prepare(lab)
     (lab.files / "bulk").write_bytes(os.urandom(1 << 20) * (_BULK_LEN >> 20))
-    figures: Figures = {name: {} for name in contenders.NAMES}
+    sender = hellos.Sender(lab.directory)
+    for backend in lab.backends:
+        sender.serve(backend, backend.server, contenders.TLS_PORT)
+    figures: Figures = {
+        name: {} for name in (contenders.TLS_NAMES if only_hellos else contenders.NAMES)}
     for number in range(rounds):
-        for name in contenders.NAMES:
+        for name, noted in figures.items():
             _say(f"round {number + 1} of {rounds}: {name}")
-            with contenders.running(lab, name) as contender:
-                _wrk(lab, contender, 1)  # until caches and processors are warm
-                found = _speed(lab, contender, seconds) | _cost(lab, contender)
+            found: dict[str, float] = {}
+            if not only_hellos:
+                with contenders.running(lab, name) as contender:
+                    _wrk(lab, contender, 1)  # until caches and processors are warm
+                    found = _speed(lab, contender, seconds) | _cost(lab, contender)
+            if name in contenders.TLS_NAMES:
+                with contenders.running(lab, name, tls=True) as contender:
+                    found |= _hellos(lab, contender, sender, seconds)
             for figure, value in found.items():
-                figures[name].setdefault(figure, []).append(value)
+                noted.setdefault(figure, []).append(value)
     return figures
 
 
@@ -163,6 +177,23 @@ def _cost(lab: Lab, contender: Contender) -> dict[str, float]:
         "balancer CPU s per GB": per_gb,
         "balancer CPU s per 1000 requests": per_request * 1000,
         "balancer CPU s per 1000 connections": per_connection * 1000,
+    }
+
+
+def _hellos(
+    lab: Lab, contender: Contender, sender: hellos.Sender, seconds: int
+) -> dict[str, float]:
+    """New connections whose first words are a browser's."""
+    mixed = hellos.mix(1024, Random(_SEED))
+    late = [hello for hello in mixed if not hello.is_named_at_once]
+    where = lab.client, contender.address, contender.port
+    sender.send(*where, mixed, 1)  # until caches and processors are warm
+    every, named_late = (sender.send(*where, each, seconds) for each in (mixed, late))
+    return {
+        "TLS hellos/s, two segments": every.rate,
+        "of these the slowest 1 %, ms": every.p99_ms,
+        "TLS hellos/s, name in the second": named_late.rate,
+        "failed TLS hellos": float(every.failed + named_late.failed),
     }
 
 
@@ -216,7 +247,10 @@ def table(figures: Figures) -> Iterator[str]:
     for figure in figures["direct"]:
         cells = ""
         for found in figures.values():
-            values = found[figure]
+            values = found.get(figure)
+            if values is None:
+                cells += f"{'–':>17}"
+                continue
             middle = statistics.median(values)
             spread = (max(values) - min(values)) / 2 / middle if middle else 0
             cells += f"{f'{_shown(middle)} ±{spread:4.0%}':>17}"
@@ -227,6 +261,8 @@ def verdicts(figures: Figures) -> Iterator[str]:
     """What each aim came to."""
     yield "aims"
     for aim in AIMS:
+        if aim.figure not in figures[aim.contender]:
+            continue
         value = statistics.median(figures[aim.contender][aim.figure])
         if aim.beside:
             value /= statistics.median(figures[aim.beside][aim.figure]) or float("nan")

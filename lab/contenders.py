@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 from lab.node import Node, Process
-from lab.topology import BALANCER, PAIRS, VIP, Lab, server_address
+from lab.topology import BALANCER, DSCP, PAIRS, VIP, Lab, server_address
 
 PROXY_PORT = {"haproxy": 8081, "nginx": 8082}
+TLS_PORT, TLS_PROXY_PORT = 443, 8443
 # How the tables call a pair, and how lab.topology does.
 OURS = {"portable": "portable", "fast, splice": "splice", "fast, adopt": "adopt"}
 NAMES = ("direct", "routed", *PROXY_PORT, *OURS)
+TLS_NAMES = tuple(name for name in NAMES if name != "nginx")  # whose reader of names is a module
 _HAPROXY = """\
 global
   maxconn 4000
@@ -36,6 +38,18 @@ backend caches
   http-reuse safe
   server one {one}:80
   server two {two}:80
+frontend names
+  mode tcp
+  bind 0.0.0.0:{tls_port}
+  tcp-request inspect-delay 5s
+  tcp-request content accept if {{ req.ssl_hello_type 1 }}
+  default_backend by-name
+backend by-name
+  mode tcp
+  balance hash req.ssl_sni
+  hash-type consistent
+  server one {one}:443
+  server two {two}:443
 """
 _NGINX = """\
 daemon off;
@@ -86,26 +100,40 @@ def prepare(lab: Lab) -> None:
 
 
 @contextmanager
-def running(lab: Lab, name: str) -> Iterator[Contender]:
-    """One of NAMES, at work in a lab that is prepared. Raises: RuntimeError."""
+def running(lab: Lab, name: str, tls: bool = False) -> Iterator[Contender]:
+    """One of NAMES, at work in a lab that is prepared. Raises: RuntimeError.
+
+    tls: for servers on port 443 that are chosen by a ClientHello's name; one of TLS_NAMES.
+    """
     started: list[Process] = []
+    server_port = TLS_PORT if tls else 80
     if name in ("direct", "routed"):
-        made = Contender(f"http://{server_address(1)}", server_address(1), 80, None)
+        made = _contender(server_address(1), server_port, None)
     elif name in PROXY_PORT:
         started.append(_start_proxy(lab, name))
-        port = PROXY_PORT[name]
-        made = Contender(f"http://{BALANCER}:{port}", BALANCER, port, started[0])
+        made = _contender(BALANCER, TLS_PROXY_PORT if tls else PROXY_PORT[name], started[0])
     else:
-        flags = PAIRS[OURS[name]]
-        started.append(lab.start_balancer(*flags["balancer"]))
-        started += [lab.start_bridge(backend, *flags["packetbridge"]) for backend in lab.backends]
-        made = Contender(f"http://{VIP}", VIP, 80, started[0], is_ours=True)
+        flags, port = PAIRS[OURS[name]], str(server_port)
+        key = ("--key", "tls.sni") if tls else ()
+        started.append(lab.start_balancer(*flags["balancer"], "--port", port, *key))
+        started += [
+            lab.start_bridge(backend, *flags["packetbridge"], "--vip", f"{DSCP}={VIP}:{port}",
+                             "--server", f"{backend.server}:{port}", defaults=False)
+            for backend in lab.backends
+        ]
+        made = _contender(VIP, server_port, started[0], is_ours=True)
     try:
         with _routed_by(lab.balancer, lab) if name == "routed" else nullcontext():
             yield made
     finally:
         for process in started:
             process.stop()
+
+
+def _contender(
+    address: str, port: int, balancing: Process | None, is_ours: bool = False
+) -> Contender:
+    return Contender(f"http://{address}:{port}", address, port, balancing, is_ours)
 
 
 @contextmanager
@@ -127,8 +155,9 @@ def _routed_by(node: Node, lab: Lab) -> Iterator[None]:
 def _start_proxy(lab: Lab, name: str) -> Process:
     template, command = _COMMANDS[name]
     path = lab.directory / f"bench-{name}.conf"
-    path.write_text(template.format(port=PROXY_PORT[name], one=server_address(1),
-                                    two=server_address(2), directory=lab.directory))
+    path.write_text(template.format(
+        port=PROXY_PORT[name], tls_port=TLS_PROXY_PORT, one=server_address(1),
+        two=server_address(2), directory=lab.directory))
     process = lab.balancer.start(name, [*command, str(path)])
     return process.wait_for_listener("0.0.0.0", PROXY_PORT[name])
 

@@ -7,6 +7,7 @@ whatever else the machine does only adds to it.
 """
 
 import gc
+import itertools
 import statistics
 import time
 import tracemalloc
@@ -26,7 +27,7 @@ from common.cluster.cookie import Offer, Secrets
 from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH, SYN
-from lab import payloads, programs
+from lab import hellos, payloads, programs
 from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath as Bridge
 from packetbridge.flows import OPEN, BridgeFlow
@@ -114,19 +115,27 @@ def _five_tuples(random: Random, count: int) -> list[bytes]:
 
 
 def _segment(
-    five_tuple: bytes, tsecr: int, payload: bytes = b"", flags: int = ACK, ack: int = 1
+    five_tuple: bytes, tsecr: int, payload: bytes = b"", flags: int = ACK, ack: int = 1,
+    off: int = 0,
 ) -> bytes:
     stamps = options.emit(Options(timestamps=(5_000_000, tsecr)))
-    return tcp.emit(five_tuple, CLIENT_ISN + 1, ack, flags, window=502, option_octets=stamps,
-                    payload=payload)
+    return tcp.emit(five_tuple, CLIENT_ISN + 1 + off, ack, flags, window=502,
+                    option_octets=stamps, payload=payload)
 
 
-def _after_cookie(five_tuple: bytes, payload: bytes) -> bytes:
-    """The segment that follows a handshake with the balancer."""
+def _after_cookie(five_tuple: bytes, payload: bytes, off: int = 0) -> bytes:
+    """The segment that follows a handshake with the balancer, or `off` octets later."""
     cookie_isn = cookie.encode(SECRETS, five_tuple, CLIENT_ISN, cookie.epoch_at(NOW_MS),
                                Offer(1460, True, 7))
     flags = ACK | PSH if payload else ACK
-    return _segment(five_tuple, handshake.clock(NOW_MS), payload, flags, cookie_isn + 1)
+    return _segment(five_tuple, handshake.clock(NOW_MS), payload, flags, cookie_isn + 1, off)
+
+
+def _in_two(five_tuple: bytes, payload: bytes) -> list[bytes]:
+    """Both segments of a first payload that is longer than one."""
+    cut = hellos.SEGMENT_LEN
+    return [_after_cookie(five_tuple, payload[:cut]),
+            _after_cookie(five_tuple, payload[cut:], cut)]
 
 
 def _opening_paths(random: Random) -> dict[str, Callable[[], Work]]:
@@ -136,6 +145,8 @@ def _opening_paths(random: Random) -> dict[str, Callable[[], Work]]:
     syns = [tcp.emit(client, CLIENT_ISN, 0, SYN, window=64240, option_octets=offer)
             for client in clients]
     named = (3 << takeover.id_shift(7)) + 500
+    late = itertools.cycle(hello for hello in hellos.mix(1000, Random(_SEED))
+                           if not hello.is_named_at_once)
 
     def path(packets: list[bytes], key: str = "http.path") -> Callable[[], Work]:
         return lambda: (_balancer(key).on_packet, packets)
@@ -150,6 +161,9 @@ def _opening_paths(random: Random) -> dict[str, Callable[[], Work]]:
         "balancer: first payload, path of 200 octets": first(payloads.request(200)),
         "balancer: first payload, path of 800 octets": first(payloads.request(800)),
         "balancer: first payload, ClientHello": first(payloads.client_hello(), "tls.sni"),
+        "balancer: ClientHello in two segments, name in the second": path(
+            [segment for client in clients[:_PACKETS // 2]
+             for segment in _in_two(client, next(late).octets)], "tls.sni"),
         "balancer: takeover": path([_segment(client, named) for client in clients]),
         "balancer: unknown flow": path([_segment(client, 0) for client in clients]),
     }

@@ -48,6 +48,13 @@ def test_aims_are_ratios_of_medians():
     assert (missed.split()[0], missed.split()[-1]) == ("missed", "1.000")
 
 
+def test_a_contender_without_a_figure_has_a_dash_in_its_place():
+    figures = {"direct": {"TLS hellos/s": [10.0, 12.0, 14.0]}, "nginx": {}}
+
+    assert list(bench.table(figures))[1].split() == ["TLS", "hellos/s", "12", "±", "17%", "–"]
+    assert list(bench.verdicts(dict.fromkeys(NAMES, figures["direct"]))) == ["aims"]
+
+
 def test_a_run_is_compared_with_an_earlier_one():
     before = {"direct": {"requests/s": [100.0, 900.0, 200.0], "gone": [1.0]}, "ns": 2000.0, "no": 0}
     now = {"direct": {"requests/s": [300.0, 100.0, 800.0]}, "ns": 1000.0, "no": 3, "new": 7.0}
