@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 from balancer.keys.request import FORMS, KeySpec
 from balancer.pool.schedulers import HASHING, SCHEDULERS
+from common.cluster.service import Endpoint
 from common.encap.dscp import DEFAULT as DSCP_DEFAULT
 from common.encap.dscp import MAX as DSCP_MAX
 from common.settings import raise_faults, schema, shared
@@ -108,6 +109,11 @@ class Service:
         "backend", Backend, "address of a backend's packetbridge, repeatable; ids never change",
         metavar="ADDR[,id=N][,weight=W]", lab=("192.168.33.20,id=1", "192.168.33.21,id=2"),
     )]
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where clients connect to."""
+        return Endpoint.tcp(self.vip, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,16 +42,19 @@ from balancer.modes.split.flood import Flood
 from balancer.paths import Paths
 from balancer.pool.schedule import make_scheduler
 from common.cluster.cookie import Secrets
+from common.cluster.service import TCP_OCTET, key_of
 from common.counters import Sample, new_counters
+from common.encap import dscp
 from common.flow.table import RELINK_MS, FlowTable
 from common.flow.unknown import UnknownFlows
 from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
-from common.wire import Malformed, icmp, ipv4, tcp
-from common.wire.checksum import change_at, patch
+from common.wire import Malformed, five_tuple, icmp, tcp
+from common.wire.checksum import change_at
+from common.wire.family import look
+from common.wire.packet import TCP, Packet
 from common.wire.seq import add, delta
 from common.wire.tcp import ACK, FIN, RST, SYN, Segment
 
-_U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 
 
@@ -63,8 +66,7 @@ class ServiceState:
         vip = config.vip.packed
         self.backends = {
             backend.id: Backend(
-                self, backend,
-                ipv4.Rewrite(ipv4.DST_OFF, vip, backend.address.packed, config.dscp), id_shift,
+                self, backend, dscp.Way(vip, backend.address.packed, config.dscp), id_shift,
             )
             for backend in config.backends
         }
@@ -81,8 +83,7 @@ class Datapath:
         self.secrets = secrets
         self._id_shift = takeover.id_shift(config.id_bits)
         self.services = {
-            service.vip.packed + _U16.pack(service.port):
-                ServiceState(service, self._id_shift, random)
+            service.endpoint.packed: ServiceState(service, self._id_shift, random)
             for service in config.services
         }
         self.paths = Paths(
@@ -100,18 +101,19 @@ class Datapath:
         self._flood = Flood(config.new_flow_rate)
         self.counters = new_counters()
 
-    def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
-        """Decide about one IPv4 packet.
+    def on_packet(self, octets: bytes, now_ms: int) -> Verdict:
+        """Decide about one IP packet.
 
-        packet: from the IP header on; octets past its total length are ignored.
+        octets: from the IP header on; those past its total length are ignored.
         now_ms: unix time in ms.
         """
+        packet = look(octets)
         try:
-            if packet[ipv4.DST_OFF:ipv4.DST_OFF + 4] not in self._vips:
+            if packet.dst not in self._vips:
                 verdict = PASS
-            elif packet[ipv4.PROTOCOL_OFF] == ipv4.PROTOCOL_TCP:
+            elif packet.protocol == TCP:
                 verdict = self._on_tcp(packet, now_ms)
-            elif packet[ipv4.PROTOCOL_OFF] == ipv4.PROTOCOL_ICMP:
+            elif packet.protocol == packet.family.icmp:
                 verdict = self._on_icmp(packet)
             else:
                 verdict = PASS
@@ -135,12 +137,12 @@ class Datapath:
             packets += verdict.packets
         return packets
 
-    def on_too_big(self, packet: bytes, mtu: int, now_ms: int) -> list[bytes]:
+    def on_too_big(self, octets: bytes, mtu: int, now_ms: int) -> list[bytes]:
         """Answer a packet that, forwarded, exceeds the next link's MTU (RFC 1191 §4).
 
-        packet: as it arrived from the client.
+        octets: the packet as it arrived from the client.
         """
-        return [icmp.emit_fragmentation_needed(packet, mtu, packet[16:20])]
+        return [icmp.emit_fragmentation_needed(octets, mtu, look(octets).dst)]
 
     def samples(self) -> list[Sample]:
         """What there is to be seen besides `counters`."""
@@ -166,20 +168,20 @@ class Datapath:
 
     # --- TCP ---
 
-    def _on_tcp(self, packet: bytes, now_ms: int) -> Verdict:
+    def _on_tcp(self, packet: Packet, now_ms: int) -> Verdict:
         segment = Segment(packet)
-        service = self.services.get(packet[16:20] + packet[22:24])
+        service = self.services.get(packet.dst + TCP_OCTET + segment.dport)
         if service is None:
             return PASS
         flags = segment.flags
         if flags & SYN:
             return self._on_syn(segment, service, now_ms)
-        if packet[ipv4.TTL_OFF] <= 1:
+        if packet.ttl <= 1:
             return DROP[DropReason.TTL_EXPIRED]
         key = segment.five_tuple
         flow = self.flows.get(key)
         if segment.ts_off and flags & ACK:
-            tsecr = _U32.unpack_from(packet, segment.ts_off + 4)[0]
+            tsecr = _U32.unpack_from(segment.octets, segment.ts_off + 4)[0]
             named = service.backends.get(takeover.backend_id(tsecr, self._id_shift))
             if named is not None:
                 return self._on_named(segment, flow, named, tsecr, now_ms)
@@ -361,64 +363,61 @@ class Datapath:
 
     # --- ICMP ---
 
-    def _on_icmp(self, packet: bytes) -> Verdict:
+    def _on_icmp(self, packet: Packet) -> Verdict:
         """An ICMP error for the VIP reaches the backend whose segment it quotes."""
-        ipv4.checked_len(packet)
+        packet.check()
         if not icmp.is_about_tcp(packet):
             return PASS
         quote = icmp.Quote(packet)
-        quoted = quote.five_tuple  # of a packet from the VIP to the client
-        service = self.services.get(quoted[0:4] + quoted[8:10])
-        if service is None or packet[16:20] != quoted[0:4]:
+        quoted = five_tuple.split(quote.five_tuple)  # of a packet from the VIP to the client
+        service = self.services.get(key_of(quoted.src, TCP_OCTET, quoted.sport))
+        if service is None or packet.dst != quoted.src:
             return PASS
-        flow = self.flows.get(tcp.reverse(quoted))
+        flow = self.flows.get(five_tuple.reverse(quote.five_tuple))
         if flow is not None:
             backend: Backend | None = flow.backend
         else:
             backend = service.backends.get(takeover.backend_id(quote.tsval, self._id_shift))
         if backend is None:
             return DROP[DropReason.UNKNOWN_FLOW]
-        if packet[ipv4.TTL_OFF] <= 1:
+        if packet.ttl <= 1:
             return DROP[DropReason.TTL_EXPIRED]
-        forwarded = bytearray(quote.packet)
-        backend.rewrite.apply(forwarded)
+        forwarded = bytearray(quote.octets)
         own_address = self.paths[backend.address].own_address
         if own_address:
             # the router that sent it may be on the way to the backend, too: its own address, coming
             # in, would be a martian there (RFC 1812 §5.3.7)
-            ipv4.set_source(forwarded, own_address)
-        return send(Event.ICMP_FORWARDED, bytes(forwarded))
+            packet.family.rewrite_src(packet.src, own_address).apply(forwarded)
+        return send(Event.ICMP_FORWARDED, backend.way.wrap(forwarded))
 
 
 def _may_be_answered(segment: Segment) -> bool:
     """Whether the source is one that a host on the network can have, and not the VIP."""
-    source = segment.packet[12:16]
-    return ipv4.source_is_possible(source) and source != segment.packet[16:20]
+    packet = segment.packet
+    return packet.family.source_is_possible(packet.src) and packet.src != packet.dst
 
 
 def _choose(
     service: Service, segment: Segment, payload: bytes, complete: bool
 ) -> bytes | None:
     """The key in `payload`; None while more octets may tell, which they may not if `complete`."""
-    source = segment.packet[12:16]
-    sport = _U16.unpack_from(segment.packet, tcp.TCP_OFF)[0]
-    key = choose_key(service.key, service.fallback, payload, source, sport, complete)
+    sport = int.from_bytes(segment.sport, "big")
+    key = choose_key(service.key, service.fallback, payload, segment.packet.src, sport, complete)
     return None if isinstance(key, Missing) else key
 
 
 def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event) -> Verdict:
     """`segment` with its backend's address, DSCP, TTL, and a TSecr that names the backend."""
-    packet = bytearray(segment.packet)
-    changes = backend.rewrite.apply(packet)
+    octets = bytearray(segment.octets)
+    changes = backend.way.changes
     if ts_shift and segment.ts_off:
         off = segment.ts_off + 4
-        tsecr = _U32.unpack_from(packet, off)[0]
+        tsecr = _U32.unpack_from(octets, off)[0]
         if 0 < tsecr <= handshake.CLOCK_MASK:  # an echo of T0
             shifted = add(tsecr, ts_shift)
-            _U32.pack_into(packet, off, shifted)
+            _U32.pack_into(octets, off, shifted)
             changes += change_at(off, tsecr, shifted)
-    field = _U16.unpack_from(packet, tcp.CHECKSUM_OFF)[0]
-    _U16.pack_into(packet, tcp.CHECKSUM_OFF, patch(field, changes))
+    tcp.patch_checksum(octets, segment.off, changes)
     backend.packets += 1
-    backend.octets += len(packet)
-    return send(event, bytes(packet))
+    backend.octets += len(octets)
+    return send(event, backend.way.wrap(octets))

@@ -4,7 +4,7 @@ from typing import Any
 
 from balancer import config
 from balancer.modes.split.delivery import DeliveringFlow
-from common.wire.ipv4 import Rewrite
+from common.encap import Way
 
 # States, in the order in which flows are evicted last.
 OPEN, HALF_CLOSED, RESET = 0, 1, 2
@@ -13,22 +13,22 @@ OPEN, HALF_CLOSED, RESET = 0, 1, 2
 class Backend:
     """A backend of a service, as the packet path needs it, with its counters.
 
-    address: 4 octets. rewrite: turns a packet for the VIP into one for the backend.
+    address: as on the wire. way: how the VIP's packets get there.
     service:  whose it is; nothing here looks into it.
     ts_start: its id, as timestamps carry it (balancer/modes/split/takeover.py).
     """
 
-    __slots__ = ("address", "flows", "handoffs", "id", "octets", "packets", "rewrite", "service",
-                 "ts_start", "weight")
+    __slots__ = ("address", "flows", "handoffs", "id", "octets", "packets", "service", "ts_start",
+                 "way", "weight")
 
     def __init__(
-        self, service: Any, backend: config.Backend, rewrite: Rewrite, id_shift: int
+        self, service: Any, backend: config.Backend, way: Way, id_shift: int
     ) -> None:
         self.service = service
         self.id = backend.id
         self.weight = backend.weight
         self.address = backend.address.packed
-        self.rewrite = rewrite
+        self.way = way
         self.ts_start = backend.id << id_shift
         self.flows = self.handoffs = self.packets = self.octets = 0
 

@@ -225,7 +225,8 @@ def _bridge() -> Bridge:
 
 def _open_flow(datapath: Bridge, client: bytes, port: bytes) -> BridgeFlow:
     (service,) = datapath.services.values()
-    flow = BridgeFlow(client + port + service.server_end, service, CLIENT_ISN, 2000, NOW_MS)
+    key = client + service.server + port + service.server_port
+    flow = BridgeFlow(key, service, CLIENT_ISN, 2000, NOW_MS)
     flow.is_open = True
     flow.seq_delta, flow.ts_delta = 0x8000_1234, 0x1234_5678
     flow.client_next, flow.server_next = CLIENT_ISN + 1, 9000

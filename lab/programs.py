@@ -31,7 +31,7 @@ from common.bpf.objects import Object, Program, SkBuff
 from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
 from common.verdict import DropReason, Event, Reason
-from common.wire import ipv4, options, tcp
+from common.wire import five_tuple, options, tcp
 from common.wire.checksum import checksum
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH, SYN
@@ -237,14 +237,13 @@ _CONFIG = Config(services=(_SERVICE,), address=IPv4Address(HOST), max_flows=1000
 _REPEATS = 250  # the TTL has no more
 _SEQ, _ECHO = 5000, (1 << 24) + 5000
 _UP = socket.inet_aton(CLIENT) + socket.inet_aton(HOST) + struct.pack("!HH", 5000, 80)
-_SPLICED = _UP[:4] + _UP[8:10] + _UP[4:8] + _UP[10:12]
 
 
-def _frame(five_tuple: bytes, *layout: bytes, payload: bytes = b"") -> bytes:
+def _frame(ends: bytes, *layout: bytes, payload: bytes = b"") -> bytes:
     """A segment with the numbers that the flows here have."""
-    packet = bytearray(tcp.emit(five_tuple, _SEQ, _SEQ, ACK, option_octets=b"".join(layout),
+    packet = bytearray(tcp.emit(ends, _SEQ, _SEQ, ACK, option_octets=b"".join(layout),
                                 payload=payload))
-    packet[ipv4.TTL_OFF] = 255
+    packet[8] = 255  # the TTL
     packet[10:12] = bytes(2)
     packet[10:12] = checksum(packet[:20]).to_bytes(2)
     return _ETHERNET + bytes(packet)
@@ -264,10 +263,10 @@ def _bridge_paths() -> Iterator[tuple[str, float]]:
         way_in = Adopt(_CONFIG, [_SERVICE]).program("on_ingress")
         empty_ns = _median_ns(way_in, bytes(12) + b"\x86\xdd" + bytes(60))
         programs = Splice(_CONFIG, [_SERVICE])
-        programs.write(_SPLICED, splice.Entry(
+        programs.write(_UP, splice.Entry(
             0, 0, 1, 1, IPv4Address(HOST).packed, b"\0\x50", 0, 7, 7, 0, 0, _SEQ, _SEQ, _SEQ, 0))
         up, down = programs.program("on_ingress"), programs.program("on_egress")
-        back = tcp.reverse(_UP)
+        back = five_tuple.reverse(_UP)
         for name, program, frame, mark in (
             ("adopt: established", way_in, _frame(_UP, _stamps()), 0),
             ("adopt: established, first round trips", way_in, _frame(_UP, _stamps(1 << 24)), 0),

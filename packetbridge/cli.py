@@ -7,9 +7,12 @@ from ipaddress import IPv4Address
 from random import Random
 from typing import Any
 
-from common.encap.dscp import of_tos
+from common.encap import dscp
 from common.settings import COMMAND_LINE, ConfigError, cli, host
-from common.wire import ipv4, tcp
+from common.wire import Malformed
+from common.wire.family import look
+from common.wire.packet import TCP
+from common.wire.tcp import Segment
 from packetbridge import config
 
 PROGRAM = "packetbridge"
@@ -178,20 +181,24 @@ def _look_through(path: str, loaded: config.Config) -> tuple[IPv4Address, bool]:
     Raises: ConfigError.
     """
     address = loaded.address
-    ports = {(service.dscp, service.port.to_bytes(2, "big")) for service in loaded.services}
+    names = {(service.dscp, service.endpoint.port_octets) for service in loaded.services}
     ends = {
         service.server.packed + service.server_port.to_bytes(2, "big")
         for service in loaded.services
     }
     vips = {service.vip.packed for service in loaded.services}
     has_server = False
-    for packet in cli.packets_of(path):
-        if len(packet) < tcp.OPTIONS_OFF or packet[ipv4.PROTOCOL_OFF] != ipv4.PROTOCOL_TCP:
+    for packet in map(look, cli.packets_of(path)):
+        try:
+            segment = Segment(packet)
+        except Malformed:
             continue
-        has_server = has_server or packet[12:16] + packet[20:22] in ends
-        tagged = (of_tos(packet[ipv4.TOS_OFF]), packet[22:24]) in ports
-        if address is None and tagged and packet[16:20] not in vips:
-            address = IPv4Address(packet[16:20])
+        if packet.protocol != TCP:
+            continue
+        has_server = has_server or packet.src + segment.sport in ends
+        tagged = (dscp.of_tos(packet.tos), segment.dport) in names
+        if address is None and tagged and packet.dst not in vips:
+            address = IPv4Address(packet.dst)
     if address is None:
         raise ConfigError(
             COMMAND_LINE, "--address", None,

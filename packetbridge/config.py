@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Annotated, Any
 
+from common.cluster.service import Endpoint
 from common.encap.dscp import DEFAULT as DSCP_DEFAULT
 from common.encap.dscp import MAX as DSCP_MAX
 from common.settings import raise_faults, schema, shared
@@ -46,6 +47,11 @@ class Service:
     wscale: Annotated[int, Setting(
         whole(0, WSCALE_MAX), "as the balancer's `wscale`, which its SYN-ACKs offer",
     )] = 7
+
+    @property
+    def endpoint(self) -> Endpoint:
+        """Where clients connect to."""
+        return Endpoint.tcp(self.vip, self.port)
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,13 +32,15 @@ from random import Random
 from common.cluster import cookie
 from common.cluster.cookie import Secrets
 from common.counters import Sample, new_counters
-from common.encap.dscp import of_tos
+from common.encap import dscp
 from common.flow.table import RELINK_MS, FlowTable
 from common.flow.unknown import UnknownFlows
 from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
-from common.wire import Malformed, icmp, ipv4, tcp
+from common.wire import Malformed, five_tuple, icmp, tcp
+from common.wire.family import look
+from common.wire.packet import TCP, Packet
 from common.wire.seq import add, before, delta
-from common.wire.tcp import ACK, FIN, RST, SYN, Segment
+from common.wire.tcp import ACK, FIN, RST, SYN, Segment, dport_of, sport_of
 from packetbridge import flows
 from packetbridge.config import Config
 from packetbridge.flows import CLOSING, OPEN, REPLAY, RESET, BridgeFlow
@@ -67,9 +69,11 @@ class Datapath:
         self._bridge = config.address.packed
         self.secrets = secrets
         self._replay_ms = config.timeouts.replay_ms
-        states = [ServiceState(service, self._bridge) for service in config.services]
-        self.services = {(state.config.dscp, state.vip_port): state for state in states}
-        self._dscps = {service.dscp for service in config.services}
+        self._label = dscp.Label(
+            self._bridge, {service.dscp: service.endpoint.packed for service in config.services}
+        )
+        states = [ServiceState(service, self._label) for service in config.services]
+        self.services = {state.config.endpoint.packed: state for state in states}
         self._server_ends = {state.server_end for state in states}
         self._foreign_servers = foreign_servers
         timeouts = config.timeouts
@@ -83,14 +87,14 @@ class Datapath:
         self._due: list[tuple[int, bytes]] = []  # heap of replays' timers
         self.counters = new_counters()
 
-    def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
-        """Decide about one IPv4 packet.
+    def on_packet(self, octets: bytes, now_ms: int) -> Verdict:
+        """Decide about one IP packet.
 
-        packet: from the IP header on; octets past its total length are ignored.
+        octets: from the IP header on; those past its total length are ignored.
         now_ms: unix time in ms.
         """
         try:
-            verdict = self._decide(packet, now_ms)
+            verdict = self._decide(look(octets), now_ms)
         except Malformed as malformed:
             verdict = DROP[malformed.reason]
         self.counters[verdict.reason] += 1
@@ -116,17 +120,19 @@ class Datapath:
                 heapq.heappush(self._due, (flow.replay.due_ms, key))
         return packets
 
-    def on_too_big(self, packet: bytes, mtu: int, now_ms: int) -> list[bytes]:
+    def on_too_big(self, octets: bytes, mtu: int, now_ms: int) -> list[bytes]:
         """Answer a packet that, translated, exceeds the next link's MTU (RFC 1191 §4).
 
-        packet: as it arrived, from either side.
+        octets: the packet as it arrived, from either side.
         """
-        service = self.services.get((of_tos(packet[ipv4.TOS_OFF]), packet[22:24]))
-        if packet[16:20] == self._bridge and service is not None:
-            quoted = bytearray(packet)  # the client sent it to the VIP
+        unwrapped = self._label.unwrap(look(octets))
+        if unwrapped is not None:
+            packet, name = unwrapped
+            service = self.services[name]
+            quoted = bytearray(packet.octets)  # the client sent it to the VIP
             service.to_vip.apply(quoted)
             return [icmp.emit_fragmentation_needed(bytes(quoted), mtu, service.vip)]
-        return [icmp.emit_fragmentation_needed(packet, mtu, self._bridge)]
+        return [icmp.emit_fragmentation_needed(octets, mtu, self._bridge)]
 
     def on_shutdown(self, now_ms: int) -> list[bytes]:
         """Resets for both sides of every flow, which nobody will translate any more."""
@@ -146,20 +152,20 @@ class Datapath:
                    self.flows.evicted),
         ]
 
-    def _decide(self, packet: bytes, now_ms: int) -> Verdict:
-        if len(packet) < ipv4.HEADER_LEN:
-            raise Malformed(DropReason.MALFORMED_IP)
-        protocol = packet[ipv4.PROTOCOL_OFF]
-        if packet[16:20] == self._bridge:
-            if protocol == ipv4.PROTOCOL_ICMP:
-                return self._on_icmp(packet)
-            dscp = of_tos(packet[ipv4.TOS_OFF])
-            service = self.services.get((dscp, packet[22:24]))
-            if service is not None and protocol == ipv4.PROTOCOL_TCP:
-                return self._on_client(Segment(packet), service, now_ms)
-            if dscp in self._dscps and protocol == ipv4.PROTOCOL_TCP:
-                ipv4.checked_len(packet)  # with options, or a fragment, its ports are elsewhere
-        if packet[12:16] + packet[20:22] in self._server_ends and protocol == ipv4.PROTOCOL_TCP:
+    def _decide(self, packet: Packet, now_ms: int) -> Verdict:
+        if not packet.src:
+            packet.check()
+        unwrapped = self._label.unwrap(packet)
+        if unwrapped is not None:
+            packet, name = unwrapped
+            service = self.services[name]
+            if packet.protocol == TCP:
+                if dport_of(packet) == service.vip_port:
+                    return self._on_client(Segment(packet), service, now_ms)
+                packet.check()  # with options, or a fragment, its ports are elsewhere
+            elif packet.protocol == packet.family.icmp:
+                return self._on_icmp(packet, service)
+        if packet.protocol == TCP and packet.src + sport_of(packet) in self._server_ends:
             return self._on_server(Segment(packet), now_ms)
         return PASS
 
@@ -169,9 +175,9 @@ class Datapath:
         packet = segment.packet
         if segment.flags & SYN:
             return PASS  # no balancer sends one
-        if packet[ipv4.TTL_OFF] <= 1:
+        if packet.ttl <= 1:
             return DROP[DropReason.TTL_EXPIRED]
-        key = packet[12:16] + packet[20:22] + service.server_end
+        key = packet.src + service.server + segment.sport + service.server_port
         flow = self.flows.get(key)
         if flow is not None and flow.service is service and _is_plausible(segment, flow):
             return self._on_known(segment, flow, now_ms)
@@ -186,18 +192,17 @@ class Datapath:
             return self._on_known(segment, flow, now_ms)
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
-        if not ipv4.source_is_possible(packet[12:16]):
+        if not packet.family.source_is_possible(packet.src):
             return DROP[DropReason.BAD_SOURCE]
         if self.unknown.is_lost(key, now_ms):
-            return send(Event.RESET, _reset_from_vip(segment, service))
+            return send(Event.RESET, tcp.reset_for(segment, service.vip))
         return DROP[DropReason.UNKNOWN_FLOW]
 
     def _follows_cookie(self, segment: Segment, service: ServiceState, now_ms: int) -> bool:
         """Whether this is a first data segment: cookie(five_tuple with the VIP, seq−1) = ack−1."""
-        packet = segment.packet
-        five_tuple = packet[12:16] + service.vip + packet[20:24]
+        ends = five_tuple.join(segment.packet.src, service.vip, segment.sport, segment.dport)
         return bool(segment.flags & ACK) and cookie.check(
-            self.secrets, five_tuple, delta(segment.seq, 1), delta(segment.ack, 1),
+            self.secrets, ends, delta(segment.seq, 1), delta(segment.ack, 1),
             cookie.epoch_at(now_ms),
         )
 
@@ -209,10 +214,12 @@ class Datapath:
             return DROP[DropReason.BAD_CHECKSUM]
         if old is not None and old.service is not service and old.state == OPEN:
             # the same client port through another VIP: the server cannot tell them apart
-            return send(Event.RESET, _reset_from_vip(segment, service))
+            return send(Event.RESET, tcp.reset_for(segment, service.vip))
         if self.held_octets >= _HELD_OCTETS:
             return DROP[DropReason.REPLAY_PENDING]
-        key = segment.packet[12:16] + segment.packet[20:22] + service.server_end
+        key = five_tuple.join(
+            segment.packet.src, service.server, segment.sport, service.server_port
+        )
         flow = BridgeFlow(key, service, delta(segment.seq, 1), delta(segment.ack, 1), now_ms)
         flow.replay = Replay(flow, segment, now_ms, self._replay_ms)
         self.held_octets += flow.replay.hold(segment, flow.client_isn)
@@ -243,7 +250,7 @@ class Datapath:
             self._end(flow, now_ms)
             return verdict
         if flow.replay is None:  # refused or given up; the client has not heard of it
-            return send(Event.RESET, _reset_from_vip(segment, flow.service))
+            return send(Event.RESET, tcp.reset_for(segment, flow.service.vip))
         if not segment.seq_len or self.held_octets >= _HELD_OCTETS:
             return DROP[DropReason.REPLAY_PENDING]
         held = flow.replay.hold(segment, flow.client_isn)
@@ -257,7 +264,7 @@ class Datapath:
 
     def _on_server(self, segment: Segment, now_ms: int) -> Verdict:
         packet = segment.packet
-        flow = self.flows.get(packet[16:20] + packet[22:24] + packet[12:16] + packet[20:22])
+        flow = self.flows.get(packet.dst + packet.src + segment.dport + segment.sport)
         if flow is None:
             return self._on_orphan(segment, now_ms)
         if not flow.is_open:
@@ -279,15 +286,16 @@ class Datapath:
         ACK with numbers that cannot fit makes it say them (RFC 9293 §3.10.7.4): its answer comes
         here as a packet of an unknown flow, and is reset like any other, as is the server.
         """
-        if segment.packet[12:16] in self._foreign_servers:
+        packet = segment.packet
+        if packet.src in self._foreign_servers:
             return PASS
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
-        server_end = segment.packet[12:16] + segment.packet[20:22]
-        client, port = segment.packet[16:20], segment.packet[22:24]
         probes = [
-            tcp.emit(service.vip + client + service.vip_port + port, segment.seq, 0, ACK)
-            for service in self.services.values() if service.server_end == server_end
+            tcp.emit(five_tuple.join(service.vip, packet.dst, service.vip_port, segment.dport),
+                     segment.seq, 0, ACK)
+            for service in self.services.values()
+            if service.server_end == packet.src + segment.sport
         ]
         if self.unknown.is_lost(segment.five_tuple, now_ms):
             return send(Event.RESET, *probes, tcp.reset_for(segment))
@@ -320,20 +328,21 @@ class Datapath:
 
     # --- ICMP ---
 
-    def _on_icmp(self, packet: bytes) -> Verdict:
+    def _on_icmp(self, packet: Packet, service: ServiceState) -> Verdict:
         """An error about a packet to a client reaches the server that sent it."""
-        ipv4.checked_len(packet)
+        packet.check()
         if not icmp.is_about_tcp(packet):
             return PASS
         quote = icmp.Quote(packet)
-        quoted = quote.five_tuple  # of a packet from the VIP to the client
-        service = self.services.get((of_tos(packet[ipv4.TOS_OFF]), quoted[8:10]))
-        if service is None or quoted[:4] != service.vip:
+        quoted = five_tuple.split(quote.five_tuple)  # of a packet from the VIP to the client
+        if (quoted.src, quoted.sport) != (service.vip, service.vip_port):
             return PASS
-        flow = self.flows.get(quoted[4:8] + quoted[10:12] + service.server_end)
+        flow = self.flows.get(
+            five_tuple.join(quoted.dst, service.server, quoted.dport, service.server_port)
+        )
         if flow is None or not flow.is_open or flow.service is not service:
             return DROP[DropReason.UNKNOWN_FLOW]
-        if packet[ipv4.TTL_OFF] <= 1:
+        if packet.ttl <= 1:
             return DROP[DropReason.TTL_EXPIRED]
         return send(Event.ICMP_FORWARDED, translate.error_to_server(quote, flow))
 
@@ -389,7 +398,7 @@ class Datapath:
     def _reset_to_server(self, flow: BridgeFlow) -> list[bytes]:
         """A RST as from the client; before the server has answered, right after the SYN."""
         seq = flow.client_next if flow.is_open else add(flow.client_isn, 1)
-        return [tcp.emit(replay.server_five_tuple(flow), seq, 0, RST)]
+        return [tcp.emit(flow.key, seq, 0, RST)]
 
 
 def _is_plausible(segment: Segment, flow: BridgeFlow) -> bool:
@@ -400,10 +409,3 @@ def _is_plausible(segment: Segment, flow: BridgeFlow) -> bool:
         distance <= 2 * _PLAUSIBLE_LEN
         and segment.ack - flow.server_acked & 0xFFFFFFFF <= unacked_len
     )
-
-
-def _reset_from_vip(segment: Segment, service: ServiceState) -> bytes:
-    """The RST that answers a client's segment, from the VIP that it was sent to."""
-    packet = bytearray(segment.packet)
-    packet[16:20] = service.vip
-    return tcp.reset_for(Segment(bytes(packet)))

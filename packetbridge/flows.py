@@ -21,7 +21,7 @@ ENDED = CLIENT_FIN | SERVER_FIN | CLIENT_FIN_ACKED | SERVER_FIN_ACKED
 class BridgeFlow(Flow):
     """A flow from its handoff on.
 
-    key:          client address, client port, server address, server port (12 octets).
+    key:          the five-tuple of packets from the client to the server.
     client_isn, cookie_isn: of the client's handshake.
     is_open:      whether the server has answered; only then do the deltas mean something.
     seq_delta:    cookie_isn − server_isn.

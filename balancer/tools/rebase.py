@@ -16,13 +16,14 @@ from typing import NamedTuple
 
 from balancer.config import Config
 from balancer.datapath import Datapath
+from common.cluster.service import TCP_OCTET, key_of
 from common.verdict import Event, Verdict
-from common.wire import Malformed, ipv4, options, tcp
-from common.wire.checksum import checksum
+from common.wire import Malformed, five_tuple, tcp
+from common.wire.family import look
+from common.wire.packet import TCP
 from common.wire.seq import add, delta
 from common.wire.tcp import ACK, SYN, Segment
 
-_U16 = struct.Struct("!H")
 _U32 = struct.Struct("!I")
 
 
@@ -66,7 +67,7 @@ class Rebased:
     def __init__(self, datapath: Datapath, config: Config) -> None:
         self._datapath = datapath
         self._services = {
-            service.vip.packed + _U16.pack(service.port) for service in config.services
+            service.endpoint.packed for service in config.services
         }
         self._connections: dict[bytes, _Connection] = {}
         self._captured: dict[tuple[bytes, int], _Answer] = {}  # by five-tuple and client's ISN
@@ -81,23 +82,23 @@ class Rebased:
         """As the data path."""
         return self._datapath.on_tick(now_ms)
 
-    def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
+    def on_packet(self, octets: bytes, now_ms: int) -> Verdict:
         """As the data path, for the packet with its numbers moved."""
-        segment = _segment(packet)
+        segment = _segment(octets)
         if segment is None:
-            return self._datapath.on_packet(packet, now_ms)
-        if packet[12:16] + packet[20:22] in self._services:
+            return self._datapath.on_packet(octets, now_ms)
+        if key_of(segment.packet.src, TCP_OCTET, segment.sport) in self._services:
             self._on_captured_server(segment)
-            return self._datapath.on_packet(packet, now_ms)
+            return self._datapath.on_packet(octets, now_ms)
         key = segment.five_tuple
         connection = self._connections.get(key)
         if connection is not None and connection.ack_shift and not segment.flags & SYN:
-            packet = _moved(segment, connection)
-        verdict = self._datapath.on_packet(packet, now_ms)
+            octets = _moved(segment, connection)
+        verdict = self._datapath.on_packet(octets, now_ms)
         if verdict.reason is Event.SYN_ANSWERED:
-            self._on_syn(segment, Segment(verdict.packets[0]))
+            self._on_syn(segment, tcp.checked(verdict.packets[0]))
         elif verdict.reason is Event.HANDOFF and connection is not None and connection.ack_shift:
-            self._on_handoff(segment, Segment(verdict.packets[0]), connection)
+            self._on_handoff(segment, tcp.checked(verdict.packets[0]), connection)
         return verdict
 
     def _on_syn(self, syn: Segment, syn_ack: Segment) -> None:
@@ -112,7 +113,7 @@ class Rebased:
     def _on_captured_server(self, segment: Segment) -> None:
         """Learn from the captured SYN-ACK by how much it differs from ours."""
         if segment.flags & (SYN | ACK) == SYN | ACK:
-            key = tcp.reverse(segment.five_tuple)
+            key = five_tuple.reverse(segment.five_tuple)
             self._captured[key, delta(segment.ack, 1)] = _Answer.of(segment)
             self._fit(key)
 
@@ -136,28 +137,23 @@ class Rebased:
             connection.ts_shift = delta(sent.timestamps[1], captured.timestamps[1])
 
 
-def _segment(packet: bytes) -> Segment | None:
+def _segment(octets: bytes) -> Segment | None:
+    packet = look(octets)
     try:
-        if packet[ipv4.PROTOCOL_OFF:ipv4.PROTOCOL_OFF + 1] != bytes([ipv4.PROTOCOL_TCP]):
-            return None
-        return Segment(packet)
+        return Segment(packet) if packet.protocol == TCP else None
     except Malformed:
         return None
 
 
 def _moved(segment: Segment, connection: _Connection) -> bytes:
     """The client's segment with ack, SACK blocks and TSecr moved, and a checksum to fit."""
-    packet = bytearray(segment.packet)
-    offs = [tcp.ACK_OFF] if segment.flags & ACK else []
-    blocks_off, blocks = options.sack_blocks(packet, tcp.OPTIONS_OFF, segment.payload_off)
+    octets = bytearray(segment.octets)
+    offs = [segment.off + tcp.ACK_OFF] if segment.flags & ACK else []
+    blocks_off, blocks = segment.sack_blocks()
     offs += [blocks_off + 4 * edge for edge in range(2 * blocks)]
     for off in offs:
-        _U32.pack_into(packet, off, add(_U32.unpack_from(packet, off)[0], connection.ack_shift))
+        _U32.pack_into(octets, off, add(_U32.unpack_from(octets, off)[0], connection.ack_shift))
     if segment.ts_off and segment.flags & ACK:
         off = segment.ts_off + 4
-        _U32.pack_into(packet, off, add(_U32.unpack_from(packet, off)[0], connection.ts_shift))
-    _U16.pack_into(packet, tcp.CHECKSUM_OFF, 0)
-    tcp_len = len(packet) - tcp.TCP_OFF
-    pseudo = ipv4.pseudo_sum(bytes(packet[12:16]), bytes(packet[16:20]), ipv4.PROTOCOL_TCP, tcp_len)
-    _U16.pack_into(packet, tcp.CHECKSUM_OFF, checksum(packet[tcp.TCP_OFF:], pseudo))
-    return bytes(packet)
+        _U32.pack_into(octets, off, add(_U32.unpack_from(octets, off)[0], connection.ts_shift))
+    return tcp.renew_checksum(octets)

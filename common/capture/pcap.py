@@ -14,8 +14,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from common.wire import ipv4
-from common.wire.checksum import checksum
+from common.wire.ipv4 import with_length
 
 ETHERNET, RAW, LINUX_SLL, IPV4, LINUX_SLL2 = 1, 101, 113, 228, 276
 _RAW_TYPES = (RAW, IPV4, 12, 14)  # 12 and 14: DLT_RAW as some systems write it
@@ -83,7 +82,7 @@ def _frames(reader: Any, is_ng: bool) -> Iterator[Captured]:
             cut_len = max(meta.wirelen - len(frame), 0)
             packet = ipv4_of(link, frame)
             if packet is not None:
-                packet = _with_length(packet, len(packet) + cut_len)
+                packet = with_length(packet, len(packet) + cut_len)
             unread = "" if link in _READ_TYPES else f"{_LINK_NAMES.get(link, 'link type')} ({link})"
             yield Captured(time_ns, packet, cut_len, unread)
 
@@ -118,19 +117,6 @@ def ipv4_of(link: int, frame: bytes) -> bytes | None:
     if int.from_bytes(frame[type_off:type_off + 2], "big") != _ETHERTYPE_IPV4:
         return None
     return frame[type_off + 2:]
-
-
-def _with_length(packet: bytes, total_len: int) -> bytes:
-    """`packet`, whose length is `total_len` if its header leaves that to the sender's NIC (0)."""
-    header_len = 4 * (packet[0] & 15) if packet else 0
-    if packet[2:4] != b"\0\0" or not ipv4.HEADER_LEN <= header_len <= len(packet) \
-            or total_len > 0xFFFF:
-        return packet
-    header = bytearray(packet[:header_len])
-    _U16.pack_into(header, 2, total_len)
-    _U16.pack_into(header, ipv4.CHECKSUM_OFF, 0)
-    _U16.pack_into(header, ipv4.CHECKSUM_OFF, checksum(header))
-    return bytes(header) + packet[header_len:]
 
 
 def _time_of_block_ns(meta: Any) -> int:

@@ -6,15 +6,16 @@ is cut short: after a minute of it the clock jumps to the next packet, whose
 timers still find everything that is due.
 """
 
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from ipaddress import ip_address
 from typing import Any, NamedTuple, Protocol
 
 from common.capture.pcap import Captured
 from common.verdict import DropReason, Verdict
 from common.wire import Malformed
-from common.wire.ipv4 import HEADER_LEN, PROTOCOL_OFF, PROTOCOL_TCP
+from common.wire.family import look
+from common.wire.packet import TCP
 from common.wire.tcp import Segment
 
 TICK_MS = 100
@@ -26,7 +27,7 @@ _FLAGS = "FSRPAUEC"  # from the lowest bit: FIN, SYN, RST, PSH, ACK, URG, ECE, C
 class Datapath(Protocol):
     """What a data path is, as far as a replay needs it."""
 
-    def on_packet(self, packet: bytes, now_ms: int) -> Verdict: ...
+    def on_packet(self, octets: bytes, now_ms: int) -> Verdict: ...
     def on_tick(self, now_ms: int) -> list[bytes]: ...
 
 
@@ -157,19 +158,21 @@ def describe(step: Step, seconds: float) -> dict[str, Any]:
     }
 
 
-def _ends(packet: bytes) -> tuple[str, str, int]:
+def _ends(octets: bytes) -> tuple[str, str, int]:
     """(flow, flags, octets of payload) of a packet, as far as it can be read."""
-    source, destination = _dotted(packet[12:16]), _dotted(packet[16:20])
+    packet = look(octets)
+    source, destination = _dotted(packet.src), _dotted(packet.dst)
     try:
-        if packet[PROTOCOL_OFF:PROTOCOL_OFF + 1] != bytes([PROTOCOL_TCP]):
+        if packet.protocol != TCP:
             raise Malformed(DropReason.MALFORMED_TCP)
         segment = Segment(packet)
     except Malformed:
-        return f"{source} > {destination}", "-", max(len(packet) - HEADER_LEN, 0)
-    sport, dport = struct.unpack_from("!HH", packet, HEADER_LEN)
+        return (f"{source} > {destination}", "-",
+                max(len(octets) - packet.family.header_len, 0))
+    sport, dport = (int.from_bytes(port, "big") for port in (segment.sport, segment.dport))
     flags = "".join(name for bit, name in enumerate(_FLAGS) if segment.flags >> bit & 1)
     return f"{source}:{sport} > {destination}:{dport}", flags or "none", segment.payload_len
 
 
 def _dotted(octets: bytes) -> str:
-    return ".".join(str(octet) for octet in octets) or "?"
+    return str(ip_address(octets)) if octets else "?"

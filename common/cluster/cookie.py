@@ -16,6 +16,7 @@ Twin:   common/bpf/include/cookie.h
 """
 
 import struct
+from bisect import bisect_right
 from typing import NamedTuple
 
 from siphash24 import siphash24
@@ -64,7 +65,7 @@ def encode(
     table: tuple[int, ...] = MSS_IPV4,
 ) -> int:
     """The cookie_isn for a client's SYN; an MSS under the table's first takes the first."""
-    index = max((i for i, mss in enumerate(table) if mss <= offer.mss), default=0)
+    index = max(bisect_right(table, offer.mss) - 1, 0)
     wscale = WSCALE_NONE if offer.wscale is None else min(offer.wscale, WSCALE_MAX)
     low = index << 5 | offer.sack << 4 | wscale
     return mac(secrets.current, five_tuple, client_isn, epoch) << 8 | low
@@ -76,11 +77,10 @@ def check(
     """Whether `cookie_isn` is a cookie of ours for this flow, made in a neighbouring epoch."""
     wanted = cookie_isn >> 8
     for key in secrets:
-        if key and any(
-            mac(key, five_tuple, client_isn, at) == wanted
-            for at in (epoch, epoch - 1, epoch + 1)
-        ):
-            return True
+        if key:
+            for at in (epoch, epoch - 1, epoch + 1):
+                if mac(key, five_tuple, client_isn, at) == wanted:
+                    return True
     return False
 
 

@@ -35,6 +35,14 @@ def checksum(octets: bytes | bytearray | memoryview, initial: int = 0) -> int:
     return fold(word_sum(octets) + initial) ^ 0xFFFF
 
 
+def pseudo_sum(addresses: bytes, protocol: int, length: int) -> int:
+    """The pseudo-header's share of a checksum, in any family (RFC 9293 §3.1; RFC 8200 §8.1).
+
+    addresses: source and destination. length: of header and payload of layer 4, in octets.
+    """
+    return word_sum(addresses) + protocol + length
+
+
 def change(old: int, new: int) -> int:
     """What replacing `old` by `new` adds to a sum; both are 16 or both 32 bits wide."""
     return (old ^ 0xFFFFFFFF) + new
@@ -47,4 +55,5 @@ def change_at(off: int, old: int, new: int) -> int:
 
 def patch(field: int, changes: int) -> int:
     """The checksum `field` after the sum of `change(...)` terms `changes`."""
-    return fold((field ^ 0xFFFF) + changes) ^ 0xFFFF
+    total = (field ^ 0xFFFF) + changes
+    return 0xFFFF - (total % 0xFFFF or (total and 0xFFFF))  # as `fold`, which is slower

@@ -7,84 +7,103 @@ octets after it (RFC 792), which hold the ports and the sequence number.
 import struct
 
 from common.verdict import DropReason
-from common.wire import Malformed, ipv4, options
-from common.wire.checksum import checksum
+from common.wire import Malformed, options, tcp
+from common.wire.checksum import checksum, word_sum
+from common.wire.family import look
+from common.wire.packet import TCP, Packet
 
 HEADER_LEN = 8
 DEST_UNREACHABLE, SOURCE_QUENCH, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 4, 11, 12
 FRAGMENTATION_NEEDED = 4  # code of DEST_UNREACHABLE (RFC 1191 §4)
 ERRORS = (DEST_UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM)
-_ERROR_OCTETS = tuple(bytes([kind]) for kind in ERRORS)
-ICMP_OFF = ipv4.HEADER_LEN
-CHECKSUM_OFF = ICMP_OFF + 2
-QUOTE_OFF = ICMP_OFF + HEADER_LEN
-QUOTE_TCP_OFF = QUOTE_OFF + ipv4.HEADER_LEN
-_QUOTED_LEN = 8
+_CHECKSUM_OFF = 2  # within the header
+_QUOTED_LEN = 8  # of the quoted packet's layer 4
 _MAX_ERROR_LEN = 576  # RFC 1812 §4.3.2.3
 
 _U16 = struct.Struct("!H")
+_U32 = struct.Struct("!I")
 
 
-def is_about_tcp(packet: bytes) -> bool:
+def is_about_tcp(packet: Packet) -> bool:
     """Whether this is an error that quotes TCP, or too little to say what.
 
-    packet: one whose IP header holds.
+    packet: one without a fault.
     """
-    off = QUOTE_OFF + ipv4.PROTOCOL_OFF
-    return (
-        packet[ICMP_OFF:ICMP_OFF + 1] in _ERROR_OCTETS
-        and packet[off:off + 1] in (b"", bytes([ipv4.PROTOCOL_TCP]))
-    )
+    octets, off = packet.octets, packet.l4_off
+    if len(octets) <= off or octets[off] not in ERRORS:
+        return False
+    quoted = packet.family.quoted(octets[off + HEADER_LEN:])
+    return not quoted.src or quoted.protocol == TCP
 
 
 class Quote:
-    """A view of an ICMP error that quotes a TCP segment in an IPv4 packet.
+    """A view of an ICMP error that quotes a TCP segment.
 
-    packet:     the ICMP packet, cut to the length that its header gives.
-    five_tuple: 12 octets, as the quoted packet has them.
+    packet: the packet that the error is in. octets: the packet's.
+    off:    where the ICMP header begins. quoted_off: where the quoted packet does.
+    quoted: the packet that it quotes, whose offsets are its own. tcp_off: of its segment, in
+            `octets` as all other offsets here.
     """
 
-    __slots__ = ("packet",)
+    __slots__ = ("octets", "off", "packet", "quoted", "quoted_off", "tcp_off")
 
-    def __init__(self, packet: bytes) -> None:
+    def __init__(self, packet: Packet) -> None:
         """Check the bounds of every header. Raises: Malformed."""
-        total_len = ipv4.checked_len(packet)
-        packet = packet[:total_len]
-        if total_len < QUOTE_TCP_OFF + _QUOTED_LEN or packet[ICMP_OFF] not in ERRORS:
-            raise Malformed(DropReason.MALFORMED_ICMP)
-        if packet[QUOTE_OFF] != 0x45 or packet[QUOTE_OFF + 9] != ipv4.PROTOCOL_TCP:
-            raise Malformed(DropReason.MALFORMED_ICMP)
+        packet.check()
         self.packet = packet
+        self.octets = octets = packet.octets
+        self.off = packet.l4_off
+        self.quoted_off = self.off + HEADER_LEN
+        self.quoted = quoted = packet.family.quoted(octets[self.quoted_off:])
+        self.tcp_off = self.quoted_off + quoted.l4_off
+        if len(octets) < self.tcp_off + _QUOTED_LEN or octets[self.off] not in ERRORS:
+            raise Malformed(DropReason.MALFORMED_ICMP)
+        if quoted.fault is not None or quoted.protocol != TCP:
+            raise Malformed(DropReason.MALFORMED_ICMP)
 
     @property
     def five_tuple(self) -> bytes:
-        """12 octets: source, destination, source port, destination port of the quoted packet."""
-        return self.packet[QUOTE_OFF + 12:QUOTE_OFF + 24]
+        """That of the quoted packet, as it has it."""
+        return self.octets[self.quoted_off + self.quoted.family.addresses_off:
+                           self.tcp_off + tcp.SEQ_OFF]
 
     @property
     def tsval_off(self) -> int:
         """Where the quoted segment's TSval lies, 0 if the quotation does not go that far."""
-        start = QUOTE_TCP_OFF + 20
-        if len(self.packet) < start:
+        octets, off = self.octets, self.tcp_off
+        start = off + tcp.HEADER_LEN
+        if len(octets) < start:
             return 0
-        end = min(QUOTE_TCP_OFF + (self.packet[QUOTE_TCP_OFF + 12] >> 4) * 4, len(self.packet))
-        return options.timestamps_off(self.packet, start, end) if end > start else 0
+        end = min(off + tcp.data_offset(octets, off), len(octets))
+        return options.timestamps_off(octets, start, end) if end > start else 0
 
     @property
     def tsval(self) -> int:
         """The quoted segment's TSval, 0 if the quotation does not go that far."""
         off = self.tsval_off
-        return struct.unpack_from("!I", self.packet, off)[0] if off else 0
+        return _U32.unpack_from(self.octets, off)[0] if off else 0
+
+    def checksum_holds(self) -> bool:
+        """Whether the ICMP checksum is right."""
+        return word_sum(self.octets[self.off:]) == 0xFFFF
 
 
-def emit_fragmentation_needed(packet: bytes, mtu: int, src: bytes) -> bytes:
-    """Tell the sender of `packet` that the path takes `mtu` octets (RFC 1191 §4).
+def renew_checksum(octets: bytearray, off: int) -> None:
+    """Reckon the checksum of the message at `off`, which ends the packet, anew."""
+    _U16.pack_into(octets, off + _CHECKSUM_OFF, 0)
+    _U16.pack_into(octets, off + _CHECKSUM_OFF, checksum(octets[off:]))
 
-    packet: as it arrived. src: who says so, 4 octets.
+
+def emit_fragmentation_needed(octets: bytes, mtu: int, src: bytes) -> bytes:
+    """Tell the sender of a packet that the path takes `mtu` octets (RFC 1191 §4).
+
+    octets: the packet as it arrived. src: who says so.
     """
-    quoted = packet[:_MAX_ERROR_LEN - ipv4.HEADER_LEN - HEADER_LEN]
+    packet = look(octets)
+    family = packet.family
+    quoted = octets[:_MAX_ERROR_LEN - family.header_len - HEADER_LEN]
     message = bytearray(
         struct.pack("!BBHHH", DEST_UNREACHABLE, FRAGMENTATION_NEEDED, 0, 0, mtu) + quoted
     )
-    _U16.pack_into(message, 2, checksum(message))
-    return ipv4.emit(src, packet[12:16], ipv4.PROTOCOL_ICMP, bytes(message))
+    renew_checksum(message, 0)
+    return family.emit(src, packet.src, family.icmp, bytes(message))

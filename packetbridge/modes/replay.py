@@ -5,10 +5,8 @@ The SYN has the client's own address, port, ISN and options; it is sent again
 after 1, 2, 4 … seconds (RFC 6298 §2.1, §5.5) until the service's patience ends.
 """
 
-import struct
-
 from common.cluster import cookie
-from common.wire import options, tcp
+from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
 from common.wire.tcp import SYN, Segment
 from packetbridge.flows import BridgeFlow
@@ -18,7 +16,6 @@ MAX_SEGMENTS = 64
 MAX_OCTETS = 128 << 10
 MAX_MSS = 3960  # with headers, as much as the packet queue copies (common/engine/queue.py)
 _MAX_EAGER_SYNS = 3
-_U16 = struct.Struct("!H")
 
 
 class Replay:
@@ -52,8 +49,8 @@ class Replay:
         if place in self._by_seq or full or offset >= 1 << 30:
             return 0
         self._by_seq[place] = segment
-        self.octets += len(segment.packet)
-        return len(segment.packet)
+        self.octets += len(segment.octets)
+        return len(segment.octets)
 
     def segments(self) -> list[Segment]:
         """What is held, in the order of the stream."""
@@ -71,16 +68,11 @@ class Replay:
         return self._eager_syns <= _MAX_EAGER_SYNS
 
 
-def server_five_tuple(flow: BridgeFlow) -> bytes:
-    """The five-tuple of packets from the client to the server."""
-    key = flow.key
-    return key[:4] + key[6:10] + key[4:6] + key[10:12]
-
-
 def client_five_tuple(flow: BridgeFlow) -> bytes:
     """The five-tuple of packets from the VIP to the client."""
+    client, _, port, _ = five_tuple.split(flow.key)
     service = flow.service
-    return service.vip + flow.key[:4] + service.vip_port + flow.key[4:6]
+    return five_tuple.join(service.vip, client, service.vip_port, port)
 
 
 def _emit_syn(flow: BridgeFlow, handoff: Segment, offer: cookie.Offer) -> bytes:
@@ -94,7 +86,7 @@ def _emit_syn(flow: BridgeFlow, handoff: Segment, offer: cookie.Offer) -> bytes:
     )
     window = min(handoff.window << (offer.wscale or 0), 0xFFFF)
     return tcp.emit(
-        server_five_tuple(flow), flow.client_isn, 0, SYN,
+        flow.key, flow.client_isn, 0, SYN,
         window=window, option_octets=options.emit(offered),
     )
 
@@ -105,7 +97,7 @@ def open_flow(flow: BridgeFlow, syn_ack: Segment) -> None:
     assert replay is not None
     flow.is_open = True
     flow.seq_delta = flow.cookie_isn - syn_ack.seq & 0xFFFFFFFF
-    answered = options.parse(syn_ack.packet, tcp.OPTIONS_OFF, syn_ack.payload_off)
+    answered = syn_ack.options()
     timestamps = replay.handoff.timestamps
     if timestamps and answered.timestamps:
         # The handoff then echoes just what the server sent. Linux 6.15 and later answers any other

@@ -10,9 +10,11 @@ from random import Random
 from typing import Protocol
 
 from common.cluster.cookie import Secrets
+from common.cluster.service import TCP_OCTET, key_of
 from common.counters import Counters
 from common.engine.host import Change, Host
 from common.verdict import Event, Verdict
+from common.wire import five_tuple
 from common.wire.tcp import RST, Segment
 from packetbridge import datapath
 from packetbridge.config import Config
@@ -64,8 +66,9 @@ class Datapath(datapath.Datapath):
         if self._splice is None:
             return
         for key, entry in list(self._splice.entries()):
-            service = self.services.get((entry.dscp, entry.vip_port))
-            if service is None or service.server_end != key[6:]:
+            service = self.services.get(key_of(entry.vip, TCP_OCTET, entry.vip_port))
+            ends = five_tuple.split(key)
+            if service is None or service.server_end != ends.dst + ends.dport:
                 self._splice.forget(key)
                 continue
             flow = BridgeFlow(key, service, entry.client_isn, entry.cookie_isn, now_ms)
@@ -104,13 +107,14 @@ class Datapath(datapath.Datapath):
     # --- hooks of datapath.Datapath ---
 
     def _on_client(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
-        key = segment.packet[12:16] + segment.packet[20:22] + service.server_end
+        key = five_tuple.join(
+            segment.packet.src, service.server, segment.sport, service.server_port
+        )
         return self._around(key, segment, lambda: super(Datapath, self)._on_client(
             segment, service, now_ms))
 
     def _on_server(self, segment: Segment, now_ms: int) -> Verdict:
-        packet = segment.packet
-        key = packet[16:20] + packet[22:24] + packet[12:16] + packet[20:22]
+        key = five_tuple.reverse(segment.five_tuple)
         return self._around(key, segment, lambda: super(Datapath, self)._on_server(
             segment, now_ms))
 

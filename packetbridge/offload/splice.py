@@ -17,6 +17,7 @@ from common.bpf.reasons import ReasonCounts
 from common.cluster.cookie import Secrets
 from common.counters import Counters
 from common.engine.host import Change, Host
+from common.wire import five_tuple
 from common.wire.seq import MASK, before
 from packetbridge.config import Config, Service
 from packetbridge.flows import BridgeFlow
@@ -88,7 +89,7 @@ class Splice:
         fast_maps.write_services(self._object, config, services)
         self._counts = ReasonCounts(self._object)
         self._flows = self._object.map("flows")
-        self._key = self._flows.key.row("client", "client_port", "server", "server_port")
+        self._key = self._flows.key.row("client", "server", "client_port", "server_port")
         self._entry = self._flows.value.row(*Entry._fields)
         self._told_round = self._object.shared_variable("current_round")
         self._round = 0
@@ -176,7 +177,7 @@ class Splice:
     def entries(self) -> Iterator[tuple[bytes, Entry]]:
         """All flows that the programs have, by BridgeFlow's key."""
         for ends, fields in self._flows.items():
-            key = ends.client + ends.client_port + ends.server + ends.server_port
+            key = five_tuple.join(ends.client, ends.server, ends.client_port, ends.server_port)
             yield key, Entry(**fields._asdict())
 
     def forget(self, key: bytes) -> None:
@@ -185,7 +186,7 @@ class Splice:
 
     def _key_of(self, key: bytes) -> bytes:
         """The programs' key, from BridgeFlow's."""
-        return self._key.pack(key[:4], key[4:6], key[6:10], key[10:12])
+        return self._key.pack(*five_tuple.split(key))
 
 
 def detach(config: Config) -> None:

@@ -12,7 +12,7 @@ from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_UNSPEC, SkBuff
 from common.cluster.cookie import Secrets
 from common.settings.table import Table
 from common.verdict import Event, Verdict, send
-from common.wire import ipv4
+from common.wire import five_tuple, tcp
 from packetbridge import config as bridge_config
 from packetbridge.offload.fast_datapath import Datapath
 from packetbridge.offload.splice import Splice
@@ -41,7 +41,7 @@ class Spliced(Datapath):
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
         """As Datapath."""
-        if len(packet) < ipv4.HEADER_LEN:
+        if len(packet) < 20:
             return super().on_packet(packet, now_ms)
         is_answer = packet[12:16] + packet[20:22] in self._local_ends
         name, mark, reason = (
@@ -62,12 +62,17 @@ class Spliced(Datapath):
 
     def _keep_alive(self, packet: bytes, is_answer: bool, now_ms: int) -> None:
         """The programs note the kernel's time, which is not the case's."""
-        client, port, server_end = (
-            (packet[16:20], packet[22:24], packet[12:16] + packet[20:22]) if is_answer
-            else (packet[12:16], packet[20:22], self.services[
-                packet[1] >> 2, packet[22:24]].server_end)
-        )
-        flow = self.flows.get(client + port + server_end)
+        segment = tcp.checked(packet)
+        if is_answer:
+            key = five_tuple.reverse(segment.five_tuple)
+        else:
+            service = next(state for state in self.services.values()
+                           if (state.config.dscp, state.vip_port)
+                           == (segment.packet.tos >> 2, segment.dport))
+            key = five_tuple.join(
+                segment.packet.src, service.server, segment.sport, service.server_port
+            )
+        flow = self.flows.get(key)
         assert flow is not None, "the programs have a flow that the table has not"
         self.flows.touch(flow, now_ms)
 

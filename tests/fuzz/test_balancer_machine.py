@@ -11,9 +11,9 @@ from balancer.modes.split.hold import Held
 from common.cluster import cookie
 from common.flow.unknown import UnknownFlows
 from common.verdict import Event, Verdict
-from common.wire import options, tcp
+from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
-from common.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
+from common.wire.tcp import ACK, FIN, PSH, RST, SYN
 from tests.fuzz import datapaths
 from tests.fuzz.datapaths import BACKENDS, DSCP, HOLD, HOLD_OCTETS, MAX_FLOWS, REQUEST, VIP
 from tests.fuzz.packets import U8, U16, U32, faults, fragments, icmp_error, mended
@@ -64,7 +64,7 @@ class Balancer(RuleBasedStateMachine):
             tcp.emit(five_tuple, client_isn, 0, SYN, option_octets=options.emit(offer))
         )
 
-        answer = Segment(verdict.packets[0])
+        answer = tcp.checked(verdict.packets[0])
         assert (answer.flags, answer.ack) == (SYN | ACK, client_isn + 1 & 0xFFFFFFFF)
         assert self._state() == state
         epoch = cookie.epoch_at(self.now_ms)
@@ -151,7 +151,7 @@ class Balancer(RuleBasedStateMachine):
         if len(packet) < 24:
             return
         quoted = tcp.emit(
-            tcp.reverse(packet[12:24]), 1, 2, ACK,
+            five_tuple.reverse(packet[12:24]), 1, 2, ACK,
             option_octets=options.emit(Options(timestamps=(tsval | 1, 3))),
         )
         self._give(icmp_error(kind, b"\x0a\0\0\x01", VIP.packed, quoted[:length]))
@@ -198,7 +198,7 @@ class Balancer(RuleBasedStateMachine):
         opened = [flow for flow in self.datapath.flows if flow not in flows]
         assert len(opened) == (verdict.reason is Event.HANDOFF)
         for flow in opened:
-            first = Segment(verdict.packets[0])
+            first = tcp.checked(verdict.packets[0])
             waited = any(each.key == flow.key for each in held)
             self._check_cookie(flow.key, first.seq, first.ack, waited)
         for each in self._held():

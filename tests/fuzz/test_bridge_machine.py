@@ -10,7 +10,7 @@ from common.cluster import cookie
 from common.cluster.cookie import Offer
 from common.flow.unknown import UnknownFlows
 from common.verdict import Event, Verdict
-from common.wire import options, tcp
+from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
 from tests.fuzz import datapaths
@@ -123,18 +123,18 @@ class Bridge(RuleBasedStateMachine):
         """A server's segment of an open flow, and the client's acknowledgment of it."""
         flows = [flow for flow in self.datapath.flows if flow.is_open]
         flow = flows[which % len(flows)]
-        five_tuple = flow.key[6:10] + flow.key[:4] + flow.key[10:12] + flow.key[4:6]
-        packet = tcp.emit(five_tuple, flow.cookie_isn - flow.seq_delta + 1 + seq, flow.client_next,
-                          flags, window=window, payload=bytes(length))
+        packet = tcp.emit(five_tuple.reverse(flow.key),
+                          flow.cookie_isn - flow.seq_delta + 1 + seq, flow.client_next, flags,
+                          window=window, payload=bytes(length))
 
-        made = Segment(self._give(packet).packets[0])
+        made = tcp.checked(self._give(packet).packets[0])
         back = self._give(tcp.emit(
-            made.packet[16:20] + BRIDGE.packed + made.packet[22:24] + made.packet[20:22],
+            made.packet.dst + BRIDGE.packed + made.dport + made.sport,
             made.ack, made.seq + length, ACK, tos=TOS,
         ))
 
         assert made.seq == flow.cookie_isn + 1 + seq & 0xFFFFFFFF
-        assert Segment(back.packets[0]).ack == Segment(packet).seq + length & 0xFFFFFFFF
+        assert tcp.checked(back.packets[0]).ack == tcp.checked(packet).seq + length & 0xFFFFFFFF
 
     @rule(port=PORTS, seq=U32, ack=U32, flags=U8, window=U16, length=st.integers(0, 30))
     def from_server(self, port: int, seq: int, ack: int, flags: int, window: int,
@@ -193,7 +193,8 @@ class Bridge(RuleBasedStateMachine):
     def icmp(self, which: int, kind: int, length: int, seq: int, stamps: bytes) -> None:
         """An error about what the VIP sent to a client."""
         port, *_ = self._handshake(which)
-        quoted = tcp.emit(tcp.reverse(datapaths.ends(port)), seq, 2, ACK, option_octets=stamps)
+        ends = five_tuple.reverse(datapaths.ends(port))
+        quoted = tcp.emit(ends, seq, 2, ACK, option_octets=stamps)
         packet = icmp_error(kind, b"\x0a\0\0\x01", BRIDGE.packed, quoted[:length], TOS)
         if not len(quoted[:length]) > 0:
             return
@@ -243,16 +244,16 @@ class Bridge(RuleBasedStateMachine):
         opened = [flow for flow in self.datapath.flows if flow not in before]
         assert len(opened) == (verdict.reason is Event.REPLAYED)
         for flow in opened:
-            self._check_opened(flow, Segment(packet), Segment(verdict.packets[0]))
+            self._check_opened(flow, tcp.checked(packet), tcp.checked(verdict.packets[0]))
         return verdict
 
     def _check_opened(self, flow: object, segment: Segment, syn: Segment) -> None:
         """A flow has a payload and a cookie that was given out in a neighbouring epoch."""
-        port, client_isn = int.from_bytes(segment.packet[20:22]), segment.seq - 1 & 0xFFFFFFFF
+        port, client_isn = int.from_bytes(segment.sport), segment.seq - 1 & 0xFFFFFFFF
         epoch = cookie.epoch_at(self.now_ms)
         assert segment.payload_len
         assert not segment.flags & RST
-        assert "TCP checksum" not in faults(segment.packet)
+        assert "TCP checksum" not in faults(segment.octets)
         assert (syn.flags, syn.seq) == (SYN, client_isn)
         assert any(
             (segment.ack - 1 & 0xFFFFFFFF) >> 8 == given and abs(epoch - at) <= 1

@@ -12,7 +12,7 @@ from balancer.config import Hold
 from balancer.keys.request import KeySpec
 from balancer.modes.split import handshake
 from common.verdict import DropReason, Event
-from common.wire import checksum, options, tcp
+from common.wire import checksum, five_tuple, options, tcp
 from common.wire.options import Options
 from common.wire.seq import add, delta
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
@@ -40,7 +40,7 @@ class Server:
 
     def on_segment(self, segment: Segment) -> bytes | None:
         """Take a segment. Returns: what it sends."""
-        assert faults(segment.packet) == []
+        assert faults(segment.octets) == []
         if segment.flags & SYN:
             assert self.client_isn in (None, segment.seq)
             self.client_isn = segment.seq
@@ -71,7 +71,7 @@ class Server:
         echo = (900, stamps[0]) if stamps else None
         answered = Options(1460, True, echo, 7) if flags & SYN else Options(timestamps=echo)
         return tcp.emit(
-            tcp.reverse(segment.five_tuple), seq, add(self.client_isn, 1 + read_len), flags,
+            five_tuple.reverse(segment.five_tuple), seq, add(self.client_isn, 1 + read_len), flags,
             window=65535, option_octets=options.emit(answered), payload=payload,
         )
 
@@ -122,7 +122,7 @@ class Path:
 
     def _from_balancer(self, packet: bytes) -> None:
         if packet[16:20] == CLIENT:
-            self._to_client(Segment(packet))
+            self._to_client(tcp.checked(packet))
             return
         self.chosen.append(packet[16:20])
         if len(self.chosen) - 1 not in self._lost:
@@ -134,16 +134,16 @@ class Path:
 
     def _from_bridge(self, packet: bytes, address: bytes) -> None:
         if packet[16:20] == CLIENT:
-            self._to_client(Segment(packet))
+            self._to_client(tcp.checked(packet))
             return
         assert packet[16:20] == SERVER.packed
-        sent = self.servers[address].on_segment(Segment(packet))
+        sent = self.servers[address].on_segment(tcp.checked(packet))
         if sent is not None:
             self._to_bridge(sent, address)
 
     def _to_client(self, segment: Segment) -> None:
-        assert faults(segment.packet) == []
-        assert segment.five_tuple == tcp.reverse(datapaths.ends(PORT))
+        assert faults(segment.octets) == []
+        assert segment.five_tuple == five_tuple.reverse(datapaths.ends(PORT))
         assert segment.flags == ACK
         assert segment.seq == add(self.cookie_isn, 1)
         acknowledged = delta(segment.ack, self.client_isn + 1)
@@ -219,7 +219,7 @@ def test_what_arrives_damaged_is_neither_held_nor_acknowledged(start: int) -> No
     handoff = datapath.on_packet(rest, START_MS)
 
     assert verdict.reason is DropReason.BAD_CHECKSUM
-    assert b"".join(Segment(packet).payload for packet in handoff.packets) == REQUEST
+    assert b"".join(tcp.checked(packet).payload for packet in handoff.packets) == REQUEST
 
 
 @given(st.integers(1, 2**32 - 1), st.integers(0, 100), st.binary(min_size=1, max_size=30))
@@ -233,7 +233,7 @@ def test_held_segments_are_of_one_connection(shift: int, start: int, payload: by
     datapath.on_packet(stray, START_MS)
     handoff = datapath.on_packet(rest, START_MS)
 
-    assert b"".join(Segment(packet).payload for packet in handoff.packets) == REQUEST
+    assert b"".join(tcp.checked(packet).payload for packet in handoff.packets) == REQUEST
 
 
 @settings(max_examples=100, deadline=None)

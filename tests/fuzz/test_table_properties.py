@@ -116,7 +116,7 @@ class Holds(RuleBasedStateMachine):
 
     @staticmethod
     def _segment(start: int, length: int) -> Segment:
-        return Segment(tcp.emit(bytes(12), 0xFFFFFFF0 + 1 + start, 8, ACK,
+        return tcp.checked(tcp.emit(bytes(12), 0xFFFFFFF0 + 1 + start, 8, ACK,
                                 payload=STREAM[start:start + length]))
 
     @rule(start=st.integers(0, 190), length=st.integers(1, 40))
@@ -177,7 +177,7 @@ class HeldFlows(RuleBasedStateMachine):
           take=st.booleans())
     def arrive(self, key: int, start: int, length: int, take: bool) -> None:
         """A segment, which opens a held flow if it is the first octet's."""
-        segment = Segment(tcp.emit(key.to_bytes(12), 1 + start, 8, ACK,
+        segment = tcp.checked(tcp.emit(key.to_bytes(12), 1 + start, 8, ACK,
                                    payload=STREAM[start:start + length]))
         held = self.table.get(segment.five_tuple)
         assert held is self.model.get(segment.five_tuple)

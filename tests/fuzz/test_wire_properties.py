@@ -10,9 +10,9 @@ from scapy.layers.inet import ICMP, IP, TCP, IPerror, TCPerror
 from scapy.packet import Raw
 
 from common.verdict import DropReason
-from common.wire import Malformed, checksum, icmp, ipv4, options, seq, tcp
+from common.wire import Malformed, checksum, icmp, options, seq, tcp
+from common.wire.family import look
 from common.wire.options import Options
-from common.wire.tcp import Segment
 from tests.fuzz.packets import (
     ADDRESS,
     OPTION_OCTETS,
@@ -72,10 +72,8 @@ def test_many_patches_at_once_are_as_one_after_the_other(
 
 
 def _checked(octets: bytes) -> int | DropReason:
-    try:
-        return ipv4.checked_len(octets)
-    except Malformed as malformed:
-        return malformed.reason
+    packet = look(octets)
+    return len(packet.octets) if packet.fault is None else packet.fault
 
 
 @settings(max_examples=400)
@@ -106,14 +104,14 @@ def test_an_ip_header_is_judged_as_scapy_reads_it(
 def test_no_fragment_is_taken_for_a_segment(packet: bytes, size: int) -> None:
     for piece in fragments(packet, size):
         with pytest.raises(Malformed) as malformed:
-            Segment(piece)
+            tcp.checked(piece)
 
         assert malformed.value.reason is DropReason.FRAGMENT
 
 
 @given(segments())
 def test_a_segment_is_what_scapy_reads(packet: bytes) -> None:
-    segment, read = Segment(packet), IP(packet)
+    segment, read = tcp.checked(packet), IP(packet)
     payload = bytes(read[Raw]) if Raw in read else b""
 
     assert faults(packet) == []
@@ -136,7 +134,7 @@ def test_a_checksum_holds_until_an_octet_changes(packet: bytes, off: int, change
     damaged[off % (len(packet) - 20) + 20] ^= change
 
     try:
-        segment = Segment(bytes(damaged))
+        segment = tcp.checked(bytes(damaged))
     except Malformed:
         return
     assert not segment.checksum_holds()
@@ -144,7 +142,7 @@ def test_a_checksum_holds_until_an_octet_changes(packet: bytes, off: int, change
 
 @given(segments(), st.binary(max_size=8))
 def test_padding_of_the_link_is_no_part_of_a_segment(packet: bytes, padding: bytes) -> None:
-    assert Segment(packet + padding).packet == packet
+    assert tcp.checked(packet + padding).octets == packet
 
 
 @given(segments(), st.data())
@@ -152,7 +150,7 @@ def test_a_packet_cut_short_is_malformed(packet: bytes, data: st.DataObject) -> 
     end = data.draw(st.integers(0, len(packet) - 1))
 
     with pytest.raises(Malformed):
-        Segment(packet[:end])
+        tcp.checked(packet[:end])
 
 
 @settings(max_examples=500)
@@ -163,22 +161,20 @@ def test_a_packet_cut_short_is_malformed(packet: bytes, data: st.DataObject) -> 
 ))
 def test_whatever_octets_come_only_malformed_is_raised(octets: bytes) -> None:
     try:
-        segment = Segment(octets)
+        segment = tcp.checked(octets)
     except Malformed:
         return
 
-    assert segment.payload_off + segment.payload_len == len(segment.packet) <= len(octets)
-    options.parse(segment.packet, tcp.OPTIONS_OFF, segment.payload_off)
-    blocks_off, blocks = options.sack_blocks(
-        segment.packet, tcp.OPTIONS_OFF, segment.payload_off
-    )
+    assert segment.payload_off + segment.payload_len == len(segment.octets) <= len(octets)
+    segment.options()
+    blocks_off, blocks = segment.sack_blocks()
     assert blocks_off + 8 * blocks <= segment.payload_off
 
 
 @given(segments())
 def test_a_reset_is_one_that_its_receiver_believes(packet: bytes) -> None:
     """RFC 9293 §3.10.7.1: the number that was acknowledged, else an acknowledgment."""
-    segment = Segment(packet)
+    segment = tcp.checked(packet)
 
     made = tcp.reset_for(segment)
 
@@ -231,15 +227,15 @@ def test_options_are_read_as_scapy_reads_them(octets: bytes) -> None:
     read = [(name, value) for name, value in read if (value == b"") == (name == "SAckOK")]
     values = dict(read)
 
-    found = options.parse(packet, tcp.OPTIONS_OFF, tcp.OPTIONS_OFF + len(octets))
+    found = tcp.checked(packet).options()
 
     assert found == Options(
         values.get("MSS"), "SAckOK" in values, values.get("Timestamp"), values.get("WScale")
     )
     stamps = [value for name, value in read if name == "Timestamp"]
     blocks = [value for name, value in read if name == "SAck"]
-    segment = Segment(packet)
-    off, count = options.sack_blocks(packet, tcp.OPTIONS_OFF, segment.payload_off)
+    segment = tcp.checked(packet)
+    off, count = segment.sack_blocks()
     assert segment.timestamps == (stamps[0] if stamps else None)
     assert struct.unpack_from(f"!{2 * count}I", packet, off) == (blocks[0] if blocks else ())
 
@@ -268,18 +264,18 @@ def test_an_error_quotes_the_flow_that_scapy_reads(
     packet = icmp_error(kind, src, dst, quoted[:length])
     if kind not in (3, 11, 12) or length < 28:
         with pytest.raises(Malformed):
-            icmp.Quote(packet)
-        assert not icmp.is_about_tcp(packet) or kind in (3, 11, 12)
+            icmp.Quote(look(packet))
+        assert not icmp.is_about_tcp(look(packet)) or kind in (3, 11, 12)
         return
 
-    quote = icmp.Quote(packet)
+    quote = icmp.Quote(look(packet))
 
     read = IP(packet)
     about = IP(bytes(read[IPerror]) + bytes(100)) if TCPerror not in read else read[IPerror]
-    assert icmp.is_about_tcp(packet)
+    assert icmp.is_about_tcp(look(packet))
     assert quote.five_tuple[:8] == IPv4Address(about.src).packed + IPv4Address(about.dst).packed
     assert quote.five_tuple[8:] == quoted[20:24]
-    stamps_off = Segment(quoted).ts_off
+    stamps_off = tcp.checked(quoted).ts_off
     if stamps_off and stamps_off + 8 <= length:
         assert quote.tsval == int.from_bytes(quoted[stamps_off:stamps_off + 4])
     else:
@@ -294,11 +290,11 @@ def test_whatever_error_comes_only_malformed_is_raised(octets: bytes, alike: boo
         packet[:1], packet[9:10], packet[20:21], packet[28:29] = b"\x45", b"\1", b"\3", b"\x45"
         packet[2:4] = len(packet).to_bytes(2)
     try:
-        quote = icmp.Quote(bytes(packet))
+        quote = icmp.Quote(look(bytes(packet)))
     except Malformed:
         return
 
-    assert quote.tsval_off + 4 <= len(quote.packet)
+    assert quote.tsval_off + 4 <= len(quote.octets)
     assert len(quote.five_tuple) == 12
 
 

@@ -59,7 +59,7 @@ def test_more_new_flows_than_the_rate_are_reset_when_all_are_open():
     late = hand_over(9000, START_MS + 2000)
 
     assert late.reason is DropReason.TABLE_FULL
-    assert tcp.Segment(late.packets[0]).flags & RST
+    assert tcp.checked(late.packets[0]).flags & RST
     assert {flow.key for flow in datapath.flows} == open_ones
     datapath.on_tick(START_MS + 4000)
     assert hand_over(9001, START_MS + 4000).reason is Event.HANDOFF

@@ -12,9 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import IP, TCP
 
+from common.encap import dscp
 from common.verdict import DropReason
-from common.wire import Malformed, icmp
-from common.wire.tcp import ACK, Segment
+from common.wire import Malformed, icmp, tcp
+from common.wire.family import look
+from common.wire.tcp import ACK
 from packetbridge import config
 from packetbridge.flows import BridgeFlow
 from packetbridge.modes import translate
@@ -124,7 +126,8 @@ FROM_SERVER = segments(SERVER, b"", SERVICE.server_port, 0)
 
 
 def flow(seq_delta: int = 0, ts_delta: int = 0, **wscales: int) -> BridgeFlow:
-    made = BridgeFlow(bytes(12), ServiceState(SERVICE, BRIDGE), 0, 0, 0)
+    label = dscp.Label(BRIDGE, {SERVICE.dscp: SERVICE.endpoint.packed})
+    made = BridgeFlow(bytes(12), ServiceState(SERVICE, label), 0, 0, 0)
     made.is_open = True
     made.seq_delta, made.ts_delta = seq_delta, ts_delta
     for name, shift in wscales.items():
@@ -158,7 +161,7 @@ def test_a_clients_segment_reaches_the_server_with_the_servers_numbers(
         expected = expected._replace(layout=expected.shifted("stamps", 0, -ts_delta))
 
     made = translate.to_server(
-        Segment(sent.packet()), flow(seq_delta, ts_delta, client_wscale=client_wscale)
+        tcp.checked(sent.packet()), flow(seq_delta, ts_delta, client_wscale=client_wscale)
     )
 
     assert made == expected.packet()
@@ -176,7 +179,7 @@ def test_a_servers_segment_reaches_the_client_with_the_cookies_numbers(
         layout=sent.shifted("stamps", ts_delta, 0),
     )
 
-    made = translate.to_client(Segment(sent.packet()), flow(
+    made = translate.to_client(tcp.checked(sent.packet()), flow(
         seq_delta, ts_delta, server_wscale=server_wscale, advertised_wscale=advertised_wscale
     ))
 
@@ -194,16 +197,16 @@ def test_there_and_back_is_the_identity(
     block = Option("sack", b"\x05\x0a", tuple(sent.seq + edge & 0xFFFFFFFF for edge in edges))
     sent = sent._replace(layout=(Option("stamps", b"\x08\x0a", (sent.ack, sent.seq)),))
 
-    got = Segment(translate.to_client(Segment(sent.packet()), between))
+    got = tcp.checked(translate.to_client(tcp.checked(sent.packet()), between))
     stamps = got.timestamps
     assert stamps is not None
     report = tuple(got.seq + edge & 0xFFFFFFFF for edge in edges)
     echo = Sent(
-        got.packet[16:20], BRIDGE, sent.dport, SERVICE.port, got.ack, got.seq, ACK, got.window,
+        got.packet.dst, BRIDGE, sent.dport, SERVICE.port, got.ack, got.seq, ACK, got.window,
         (Option("stamps", b"\x08\x0a", stamps[::-1]), Option("sack", b"\x05\x0a", report)),
         got.payload, TOS | sent.tos & 3, sent.ttl, sent.ident, sent.urgent,
     )
-    back = translate.to_server(Segment(echo.packet()), between)
+    back = translate.to_server(tcp.checked(echo.packet()), between)
 
     stamps = Option("stamps", b"\x08\x0a", (sent.seq, sent.ack))
     assert back == sent._replace(
@@ -223,7 +226,7 @@ def test_a_wrong_checksum_stays_wrong_by_as_much(
         field = (int.from_bytes(packet[36:38]) + error) % 0xFFFF
         damaged = packet[:36] + field.to_bytes(2) + packet[38:]
 
-        right, wrong = path(Segment(packet), between), path(Segment(damaged), between)
+        right, wrong = path(tcp.checked(packet), between), path(tcp.checked(damaged), between)
 
         assert wrong[:36] + wrong[38:] == right[:36] + right[38:]
         difference = int.from_bytes(wrong[36:38]) - int.from_bytes(right[36:38])
@@ -247,7 +250,7 @@ def test_an_error_quotes_what_the_server_sent(
     expected[36:38] = quoted[36:38]  # of a segment that nobody receives
     error = icmp_error(kind, router, BRIDGE, quoted[:length], TOS)
 
-    made = translate.error_to_server(icmp.Quote(error), flow(seq_delta, ts_delta))
+    made = translate.error_to_server(icmp.Quote(look(error)), flow(seq_delta, ts_delta))
 
     assert faults(made) == []
     assert made[20:22] + made[24:28] == error[20:22] + error[24:28]
@@ -269,7 +272,7 @@ def test_a_damaged_error_is_not_mended(sent: Sent, off: int, change: int) -> Non
     error = bytearray(icmp_error(3, b"\x0a\0\0\x01", BRIDGE, sent.packet()[:28], TOS))
     error[off] ^= change
     try:
-        quote = icmp.Quote(bytes(error))
+        quote = icmp.Quote(look(bytes(error)))
     except Malformed:
         return
 

@@ -8,7 +8,7 @@ from balancer.config import Service
 from balancer.modes.split.hold import Held
 from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
-from common.wire import options, tcp
+from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
 from common.wire.seq import add
 
@@ -31,7 +31,7 @@ def answer_syn(segment: tcp.Segment, service: Service, secrets: Secrets, now_ms:
     A payload (TCP Fast Open) is not acknowledged, so the client sends it again
     (RFC 7413 §3). ECN is not agreed to: a cookie has no room to remember it.
     """
-    offered = options.parse(segment.packet, tcp.OPTIONS_OFF, segment.payload_off)
+    offered = segment.options()
     accepted = Options(
         mss=service.mss,
         sack=offered.sack and service.sack,
@@ -47,7 +47,7 @@ def answer_syn(segment: tcp.Segment, service: Service, secrets: Secrets, now_ms:
         Offer(mss, accepted.sack, offered.wscale),
     )
     return tcp.emit(
-        tcp.reverse(segment.five_tuple), cookie_isn, add(segment.seq, 1), tcp.SYN | tcp.ACK,
+        five_tuple.reverse(segment.five_tuple), cookie_isn, add(segment.seq, 1), tcp.SYN | tcp.ACK,
         window=WINDOW, option_octets=options.emit(accepted),
     )
 
@@ -70,7 +70,7 @@ def answer_fin(segment: tcp.Segment) -> bytes:
     The client's last ACK then fits no cookie and no flow, and is dropped.
     """
     return tcp.emit(
-        tcp.reverse(segment.five_tuple), segment.ack, add(segment.seq, segment.seq_len),
+        five_tuple.reverse(segment.five_tuple), segment.ack, add(segment.seq, segment.seq_len),
         tcp.FIN | tcp.ACK, window=WINDOW, option_octets=_echo(segment),
     )
 
@@ -85,7 +85,7 @@ def acknowledge(segment: tcp.Segment, held: Held, wscale: int) -> bytes:
     window = max(WINDOW - len(held.taken), 0) >> (wscale if offer.wscale is not None else 0)
     sack = options.emit_sack(held.islands(segment)) if offer.sack else b""
     return tcp.emit(
-        tcp.reverse(segment.five_tuple), add(held.cookie_isn, 1),
+        five_tuple.reverse(segment.five_tuple), add(held.cookie_isn, 1),
         add(held.client_isn, 1 + len(held.taken)), tcp.ACK,
         window=window, option_octets=_echo(segment) + sack,
     )

@@ -74,7 +74,7 @@ class Held:
         self._waits = (
             self._waits or twin is not None or len(self._by_seq) > _UNACKNOWLEDGED_MAX
         )
-        grown = len(segment.packet) - (len(twin.packet) if twin else 0)
+        grown = len(segment.octets) - (len(twin.octets) if twin else 0)
         self.octets += grown
         return grown
 
@@ -109,7 +109,7 @@ class Held:
             place: segment for place, segment in self._by_seq.items()
             if place[0] + segment.seq_len > len(stream)
         }
-        octets = len(stream) + sum(len(segment.packet) for segment in beyond.values())
+        octets = len(stream) + sum(len(segment.octets) for segment in beyond.values())
         grown = octets - self.octets
         self.taken, self._by_seq, self.octets = stream, beyond, octets
         return grown
@@ -121,9 +121,9 @@ class Held:
         """
         first = self.first
         joined = [
-            Segment(tcp.emit(
+            tcp.checked(tcp.emit(
                 first.five_tuple, add(first.seq, offset), first.ack, ACK | PSH,
-                window=first.window, option_octets=first.packet[tcp.OPTIONS_OFF:first.payload_off],
+                window=first.window, option_octets=first.option_octets,
                 payload=self.taken[offset:offset + payload_max],
             ))
             for offset in range(0, len(self.taken), payload_max)
@@ -159,7 +159,7 @@ class Held:
 
     def _is_beyond(self, offset: int, segment: Segment) -> bool:
         """Whether a segment lies behind a gap, and exceeds the bound on octets."""
-        octets = self.octets + len(segment.packet)
+        octets = self.octets + len(segment.octets)
         return octets > self._bound.octets and offset > len(self.prefix()[0])
 
     def _in_order(self) -> list[tuple[tuple[int, int], Segment]]:
