@@ -36,7 +36,6 @@ _RECORD_HEADER = struct.Struct("=IIII")
 _MAGIC_US = 0xA1B2C3D4
 _SNAP_LEN = 262144
 _US_NS = 1000
-_U16 = struct.Struct("!H")
 
 
 class CaptureError(Exception):
