@@ -4,6 +4,8 @@ Source: RFC 8446 §4.1.2 (ClientHello), §5.1 (records); RFC 6066 §3 (server_na
 Twin:   balancer/offload/bpf/tls.h
 """
 
+import struct
+
 from balancer.keys.http import NEED_MORE, NO_KEY, Missing, Part
 
 _HANDSHAKE, _CLIENT_HELLO, _SERVER_NAME, _HOST_NAME = 22, 1, 0, 0
@@ -11,28 +13,9 @@ _MAJOR_VERSION = 3
 _RECORD_HEADER_LEN, _MESSAGE_HEADER_LEN = 5, 4
 _MAX_RECORD_LEN = 1 << 14
 _MAX_HELLO_LEN = 1 << 16
-
-
-class _Reader:
-    """A cursor over the ClientHello as far as it has arrived."""
-
-    def __init__(self, message: bytes, off: int) -> None:
-        self.message = message
-        self.off = off
-
-    def number(self, length: int) -> int:
-        """The next `length` octets as a number. Raises: IndexError past what has arrived."""
-        end = self.off + length
-        if end > len(self.message):
-            raise IndexError
-        number = int.from_bytes(self.message[self.off:end], "big")
-        self.off = end
-        return number
-
-    def skip_vector(self, length_len: int) -> None:
-        """Pass over a vector with a length field of `length_len` octets."""
-        length = self.number(length_len)
-        self.off += length
+_SESSION_ID_OFF = _MESSAGE_HEADER_LEN + 2 + 32  # after legacy_version and random
+_U16 = struct.Struct("!H")
+_EXTENSION = struct.Struct("!HH")  # its type and length
 
 
 def server_name(payload: bytes) -> Part | Missing:
@@ -46,8 +29,8 @@ def server_name(payload: bytes) -> Part | Missing:
     if end > _MAX_HELLO_LEN:
         return NO_KEY
     try:
-        return _find_name(_Reader(message[:end], _MESSAGE_HEADER_LEN), end, rest)
-    except IndexError:
+        return _find_name(message[:end], end, rest)
+    except (IndexError, struct.error):  # past what has arrived
         return rest if len(message) < end else NO_KEY
 
 
@@ -74,38 +57,42 @@ def _handshake_octets(payload: bytes) -> tuple[bytes, Missing]:
         if not 0 < length <= _MAX_RECORD_LEN:
             return bytes(message), NO_KEY
         off += _RECORD_HEADER_LEN
+        if not message and off + length >= len(payload):  # as in most of them
+            return payload[off:], NEED_MORE
         message += payload[off:off + length]
         off += length
     return bytes(message), NEED_MORE
 
 
-def _find_name(reader: _Reader, end: int, rest: Missing) -> Part | Missing:
-    """The name in a ClientHello of `end` octets. rest: what follows those that have arrived."""
-    reader.off += 2 + 32  # legacy_version, random
-    reader.skip_vector(1)  # legacy_session_id
-    reader.skip_vector(2)  # cipher_suites
-    reader.skip_vector(1)  # legacy_compression_methods
-    if reader.off >= end:
+def _find_name(message: bytes, end: int, rest: Missing) -> Part | Missing:
+    """The name in a ClientHello of `end` octets. rest: what follows those that have arrived.
+
+    Raises: IndexError or struct.error past what has arrived.
+    """
+    off = _SESSION_ID_OFF
+    off += 1 + message[off]
+    off += 2 + _U16.unpack_from(message, off)[0]  # cipher_suites
+    off += 1 + message[off]  # legacy_compression_methods
+    if off >= end:
         return NO_KEY
-    length = reader.number(2)
-    extensions_end = min(reader.off + length, end)
-    while reader.off < extensions_end:
-        kind, length = reader.number(2), reader.number(2)
-        extension_end = reader.off + length
+    extensions_end = min(off + 2 + _U16.unpack_from(message, off)[0], end)
+    off += 2
+    while off < extensions_end:
+        kind, length = _EXTENSION.unpack_from(message, off)
+        off += 4
         if kind == _SERVER_NAME:
-            return _host_name(reader, min(extension_end, extensions_end), rest)
-        reader.off = extension_end
+            return _host_name(message, off, min(off + length, extensions_end), rest)
+        off += length
     return NO_KEY
 
 
-def _host_name(reader: _Reader, extension_end: int, rest: Missing) -> Part | Missing:
-    """The first name of the list, which may only be a host_name."""
-    reader.number(2)  # length of the list
-    if reader.number(1) != _HOST_NAME:
+def _host_name(message: bytes, off: int, extension_end: int, rest: Missing) -> Part | Missing:
+    """The first name of the list at `off`, which may only be a host_name."""
+    if message[off + 2] != _HOST_NAME:
         return NO_KEY
-    length = reader.number(2)
-    end = reader.off + length
-    if end > extension_end:
+    length = _U16.unpack_from(message, off + 3)[0]
+    off += 5
+    if off + length > extension_end:
         return NO_KEY
-    name = reader.message[reader.off:end]
+    name = message[off:off + length]
     return Part(name.lower(), None if len(name) == length else rest)
