@@ -95,7 +95,10 @@ class Service:
         "with a hashing scheduler: most flows of a backend, in percent of its fair share",
         "A backend that has them is passed over.", metavar="PERCENT",
     )] = None
-    mss: Annotated[int, Setting(whole(536, 3960, "octets"), "the SYN-ACK's")] = 1460
+    mss: Annotated[int, Setting(
+        whole(536, 3960, "octets"), "the SYN-ACK's at most",
+        "It is less where a path to a backend is narrow.",
+    )] = 1460
     wscale: Annotated[int, Setting(
         whole(0, WSCALE_MAX), "the SYN-ACK's window scale", "The bridges' `wscale` is the same.",
     )] = 7

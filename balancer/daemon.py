@@ -5,9 +5,10 @@ from random import SystemRandom
 
 from balancer.config import Config
 from balancer.datapath import Datapath
+from balancer.measure import Measurement
 from balancer.offload import instance
 from balancer.offload.offload import FastDatapath
-from balancer.routes import RouteWatch
+from balancer.routes import Routes, RouteWatch
 from common.engine import daemon, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
@@ -32,7 +33,13 @@ def run(config: Config) -> int:
         else Datapath(config, secrets, random=SystemRandom())
     )
     vips = sorted({str(service.vip) for service in config.services})
-    routes = RouteWatch(datapath.paths, datapath.paths.set_routes)
+    measurement = Measurement(datapath.paths)
+
+    def on_routes(routes: Routes) -> None:
+        if datapath.paths.set_routes(routes):
+            measurement.soon()
+
+    watch = RouteWatch(datapath.paths, on_routes)
 
     def change(host: Host) -> str:
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
@@ -41,7 +48,8 @@ def run(config: Config) -> int:
             host.add_address(config.interface, vip)
         services = ", ".join(f"{service.name} ({service.key})" for service in config.services)
         ready = f"ready: {services} on {config.interface}, portable engine by {way}"
-        routes.look_up()
+        watch.look_up()
+        datapath.fit_mss()
         if isinstance(datapath, FastDatapath):
             datapath.tell_paths()
             datapath.is_live = True
@@ -52,7 +60,7 @@ def run(config: Config) -> int:
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
     return daemon.serve(PROGRAM, config, datapath, RawSender(config.mark), claims, change,
                         lasting=instance.Lasting(config) if program else None,
-                        sources=routes.sources)
+                        sources=[*watch.sources, measurement])
 
 
 def detach(config: Config) -> int:
@@ -64,7 +72,10 @@ def detach(config: Config) -> int:
 
 
 def rules(config: Config) -> list[Rule]:
-    """Everything for a service, and ICMP errors and fragments for its VIP, to the queue."""
+    """Everything for a service, and ICMP errors and fragments for its VIP, to the queue.
+
+    And whatever is told of a narrow path, wherever it comes in: it may be about a forwarded packet.
+    """
     made = []
     for service in config.services:
         vip = Rule("prerouting", config.queue, config.interface, destination=str(service.vip))
@@ -73,5 +84,7 @@ def rules(config: Config) -> list[Rule]:
             replace(vip, protocol="tcp", fragment=True),
             *(replace(vip, protocol="icmp", icmp_type=error) for error in icmp.ERRORS),
         ]
+    made.append(Rule("prerouting", config.queue, protocol="icmp",
+                     icmp_type=icmp.DEST_UNREACHABLE, icmp_code=icmp.FRAGMENTATION_NEEDED))
     made.append(Rule("output", None, mark=config.mark))
     return list(dict.fromkeys(made))

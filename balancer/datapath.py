@@ -39,7 +39,7 @@ from balancer.keys.request import choose_key
 from balancer.modes.split import handshake, hold, takeover
 from balancer.modes.split.delivery import Deliveries, Delivery
 from balancer.modes.split.flood import Flood
-from balancer.paths import Paths
+from balancer.paths import LEAST_MTU, Paths
 from balancer.pool.schedule import make_scheduler
 from common.cluster.cookie import Secrets
 from common.cluster.service import TCP_OCTET, key_of
@@ -51,11 +51,12 @@ from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
 from common.wire import Malformed, five_tuple, icmp, tcp
 from common.wire.checksum import change_at
 from common.wire.family import look
-from common.wire.packet import TCP, Packet
+from common.wire.packet import ECN_MASK, TCP, Packet
 from common.wire.seq import add, delta
 from common.wire.tcp import ACK, FIN, RST, SYN, Segment
 
 _U32 = struct.Struct("!I")
+_OCTETS_PER_MS = 1_250_000  # no client sends faster than 10 Gbit/s
 
 
 class ServiceState:
@@ -63,6 +64,7 @@ class ServiceState:
 
     def __init__(self, config: Service, id_shift: int, random: Random) -> None:
         self.config = config
+        self.mss = config.mss
         vip = config.vip.packed
         self.backends = {
             backend.id: Backend(
@@ -88,6 +90,12 @@ class Datapath:
         }
         self.paths = Paths(
             backend.address.packed for service in config.services for backend in service.backends)
+        self._fitted = self.paths.version
+        self._at_bridges: dict[bytes, list[Backend]] = {}
+        for state in self.services.values():
+            for backend in state.backends.values():
+                end = key_of(backend.address, TCP_OCTET, state.config.endpoint.port_octets)
+                self._at_bridges.setdefault(end, []).append(backend)
         self._vips = {service.vip.packed for service in config.services}
         timeouts = config.timeouts
         self.flows: FlowTable[BackendFlow] = FlowTable(
@@ -110,7 +118,7 @@ class Datapath:
         packet = look(octets)
         try:
             if packet.dst not in self._vips:
-                verdict = PASS
+                verdict = self._on_narrow_path(packet, now_ms)
             elif packet.protocol == TCP:
                 verdict = self._on_tcp(packet, now_ms)
             elif packet.protocol == packet.family.icmp:
@@ -130,6 +138,8 @@ class Datapath:
         new_flows = self.counters[Event.HANDOFF] + self.counters[DropReason.TABLE_FULL]
         self._flood.watch(new_flows, now_ms)
         self.flows.expire(now_ms)
+        self.paths.expire(now_ms)
+        self.fit_mss()
         packets = self.deliveries.due(now_ms, self.flows.get)
         for held in self.holds.expired(now_ms):
             verdict = self._on_hold_bound(held, now_ms)
@@ -144,6 +154,23 @@ class Datapath:
         """
         return [icmp.emit_fragmentation_needed(octets, mtu, look(octets).dst)]
 
+    def learn_path_mtu(self, backend: Backend, mtu: int, now_ms: int) -> None:
+        """The path to a backend takes packets of `mtu` octets at most, as somebody has found out.
+
+        New connections will have an MSS that fits it, for ten minutes.
+        """
+        self.paths.learn(backend.address, mtu, now_ms)
+        self.fit_mss()
+
+    def fit_mss(self) -> None:
+        """Let each service's MSS fit the smallest path to any of its backends."""
+        if self._fitted == self.paths.version:
+            return
+        self._fitted = self.paths.version
+        for service in self.services.values():
+            addresses = (backend.address for backend in service.backends.values())
+            service.mss = self.paths.mss(service.config.mss, addresses)
+
     def samples(self) -> list[Sample]:
         """What there is to be seen besides `counters`."""
         samples = [
@@ -153,6 +180,8 @@ class Datapath:
                    self.flows.evicted),
         ]
         for service in self.services.values():
+            samples.append(Sample("mss", "gauge", "MSS that SYN-ACKs offer",
+                                  {"service": service.config.name}, service.mss))
             for backend in service.backends.values():
                 labels = {"service": service.config.name, "backend": str(backend.id)}
                 samples += [
@@ -194,7 +223,7 @@ class Datapath:
             return DROP[DropReason.BAD_SOURCE]
         return send(
             Event.SYN_ANSWERED,
-            handshake.answer_syn(segment, service.config, self.secrets, now_ms),
+            handshake.answer_syn(segment, service.config, service.mss, self.secrets, now_ms),
         )
 
     def _on_named(
@@ -299,7 +328,7 @@ class Datapath:
     def _open_held(self, held: hold.Held, chosen: bytes, now_ms: int) -> Verdict:
         """Let held segments go to the backend that their key chooses."""
         self.holds.remove(held)
-        segments = held.segments(held.service.config.mss - held.first.options_len)
+        segments = held.segments(held.service.mss - held.first.options_len)
         verdict = self._open(held.service, segments, chosen, now_ms, held.arrived_ms)
         flow = self.flows.get(held.key)
         if held.taken and flow is not None:
@@ -389,6 +418,41 @@ class Datapath:
             # in, would be a martian there (RFC 1812 §5.3.7)
             packet.family.rewrite_src(packet.src, own_address).apply(forwarded)
         return send(Event.ICMP_FORWARDED, backend.way.wrap(forwarded))
+
+    def _on_narrow_path(self, packet: Packet, now_ms: int) -> Verdict:
+        """A router could not pass on what we had sent on: its client must hear of it, and we learn.
+
+        The error is for the client, about the bridge. Any other one is none of our business.
+        """
+        if packet.fault is not None or not icmp.is_fragmentation_needed(packet):
+            return PASS
+        try:
+            quote = icmp.Quote(packet)
+        except Malformed:
+            return PASS
+        quoted = five_tuple.split(quote.five_tuple)  # of a packet from the client to the bridge
+        if packet.dst != quoted.src:
+            return PASS
+        for backend in self._at_bridges.get(key_of(quoted.dst, TCP_OCTET, quoted.dport), ()):
+            vip = backend.service.config.vip.packed
+            flow = self.flows.get(five_tuple.join(quoted.src, vip, quoted.sport, quoted.dport))
+            if flow is not None and flow.backend is backend and _is_plausible(quote, flow, now_ms):
+                if quote.next_hop_mtu:
+                    self.learn_path_mtu(backend, quote.next_hop_mtu, now_ms)
+                back = packet.family.rewrite_dst(backend.address, vip, tos_mask=ECN_MASK)
+                return send(Event.ICMP_FORWARDED, icmp.emit_retold(quote, vip, back))
+        return PASS
+
+
+def _is_plausible(quote: icmp.Quote, flow: BackendFlow, now_ms: int) -> bool:
+    """Whether an error can be about a packet of this flow: too long, and within what was sent.
+
+    Where in its stream a client is is known only by the flow's age: off-path attackers have to
+    guess a flow in its first seconds (RFC 5927 §4 asks for the same of hosts, who know better).
+    """
+    sent_most = (max(now_ms - flow.created_ms, 0) + 1) * _OCTETS_PER_MS
+    return (quote.quoted_len > max(quote.next_hop_mtu, LEAST_MTU)
+            and delta(quote.quoted_seq, flow.client_isn) <= sent_most)
 
 
 def _may_be_answered(segment: Segment) -> bool:

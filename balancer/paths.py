@@ -82,10 +82,9 @@ class Path:
         """Believe the route alone."""
         self._learnt_mtu = _UNBOUNDED
 
-    def expire(self, now_ms: int) -> None:
-        """Forget what was learnt too long ago."""
-        if self._learnt_mtu < _UNBOUNDED and not 0 <= self._expires_ms - now_ms <= LEARNT_MS:
-            self.forget()
+    def is_outdated(self, now_ms: int) -> bool:
+        """Whether what was learnt was learnt too long ago."""
+        return not 0 < self._expires_ms - now_ms <= LEARNT_MS
 
 
 class Paths:
@@ -96,6 +95,7 @@ class Paths:
 
     def __init__(self, addresses: Iterable[bytes]) -> None:
         self._paths = {address: Path(address) for address in addresses}
+        self._learnt: set[bytes] = set()
         self.version = 0
 
     def __iter__(self) -> Iterator[bytes]:
@@ -105,13 +105,18 @@ class Paths:
     def __getitem__(self, address: bytes) -> Path:
         return self._paths[address]
 
-    def set_routes(self, routes: dict[bytes, Route]) -> None:
-        """The kernel says these now."""
+    def set_routes(self, routes: dict[bytes, Route]) -> bool:
+        """The kernel says these now. Returns: whether it said something else before."""
+        changed = False
         for address, route in routes.items():
             path = self._paths[address]
             if path.route != route:
+                before = path.mtu
                 path.route = route
-                self.version += 1
+                self._note(path, before)
+                changed = True
+        self.version += changed
+        return changed
 
     def learn(self, address: bytes, mtu: int, now_ms: int) -> None:
         """The path to an address takes no more than `mtu` octets, by measurement or from a router.
@@ -122,21 +127,22 @@ class Paths:
         path = self._paths[address]
         before = path.mtu
         path.learn(max(mtu, LEAST_MTU), now_ms)
+        self._learnt.add(address)
         self._note(path, before)
 
     def is_whole(self, address: bytes) -> None:
-        """A packet as long as the route allows has arrived there."""
+        """A packet as long as the route allows has arrived there, or may."""
         path = self._paths[address]
         before = path.mtu
         path.forget()
+        self._learnt.discard(address)
         self._note(path, before)
 
     def expire(self, now_ms: int) -> None:
         """Forget what was learnt too long ago."""
-        for path in self._paths.values():
-            before = path.mtu
-            path.expire(now_ms)
-            self._note(path, before)
+        for address in list(self._learnt):
+            if self._paths[address].is_outdated(now_ms):
+                self.is_whole(address)
 
     def mss(self, offered: int, addresses: Iterable[bytes]) -> int:
         """The MSS that fits the smallest path to some backends. offered: as configured."""
@@ -146,5 +152,5 @@ class Paths:
     def _note(self, path: Path, before: int) -> None:
         if path.mtu != before:
             self.version += 1
-            log.info("the path to %s takes packets of %d octets (before: %d)",
-                     IPv4Address(path.address), path.mtu, before)
+            log.info("the path to %s takes packets of %s", IPv4Address(path.address),
+                     f"{path.mtu} bytes" if path.mtu < _UNBOUNDED else "a size not known")

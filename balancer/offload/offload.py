@@ -58,12 +58,14 @@ class FastDatapath(Datapath):
         self.program.set_secrets(secrets)
 
     def tell_paths(self) -> None:
-        """Tell the program the ways to the backends, if they have changed."""
+        """Tell the program the ways to the backends, and what follows, if they have changed."""
         if self._paths_told == self.paths.version:
             return
         self._paths_told = self.paths.version
         for (number, backend_id), backend in self._places.items():
             self.program.set_next_hop(number, backend_id, self.paths[backend.address].hop)
+        for number, service in enumerate(self.services.values()):
+            self.program.set_mss(number, service.mss)
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
         """As Datapath, for what the program has left alone."""
@@ -76,9 +78,9 @@ class FastDatapath(Datapath):
         """As Datapath; ways, clock and counters are kept up to date."""
         self.flows.now_ms = now_ms
         packets = super().on_tick(now_ms)
+        self.tell_paths()
         if not self.is_live:
             return packets
-        self.tell_paths()
         if not 0 <= self._next_refresh_ms - now_ms <= REFRESH_MS:
             self._next_refresh_ms = now_ms + REFRESH_MS
             self.program.keep_time(now_ms)

@@ -42,6 +42,7 @@ class Program:
         self._config = config
         self._pins = instance
         self._next_hops: dict[int, NextHop] = {}
+        self._mss: dict[int, int] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
         FlowMap.size(self.object, config.max_flows)
@@ -55,6 +56,7 @@ class Program:
             ])
         self.object.load()
         self.settings = self.object.map("settings_map")
+        self.services = self.object.map("services")
         self.backends = self.object.map("backends")
         self.flows = FlowMap(self.object)
         self.marks = self.object.map("held")
@@ -69,8 +71,8 @@ class Program:
 
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
-        for each in (self.settings, self.backends, self.flows, self.marks, self.reasons,
-                     self.traffic):
+        for each in (self.settings, self.services, self.backends, self.flows, self.marks,
+                     self.reasons, self.traffic):
             each.close()
         self.object.close()
 
@@ -121,6 +123,18 @@ class Program:
             "destination": hop.destination, "source": hop.source,
         })
 
+    def set_mss(self, number: int, mss: int) -> None:
+        """What the SYN-ACKs of the service of that number offer from now on."""
+        if self._mss.get(number) == mss:
+            return
+        self._mss[number] = mss
+        service = self._config.services[number]
+        self.services.update(
+            {"vip": service.vip.packed, "port": service.port.to_bytes(2, "big")},
+            {"number": number, "mss": mss, "wscale": service.wscale, "sack": service.sack,
+             "timestamps": service.timestamps},
+        )
+
     def attach(self) -> Mode:
         """Let the program have the packets. Returns: how. Raises: BpfError."""
         assert self._pins is not None
@@ -137,16 +151,10 @@ class Program:
         return mode
 
     def _fill_services(self, services: tuple[Service, ...]) -> None:
-        table = self.object.map("services")
         for number, service in enumerate(services):
-            key = {"vip": service.vip.packed, "port": service.port.to_bytes(2, "big")}
-            table.update(key, {
-                "number": number, "mss": service.mss, "wscale": service.wscale,
-                "sack": service.sack, "timestamps": service.timestamps,
-            })
+            self.set_mss(number, service.mss)
             for backend in service.backends:
                 self.set_next_hop(number, backend.id, UNKNOWN)
-        table.close()
 
 
 def _kind(interface: str) -> str | None:

@@ -40,6 +40,7 @@ class Rule:
     sport: int | None = None
     dport: int | None = None
     icmp_type: int | None = None
+    icmp_code: int | None = None
     dscp: int | None = None
     mark: int | None = None
     fragment: bool = False
@@ -58,6 +59,7 @@ class Rule:
             f"{self.protocol} sport {self.sport}" if self.sport else "",
             f"{self.protocol} dport {self.dport}" if self.dport else "",
             f"icmp type {self.icmp_type}" if self.icmp_type is not None else "",
+            f"icmp code {self.icmp_code}" if self.icmp_code is not None else "",
             f"meta mark {self.mark:#x}" if self.mark is not None else "",
             "notrack accept" if self.queue is None else f"queue num {self.queue}",
             "bypass" if self.bypass and self.queue is not None else "",
@@ -75,7 +77,7 @@ class Rule:
             "-f" if self.fragment else "",
             f"--sport {self.sport}" if self.sport else "",
             f"--dport {self.dport}" if self.dport else "",
-            f"--icmp-type {self.icmp_type}" if self.icmp_type is not None else "",
+            f"--icmp-type {self._icmp()}" if self.icmp_type is not None else "",
             f"-m dscp --dscp {self.dscp}" if self.dscp is not None else "",
             f"-m mark --mark {self.mark:#x}" if self.mark is not None else "",
         ]
@@ -84,6 +86,9 @@ class Rule:
             return [f"{matches} -j CT --notrack", f"{matches} -j RETURN"]
         bypass = " --queue-bypass" if self.bypass else ""
         return [f"{matches} -j NFQUEUE --queue-num {self.queue}{bypass}"]
+
+    def _icmp(self) -> str:
+        return f"{self.icmp_type}" + (f"/{self.icmp_code}" if self.icmp_code is not None else "")
 
 
 class Way(Protocol):

@@ -10,13 +10,15 @@ from common.verdict import DropReason
 from common.wire import Malformed, options, tcp
 from common.wire.checksum import checksum, word_sum
 from common.wire.family import look
-from common.wire.packet import TCP, Packet
+from common.wire.packet import TCP, Packet, Rewrite
 
 HEADER_LEN = 8
 DEST_UNREACHABLE, SOURCE_QUENCH, TIME_EXCEEDED, PARAMETER_PROBLEM = 3, 4, 11, 12
 FRAGMENTATION_NEEDED = 4  # code of DEST_UNREACHABLE (RFC 1191 §4)
 ERRORS = (DEST_UNREACHABLE, TIME_EXCEEDED, PARAMETER_PROBLEM)
 _CHECKSUM_OFF = 2  # within the header
+_MTU_OFF = 6
+_TOO_BIG = bytes([DEST_UNREACHABLE, FRAGMENTATION_NEEDED])
 _QUOTED_LEN = 8  # of the quoted packet's layer 4
 _MAX_ERROR_LEN = 576  # RFC 1812 §4.3.2.3
 
@@ -36,6 +38,12 @@ def is_about_tcp(packet: Packet) -> bool:
     return not quoted.src or quoted.protocol == TCP
 
 
+def is_fragmentation_needed(packet: Packet) -> bool:
+    """Whether this says that a path is narrower than a packet (RFC 1191 §4)."""
+    off = packet.l4_off
+    return packet.protocol == packet.family.icmp and packet.octets[off:off + 2] == _TOO_BIG
+
+
 class Quote:
     """A view of an ICMP error that quotes a TCP segment.
 
@@ -43,6 +51,8 @@ class Quote:
     off:    where the ICMP header begins. quoted_off: where the quoted packet does.
     quoted: the packet that it quotes, whose offsets are its own. tcp_off: of its segment, in
             `octets` as all other offsets here.
+    next_hop_mtu: of "fragmentation needed", in octets; 0: a router from before RFC 1191.
+    quoted_len, quoted_seq: the quoted packet's whole length and its sequence number.
     """
 
     __slots__ = ("octets", "off", "packet", "quoted", "quoted_off", "tcp_off")
@@ -66,6 +76,21 @@ class Quote:
         """That of the quoted packet, as it has it."""
         return self.octets[self.quoted_off + self.quoted.family.addresses_off:
                            self.tcp_off + tcp.SEQ_OFF]
+
+    @property
+    def next_hop_mtu(self) -> int:
+        """As the class says."""
+        return int(_U16.unpack_from(self.octets, self.off + _MTU_OFF)[0])
+
+    @property
+    def quoted_len(self) -> int:
+        """As the class says."""
+        return self.quoted.family.stated_len(self.octets[self.quoted_off:])
+
+    @property
+    def quoted_seq(self) -> int:
+        """As the class says."""
+        return int(_U32.unpack_from(self.octets, self.tcp_off + tcp.SEQ_OFF)[0])
 
     @property
     def tsval_off(self) -> int:
@@ -107,3 +132,20 @@ def emit_fragmentation_needed(octets: bytes, mtu: int, src: bytes) -> bytes:
     )
     renew_checksum(message, 0)
     return family.emit(src, packet.src, family.icmp, bytes(message))
+
+
+def emit_retold(quote: Quote, src: bytes, rewrite: Rewrite) -> bytes:
+    """The same error about the packet as it was before it was sent on, to whoever had sent it.
+
+    src: who says so now. rewrite: makes the quoted header the one that was sent; the quoted
+    checksum of TCP follows, where the quotation goes that far.
+    """
+    message = bytearray(quote.octets[quote.off:])
+    quoted = message[HEADER_LEN:]
+    rewrite.apply(quoted)
+    if len(quoted) >= quote.quoted.l4_off + tcp.CHECKSUM_OFF + 2:
+        tcp.patch_checksum(quoted, quote.quoted.l4_off, rewrite.changes)
+    message[HEADER_LEN:] = quoted
+    renew_checksum(message, 0)
+    family = quote.packet.family
+    return family.emit(src, quote.packet.dst, family.icmp, bytes(message))

@@ -54,6 +54,10 @@ class Ipv4:
             packet.octets, packet.fault = octets, None
         return packet
 
+    def stated_len(self, octets: bytes) -> int:
+        """As packet.Family."""
+        return int(_U16.unpack_from(octets, _LENGTH_OFF)[0])
+
     def emit(
         self, src: bytes, dst: bytes, protocol: int, payload: bytes, *, tos: int = 0,
         ttl: int = TTL,

@@ -79,6 +79,9 @@ class Family(Protocol):
     def quoted(self, octets: bytes) -> Packet:
         """A view of a packet that an error quotes: it may be cut anywhere after its header."""
 
+    def stated_len(self, octets: bytes) -> int:
+        """How long a packet is by its header, which is whole; the rest may be cut."""
+
     def emit(
         self, src: bytes, dst: bytes, protocol: int, payload: bytes, *, tos: int = 0,
         ttl: int = TTL,

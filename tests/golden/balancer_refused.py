@@ -292,3 +292,91 @@ def an_error_that_is_cut_short_is_dropped(case: Case) -> None:
     fragment[IP].flags = "MF"
     case.drops("fragment", fragment)
     case.drops("ip_options", b"\x46" + whole_error[1:20] + b"\x01\x01\x01\0" + whole_error[24:])
+
+
+# --- a path narrower than its ends ---
+
+
+def _from_path(client: Client, packet: Packet, length: int, *, mtu: int = 1400,
+               **fields: int) -> tuple[Packet, Packet]:
+    """What a router says to the client of a packet that it was to forward to bridge 1, and how the
+    client hears of it. length: octets that are quoted."""
+    sent_on = to_bridge(packet)
+    about_vip = changed(sent_on, dst=VIP, tos=packet[IP].tos & 3)
+    quoted, told = bytes(sent_on)[:length], bytes(about_vip)[:length]
+    error = icmp_error(quoted, dst=client.address, mtu=mtu, **fields)
+    retold = icmp_error(told, src=VIP, dst=client.address, mtu=mtu, ttl=64)
+    retold[IP].id, retold[IP].flags = 0, "DF"
+    return error, retold
+
+
+@book.case()
+def an_error_about_a_forwarded_packet_reaches_the_client_as_one_about_the_vip(case: Case) -> None:
+    """A router between balancer and bridge quotes the bridge, which the client has never heard of:
+    the quotation becomes one about the VIP, checksums included, from the VIP. 8 octets of TCP are
+    enough, and a router that does not know how wide its link is is passed on, too."""
+    client = Client(timestamps=False)
+    long = client.segment("A", 1 + len(REQUEST), payload=b"x" * 1400)
+
+    _open(case, client)
+    case.sends("forwarded", long, to_bridge(long))
+    for length in (28, 37, 38, 40, 548):
+        error, retold = _from_path(client, long, length)
+        case.sends("icmp_forwarded", error, retold)
+    error, retold = _from_path(client, long, 548, mtu=0)
+    case.sends("icmp_forwarded", error, retold)
+
+
+def _is_offered(case: Case, mss: int) -> None:
+    """A client that comes now is offered this MSS."""
+    client = Client(41000, sack=False, wscale=None, timestamps=False, syn_at_ms=case.now_ms)
+    case.sends("syn_answered", client.syn([("MSS", 1460)]), client.syn_ack([("MSS", mss)]))
+
+
+@book.case()
+def a_path_that_turns_out_narrow_bounds_the_mss_for_ten_minutes(case: Case) -> None:
+    """The MSS of a service fits the smallest path to any backend, as soon as a router has told of
+    it, and a larger one that is told of later does not count. Each time it is told again, there are
+    ten minutes more; then the service's own MSS is back."""
+    client = Client(timestamps=False)
+    long = client.segment("A", 1 + len(REQUEST), payload=b"x" * 1400)
+
+    _open(case, client)
+    _is_offered(case, 1460)
+    for mtu, mss in ((1400, 1360), (1300, 1260), (1350, 1260)):
+        error, retold = _from_path(client, long, 548, mtu=mtu)
+        case.sends("icmp_forwarded", error, retold)
+        case.wait(500)
+        _is_offered(case, mss)
+    case.wait(300_000)
+    error, retold = _from_path(client, long, 548, mtu=1300)
+    case.sends("icmp_forwarded", error, retold)
+    case.wait(599_900)
+    _is_offered(case, 1260)
+    case.wait(200)
+    _is_offered(case, 1460)
+
+
+@book.case()
+def an_error_about_no_packet_that_can_have_been_forwarded_teaches_nothing(case: Case) -> None:
+    """Whoever makes an error up has to know the flow, and a packet that can have been sent: in its
+    window, longer than the link that it names, which is no narrower than every host must take.
+    All else is left to the host, and the MSS stays."""
+    client, stranger = (Client(port, timestamps=False) for port in (40000, 40001))
+    long = client.segment("A", 1 + len(REQUEST), payload=b"x" * 1400)
+
+    _open(case, client)
+    case.passes(
+        _from_path(stranger, stranger.segment("A", payload=b"x" * 1400), 548)[0],
+        _from_path(client, client.segment("A", -5000, payload=b"x" * 1400), 548)[0],
+        _from_path(client, client.segment("A", 1 << 30, payload=b"x" * 1400), 548)[0],
+        _from_path(client, long, 548, mtu=1440)[0],
+        _from_path(client, client.segment("A", payload=b"x" * 300), 548, mtu=68)[0],
+        changed(_from_path(client, long, 548)[0], dst="10.0.0.9"),
+        _from_path(client, long, 548, kind=3, code=1)[0],
+        _from_path(client, long, 27)[0],
+        _from_path(client, changed(long, dport=81), 548)[0],
+        icmp_error(bytes(changed(to_bridge(long), dst=BRIDGES[2])), dst=client.address, mtu=1400),
+    )
+    case.wait(500)
+    _is_offered(case, 1460)

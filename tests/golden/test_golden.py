@@ -13,7 +13,7 @@ import pytest
 
 from balancer import config as balancer_config
 from balancer.datapath import Datapath as Balancer
-from balancer.paths import UNKNOWN, Route
+from balancer.paths import NextHop, Route
 from common.capture import replay
 from common.capture.pcap import Captured
 from common.cluster.cookie import Secrets
@@ -46,8 +46,9 @@ def tell_routes(balancer: Balancer, case: dict[str, Any]) -> None:
     """What the case says of the ways to the backends."""
     told = case.get("own_address")
     own_address = ipaddress.IPv4Address(told).packed if told else b""
+    hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
     balancer.paths.set_routes({
-        address: Route(own_address, 0, UNKNOWN) for address in balancer.paths
+        address: Route(own_address, 0, hop) for address in balancer.paths
     })
 
 
@@ -57,15 +58,10 @@ class FastBalancer:
     def __init__(self, config: balancer_config.Config, secrets: Secrets) -> None:
         from balancer.offload.offload import FastDatapath
         from balancer.offload.program import PROGRAM_NAME, Program
-        from balancer.paths import NextHop
         from common.bpf.objects import XDP_DROP, XDP_PASS
 
         self._pass, self._drop = XDP_PASS, XDP_DROP
         self._loaded = Program(config, secrets, for_tests=True)
-        for number, service in enumerate(config.services):
-            for backend in service.backends:
-                hop = NextHop(1, 65535, b"\2" * 6, b"\4" * 6)
-                self._loaded.set_next_hop(number, backend.id, hop)
         self._run = self._loaded.object.program(PROGRAM_NAME).test_run
         self.behind = FastDatapath(config, secrets, self._loaded, random=Random(1))
         self.handled = 0
@@ -103,6 +99,7 @@ def fast(case: dict[str, Any]) -> replay.Datapath:
     # a table of a million takes longer to make than all else
     balancer = FastBalancer(replace(config, max_flows=min(config.max_flows, 1000)), secrets)
     tell_routes(balancer.behind, case)
+    balancer.behind.tell_paths()
     return balancer
 
 

@@ -2,12 +2,13 @@
 
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from netns import inside
 
-from balancer.paths import NO_ROUTE, UNKNOWN, Route
+from balancer.measure import Measurement
+from balancer.paths import NO_ROUTE, UNKNOWN, Paths, Route
 from balancer.routes import RouteWatch
 from common.engine.sources import Sources
 from lab.topology import BALANCER, Lab
@@ -85,3 +86,34 @@ def test_a_neighbour_s_address_is_told_once_it_is_known_and_when_it_changes(
 def _link(lab: Lab, name: str) -> tuple[int, bytes]:
     words = lab.balancer.run(["ip", "-o", "link", "show", name]).split()
     return int(words[0][:-1]), bytes.fromhex(words[words.index("link/ether") + 1].replace(":", ""))
+
+
+def test_a_path_is_measured_to_be_narrow_and_to_be_whole_again() -> None:
+    with Lab(backends=1, hub=True, backend_mtu=1400) as lab:
+        address = socket.inet_aton(lab.backend1.address)
+        paths = Paths([address])
+        with inside(lab.balancer):
+            watch = RouteWatch(paths, paths.set_routes)
+            watch.look_up()
+            measurement = Measurement(paths)
+        sources = Sources([*watch.sources, measurement], _raise)
+        first = paths[address].mtu
+        _wait(sources, lambda: paths[address].mtu == 1400)
+        # the whole way becomes wider, and back
+        for node, interface in ((lab.switch, "br1"), (lab.switch, "p-router3"),
+                                (lab.switch, "p-backend1"), (lab.router, "eth3"),
+                                (lab.backend1, "eth1")):
+            node.run(["ip", "link", "set", interface, "mtu", "1500"])
+        lab.balancer.run(["ip", "route", "flush", "cache"])
+
+        measurement.soon()
+
+        assert first == 1500
+        _wait(sources, lambda: paths[address].mtu == 1500)
+
+
+def _wait(sources: Sources, holds: Callable[[], bool]) -> None:
+    end_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < end_s
+        sources.wait(0.1)

@@ -1,10 +1,12 @@
 """Paths narrower than their ends: one router in the middle, for all combinations of the pair."""
 
 
-import pytest
-from traffic import download, large_file
+import os
 
-from lab.topology import PAIRS, Lab
+import pytest
+from traffic import download, large_file, upload
+
+from lab.topology import BALANCER, FAR_CLIENT, PAIRS, VIP, Lab
 
 KINDS = sorted(PAIRS)
 
@@ -18,3 +20,45 @@ def test_a_narrow_link_behind_the_router_in_the_middle_makes_itself_known(kind: 
         expected = large_file(lab, 2_000_000)
 
         assert download(lab, timeout_s=20) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_narrow_path_to_the_backends_takes_requests_longer_than_it(kind: str) -> None:
+    """The balancer measures the path by itself: the router's errors go to the client, about an
+    address that it has never heard of."""
+    sent = os.urandom(200_000)
+    with Lab(backends=1, hub=True, backend_mtu=1400, pair=kind) as lab:
+        balancer, _ = lab.start_all()
+        balancer.wait_for("takes packets of 1400")
+        long_path = "/" + "x" * 3000
+
+        answer = lab.client.curl(f"http://{VIP}{long_path}", "--fail", timeout_s=10)
+        uploaded = upload(lab, "it", sent, "--max-time", "20")
+
+        assert answer.split()[1] == long_path
+        assert uploaded == [sent]
+
+
+@pytest.mark.parametrize("kind", ["portable", "adopt"])
+def test_an_error_about_a_forwarded_packet_that_comes_by_the_balancer_reaches_the_client(
+    kind: str,
+) -> None:
+    """The router's errors for clients go by the balancer, which cannot measure itself."""
+    with Lab(backends=1, hub=True, backend_mtu=1400, pair=kind) as lab:
+        lab.router.run(["iptables", "-A", "OUTPUT", "-p", "icmp", "-d", BALANCER, "-j", "DROP"])
+        for interface in ("eth1", "eth3"):
+            lab.router.run(["ip", "rule", "add", "iif", interface, "lookup", "100"])
+        lab.router.run(["ip", "route", "add", f"{FAR_CLIENT}/32", "dev", "eth2", "table", "100"])
+        lab.router.run(["ip", "route", "add", "192.168.35.0/24", "dev", "eth3", "table", "100"])
+        lab.router.run(["ip", "route", "add", "192.168.33.0/24", "dev", "eth1", "table", "100"])
+        lab.router.run(["ip", "route", "add", f"{FAR_CLIENT}/32", "via", BALANCER])
+        balancer, _ = lab.start_all()
+        long_path = "/" + "x" * 3000
+
+        answer = lab.client.curl(f"http://{VIP}{long_path}", "--fail", timeout_s=20)
+        learnt = lab.client.run(["ip", "route", "get", VIP])
+        balancer.wait_for("takes packets of 1400 bytes")
+
+        assert answer.split()[1] == long_path
+        assert "mtu 1400" in learnt
+        assert balancer.metrics()['l3dsr_balancer_mss{service="192.168.33.10:80"}'] == 1360

@@ -25,15 +25,19 @@ def clock(now_ms: int) -> int:
     return now_ms & CLOCK_MASK or 1
 
 
-def answer_syn(segment: tcp.Segment, service: Service, secrets: Secrets, now_ms: int) -> bytes:
+def answer_syn(
+    segment: tcp.Segment, service: Service, mss: int, secrets: Secrets, now_ms: int
+) -> bytes:
     """The SYN-ACK for a client's SYN: its options as offered, as far as the service has them.
+
+    mss: ours; it fits the paths to the backends.
 
     A payload (TCP Fast Open) is not acknowledged, so the client sends it again
     (RFC 7413 §3). ECN is not agreed to: a cookie has no room to remember it.
     """
     offered = segment.options()
     accepted = Options(
-        mss=service.mss,
+        mss=mss,
         sack=offered.sack and service.sack,
         wscale=service.wscale if offered.wscale is not None else None,
         timestamps=(
@@ -41,10 +45,10 @@ def answer_syn(segment: tcp.Segment, service: Service, secrets: Secrets, now_ms:
             if offered.timestamps and service.timestamps else None
         ),
     )
-    mss = offered.mss if offered.mss is not None else options.MSS_DEFAULT
+    client_mss = offered.mss if offered.mss is not None else options.MSS_DEFAULT
     cookie_isn = cookie.encode(
         secrets, segment.five_tuple, segment.seq, cookie.epoch_at(now_ms),
-        Offer(mss, accepted.sack, offered.wscale),
+        Offer(client_mss, accepted.sack, offered.wscale),
     )
     return tcp.emit(
         five_tuple.reverse(segment.five_tuple), cookie_isn, add(segment.seq, 1), tcp.SYN | tcp.ACK,

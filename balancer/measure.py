@@ -1,0 +1,96 @@
+"""Measures how large a packet reaches each backend: datagrams of our own, as long as the first link
+allows, to the port that discards all.
+
+A router that cannot pass a forwarded packet on tells the client, in words about the bridge, which
+the client does not know; about ours it tells us (RFC 1191 §3). A host that nobody listens at says
+that the datagram has come through whole (RFC 1122 §3.2.2.1). Silence says nothing.
+"""
+
+import errno
+import socket
+import struct
+import time
+
+from balancer.paths import Paths
+from common.engine.loop import clock_ms
+
+EVERY_S = 60
+_CALM_S = 1  # between two rounds, where routes do not cease to change
+_DISCARD_PORT = 9
+_HEADERS_LEN = 28  # of IPv4 and UDP
+_ERROR = struct.Struct("=IBBBxII")  # linux/errqueue.h: sock_extended_err
+# linux/in.h: the socket module has no names for them
+_IP_MTU_DISCOVER, _IP_RECVERR, _IP_PMTUDISC_PROBE = 10, 11, 3
+
+
+class Measurement:
+    """Measures in rounds; a source of the loop. What it learns it tells `paths`."""
+
+    def __init__(self, paths: Paths) -> None:
+        """Raises: OSError."""
+        self._paths = paths
+        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        # not to be fragmented, and as long as we say, whatever the kernel believes of the path
+        self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
+        self._socket.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
+        self._sent: dict[bytes, int] = {}  # address → octets of the packet
+        self._last_s = float("-inf")
+        self.deadline_s: float | None = time.monotonic()
+
+    def soon(self) -> None:
+        """Routes have changed: measure without waiting for the next round."""
+        self.deadline_s = max(time.monotonic(), self._last_s + _CALM_S)
+
+    # --- as sources.Source ---
+
+    def fileno(self) -> int:
+        """As sources.Source."""
+        return self._socket.fileno()
+
+    def on_ready(self) -> None:
+        """Read what routers and hosts have said; answers are nothing to us."""
+        while self._read_error() or self._read_answer():
+            pass
+
+    def on_deadline(self) -> None:
+        """Send a round."""
+        self.on_ready()  # an error that waits would be that of the next datagram
+        self._last_s = time.monotonic()
+        self.deadline_s = self._last_s + EVERY_S
+        for address in self._paths:
+            route = self._paths[address].route
+            length = route.hop.mtu or route.mtu
+            if length > _HEADERS_LEN:
+                self._sent[address] = length
+                self._send(address, length)
+
+    def _send(self, address: bytes, length: int) -> None:
+        try:
+            self._socket.sendto(bytes(length - _HEADERS_LEN),
+                                (socket.inet_ntoa(address), _DISCARD_PORT))
+        except OSError:
+            pass  # it stands in the error queue, if it says something of the path
+
+    def _read_answer(self) -> bool:
+        try:
+            self._socket.recv(1)
+        except OSError:
+            return False
+        return True
+
+    def _read_error(self) -> bool:
+        """Read one error. Returns: whether there was one."""
+        try:
+            _, ancillary, _, sender = self._socket.recvmsg(1, 512, socket.MSG_ERRQUEUE)
+        except OSError:
+            return False
+        address = socket.inet_aton(sender[0])
+        length = self._sent.get(address, 0)
+        for level, kind, octets in ancillary:
+            if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR) and length:
+                number, _, _, _, info, _ = _ERROR.unpack_from(octets)
+                if number == errno.EMSGSIZE and 0 < info < length:
+                    self._paths.learn(address, info, clock_ms())
+                elif number == errno.ECONNREFUSED:
+                    self._paths.is_whole(address)
+        return True
