@@ -49,6 +49,11 @@ class Senders:
         """As RawSender."""
         return self._to_server.failures + self._to_client.failures
 
+    def say_failures(self) -> None:
+        """As RawSender."""
+        self._to_server.say_failures()
+        self._to_client.say_failures()
+
 
 def run(config: Config) -> int:
     """Serve until SIGTERM or SIGINT. Returns: the exit code.

@@ -149,7 +149,7 @@ def describe(step: Step, seconds: float) -> dict[str, Any]:
 
     seconds: since the first step. length: octets of payload, without TCP of the IP payload.
     """
-    flow, flags, length = _ends(step.packet) if step.packet is not None else ("-", "-", 0)
+    flow, flags, length = ends(step.packet) if step.packet is not None else ("-", "-", 0)
     verdict, reason = ("timer", "-") if step.verdict is None else (
         step.verdict.action.value, step.verdict.reason.value)
     return {
@@ -158,7 +158,7 @@ def describe(step: Step, seconds: float) -> dict[str, Any]:
     }
 
 
-def _ends(octets: bytes) -> tuple[str, str, int]:
+def ends(octets: bytes) -> tuple[str, str, int]:
     """(flow, flags, octets of payload) of a packet, as far as it can be read."""
     packet = look(octets)
     source, destination = _dotted(packet.src), _dotted(packet.dst)

@@ -4,6 +4,8 @@ import json
 import logging
 import sys
 
+_OURS = ("balancer", "common", "packetbridge")
+
 
 class _Json(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
@@ -21,10 +23,14 @@ class _Json(logging.Formatter):
 def set_up(level: str, style: str) -> None:
     """Send the log to stderr.
 
-    level: debug, info, warning or error. style: text or json.
+    level: debug, info, warning or error, of our own; of libraries, warnings at most. style: text or
+    json.
     """
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         _Json() if style == "json" else logging.Formatter("%(asctime)s %(levelname)s %(message)s")
     )
-    logging.basicConfig(level=level.upper(), handlers=[handler], force=True)
+    ours = logging.getLevelNamesMapping()[level.upper()]
+    logging.basicConfig(level=max(ours, logging.WARNING), handlers=[handler], force=True)
+    for package in _OURS:
+        logging.getLogger(package).setLevel(ours)

@@ -16,6 +16,7 @@ from typing import Protocol
 
 from common.cluster.cookie import Secrets
 from common.counters import Counters, Sample
+from common.engine.narrator import narrated
 from common.engine.queue import PacketQueue, is_truncated
 from common.engine.signals import Signals, Watchdog, notify
 from common.engine.sources import Source, Sources
@@ -45,6 +46,7 @@ class Sender(Protocol):
     def failures(self) -> int: ...
 
     def send(self, packet: bytes) -> int: ...
+    def say_failures(self) -> None: ...
 
 
 def clock_ms() -> int:
@@ -129,7 +131,7 @@ class Engine:
         self._queue.close()
 
     def _make_handler(self) -> Callable[[bytes], bool]:
-        on_packet, send = self._datapath.on_packet, self._sender.send
+        on_packet, send = narrated(self._datapath.on_packet), self._sender.send
         clock_ns, passed = time.time_ns, Action.PASS
 
         def handle(packet: bytes) -> bool:
@@ -154,6 +156,7 @@ class Engine:
 
     def _on_tick(self, now_ms: int) -> None:
         self._tick = now_ms // TICK_MS
+        self._sender.say_failures()
         try:
             self.send_all(self._datapath.on_tick(now_ms))
         except Exception:

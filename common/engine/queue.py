@@ -20,6 +20,8 @@ from typing import Any, NamedTuple
 
 from netfilterqueue import NetfilterQueue
 
+from common.engine.failures import Failures
+
 COPY_LEN = 4016
 _MAX_QUEUED = 16384
 _SOCKET_OCTETS = 32 << 20
@@ -188,7 +190,16 @@ class RawSender:
         self._socket.setblocking(False)
         self._sendto = self._socket.sendto
         self._addresses: dict[bytes, tuple[str, int]] = {}
-        self.failures = 0
+        self._failures = Failures()
+
+    @property
+    def failures(self) -> int:
+        """How many packets the kernel did not send."""
+        return self._failures.total
+
+    def say_failures(self) -> None:
+        """Log those that are not said yet, if it is time to."""
+        self._failures.say()
 
     def send(self, packet: bytes) -> int:
         """Send a packet. Returns: 0, or the MTU that it exceeds. Other failures are counted."""
@@ -202,7 +213,7 @@ class RawSender:
             mtu = _mtu_towards(address) if error.errno == errno.EMSGSIZE and address else 0
             if 0 < mtu < len(packet):
                 return mtu
-            self.failures += 1
+            self._failures.note(error, destination)
         return 0
 
     def close(self) -> None:
