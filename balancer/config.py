@@ -112,6 +112,7 @@ class Service:
         "backend", Backend, "address of a backend's packetbridge, repeatable; ids never change",
         metavar="ADDR[,id=N][,weight=W]", lab=("192.168.33.20,id=1", "192.168.33.21,id=2"),
     )]
+    kind: str = "split"  # a name of balancer/modes/kinds.py: there is one, so no file need say it
 
     @property
     def endpoint(self) -> Endpoint:

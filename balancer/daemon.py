@@ -7,7 +7,7 @@ from balancer.config import Config
 from balancer.datapath import Datapath
 from balancer.measure import Measurement
 from balancer.offload import instance
-from balancer.offload.offload import FastDatapath
+from balancer.offload.offload import ProgramOffload, beside
 from balancer.routes import Routes, RouteWatch
 from common.engine import daemon, log
 from common.engine.daemon import Claim
@@ -28,10 +28,11 @@ def run(config: Config) -> int:
     secrets = check_secret(config.file, config.secret_file)
     log.set_up(config.log_level, config.log_format)
     program, reason = instance.prepare(config, secrets)
-    datapath = (
-        FastDatapath(config, secrets, program, random=SystemRandom()) if program
-        else Datapath(config, secrets, random=SystemRandom())
-    )
+    offload: ProgramOffload | None = None
+    if program:
+        datapath, offload = beside(program, config, secrets, random=SystemRandom())
+    else:
+        datapath = Datapath(config, secrets, random=SystemRandom())
     vips = sorted({str(service.vip) for service in config.services})
     measurement = Measurement(datapath.paths)
 
@@ -50,10 +51,10 @@ def run(config: Config) -> int:
         ready = f"ready: {services} on {config.interface}, portable engine by {way}"
         watch.look_up()
         datapath.fit_mss()
-        if isinstance(datapath, FastDatapath):
-            datapath.tell_paths()
-            datapath.is_live = True
-            return f"{ready}, behind the fast one ({datapath.program.attach().value} XDP)"
+        if offload:
+            offload.tell_paths(datapath.paths)
+            offload.is_live = True
+            return f"{ready}, behind the fast one ({offload.program.attach().value} XDP)"
         instance.detach(config)  # of an earlier start
         return f"{ready} ({reason})"
 

@@ -105,6 +105,10 @@ class Paths:
     def __getitem__(self, address: bytes) -> Path:
         return self._paths[address]
 
+    def add(self, address: bytes) -> None:
+        """Have a path to this address, too."""
+        self._paths.setdefault(address, Path(address))
+
     def set_routes(self, routes: dict[bytes, Route]) -> bool:
         """The kernel says these now. Returns: whether it said something else before."""
         changed = False

@@ -201,8 +201,7 @@ def _echo(datapath: Balancer, key: bytes) -> int:
 
 def _filled_balancer(keys: Sequence[bytes]) -> Balancer:
     datapath = _balancer()
-    (service,) = datapath.services.values()
-    backends = list(service.backends.values())
+    backends = list(datapath.services.backends())
     for number, key in enumerate(keys):
         # as in life, nothing of a flow is another one's: key, numbers, time
         own_key, own_ms = bytes(bytearray(key)), NOW_MS + number % 2

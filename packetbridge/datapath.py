@@ -33,7 +33,8 @@ from common.cluster import cookie
 from common.cluster.cookie import Secrets
 from common.counters import Sample, new_counters
 from common.encap import dscp
-from common.flow.table import RELINK_MS, FlowTable
+from common.flow.memory import MemoryStore
+from common.flow.store import SEEN_MS
 from common.flow.unknown import UnknownFlows
 from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
 from common.wire import Malformed, five_tuple, icmp, tcp
@@ -77,7 +78,7 @@ class Datapath:
         self._server_ends = {state.server_end for state in states}
         self._foreign_servers = foreign_servers
         timeouts = config.timeouts
-        self.flows: FlowTable[BridgeFlow] = FlowTable(
+        self.flows: MemoryStore[BridgeFlow] = MemoryStore(
             config.max_flows,
             (timeouts.idle_ms, 2 * timeouts.replay_ms, timeouts.closing_ms, timeouts.reset_ms),
             self._forget_flow,
@@ -373,7 +374,7 @@ class Datapath:
     def _note_seen(self, flow: BridgeFlow, now_ms: int) -> None:
         if flow.ending == flows.ENDED and flow.state == OPEN:
             self.flows.move(flow, CLOSING, now_ms)
-        elif now_ms - flow.seen_ms >= RELINK_MS and flow.state != RESET:
+        elif now_ms - flow.seen_ms >= SEEN_MS and flow.state != RESET:
             self.flows.touch(flow, now_ms)
 
     def _end(self, flow: BridgeFlow, now_ms: int) -> None:

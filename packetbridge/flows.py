@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from common.flow.table import Flow
+from common.flow.store import Flow
 
 if TYPE_CHECKING:
     from packetbridge.modes.replay import Replay

@@ -1,13 +1,14 @@
 """The flow table that the balancer's program shares with the daemon.
 
-An array of buckets (balancer/offload/bpf/flows.h says how flows stand in it). The daemon looks a
-flow up, enters and removes it by small programs, so that either side writes by the same rules; only
-walks read the array itself, as shared memory.
+An array of buckets (balancer/offload/bpf/flows.h says how flows stand in it). The daemon enters and
+removes flows by small programs, so that either side writes by the same rules; it reads the array
+itself, as shared memory, which takes no system call.
 """
 
 import ctypes
 import os
 import re
+import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -23,6 +24,9 @@ ENTERED, TABLE_FULL, CROWDED = range(3)  # what becomes of an attempt to enter a
 IDLE = 3  # a rank that no state has
 _LEAST_BUCKETS = 4096
 _CHUNK_FLOWS = 4096
+_COUNT = struct.Struct("=Q")
+_HASHED = struct.Struct("=IIHH")  # a five-tuple's fields as the program has them
+_U64 = (1 << 64) - 1
 _OCCUPIED = re.compile(rb"[^\0]")
 _GOES_UP = 0x80
 _CREATED_MASK = (1 << 40) - 1
@@ -90,7 +94,9 @@ class FlowMap:
     def size(program_file: Object, max_flows: int) -> None:
         """Before load: make so much room that hardly any flow finds its two buckets full."""
         buckets = max(_LEAST_BUCKETS, 1 << (2 * max_flows - 1).bit_length())
-        program_file.set_max_entries("flows", buckets + 1)
+        in_bucket = program_file.btf.layout("bucket").size // _COUNT.size
+        counts = program_file.shape("backends").max_entries // in_bucket
+        program_file.set_max_entries("flows", buckets + 1 + counts)
         program_file.set_variable("bucket_mask", buckets - 1)
         program_file.set_variable("max_flows", max_flows)
 
@@ -102,10 +108,12 @@ class FlowMap:
         self._fields = self._request.row("flow", "now_ms", "least")
         table = program_file.map("flows")
         self._memory = table.map_memory()
-        self._end = (table.shape.max_entries - 1) * self._bucket.size
+        self._end = self._buckets_end(table)
+        self._mask = self._end // self._bucket.size - 1
+        self._flow_len, self._bucket_len = self._flow.size, self._bucket.size
+        self._backend_off = self._flow.offset("tag.backend")
         table.close()
-        self._read, self._write, self._remove = (
-            program_file.program(name) for name in ("read_flow", "write_flow", "remove_flow"))
+        self._write, self._remove = map(program_file.program, ("write_flow", "remove_flow"))
         seed_off = self._end + self._table.offset("seed")
         seed = memoryview(self._memory)[seed_off:seed_off + 8].cast("Q")
         if not seed[0]:
@@ -121,13 +129,25 @@ class FlowMap:
     def __len__(self) -> int:
         return int.from_bytes(self._memory[self._count_off:self._count_off + 8], sys.byteorder)
 
+    def count(self, place: int) -> int:
+        """How many flows the backend at a place in arrays has."""
+        off = self._end + self._bucket_len + place * _COUNT.size
+        count: int = _COUNT.unpack_from(self._memory, off)[0]
+        return count
+
     def lookup(self, key: bytes) -> bytes | None:
-        """The flow of a five-tuple."""
-        request = self._asked(_ends().pack(key))
-        if not self._read.call(request):
-            return None
-        flow: bytes = self._fields.unpack(request.raw)[0]
-        return flow
+        """The flow of a five-tuple. Twin: balancer/offload/bpf/flows.h:look_up"""
+        number, flow_len, backend_off = self._hash(key), self._flow_len, self._backend_off
+        for bucket in (number & self._mask, number >> 32 & self._mask):
+            first = bucket * self._bucket_len
+            for start in range(first, first + self._bucket_len, flow_len):
+                flow = self._memory[start:start + flow_len]
+                while flow.startswith(key) and flow[backend_off]:
+                    again = self._memory[start:start + flow_len]
+                    if again == flow:
+                        return flow
+                    flow = again  # it was being written
+        return None
 
     def enter(self, flow: bytes, now_ms: int, least: int = IDLE) -> int:
         """Enter a flow, or change it. Returns: ENTERED, or what is in the way.
@@ -145,12 +165,35 @@ class FlowMap:
         """All flows, part by part of the table; of a part there may be none."""
         return self._chunks(self._memory, self._end)
 
+    def forget_service(self, number: int) -> None:
+        """Remove all flows of the service of that number."""
+        off = self._flow.offset("tag.service")
+        for chunk in self.chunks():
+            for flow in chunk:
+                if flow[off] == number:
+                    self.delete(key_of(flow))
+
+    def _hash(self, key: bytes) -> int:
+        """Twin: balancer/offload/bpf/flows.h:hash_of"""
+        saddr, daddr, sport, dport = _HASHED.unpack(key)
+        number = (saddr << 32 | sport << 16 | dport) ^ self.seed
+        number = number * 0x9E3779B97F4A7C15 & _U64
+        number ^= number >> 32 ^ daddr
+        number = number * 0xBF58476D1CE4E5B9 & _U64
+        number ^= number >> 29
+        number = number * 0x94D049BB133111EB & _U64
+        return number ^ number >> 31
+
+    def _buckets_end(self, table: Map) -> int:
+        """Where the buckets of a table end, in octets: a power of two, and most of it."""
+        return (1 << (table.shape.max_entries - 1).bit_length() - 1) * self._bucket.size
+
     def take_over(self, old: Map, replace: bool) -> None:
         """Enter the flows of a table of another size. replace: also those that are here."""
         if old.shape[:3] != (ARRAY, 4, self._bucket.size):
             return
         memory, now_ms = old.map_memory(), time.time_ns() // 1_000_000
-        for chunk in self._chunks(memory, len(memory) - self._bucket.size):
+        for chunk in self._chunks(memory, self._buckets_end(old)):
             for flow in chunk:
                 if replace or self.lookup(key_of(flow)) is None:
                     self.enter(flow, now_ms)

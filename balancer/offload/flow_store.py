@@ -1,11 +1,13 @@
 """The flows of the program's table, as the data path reads and writes them."""
 
-from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import chain, islice
 
-from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
+from balancer.flows import HALF_CLOSED, OPEN, BackendFlow
 from balancer.offload.flow_map import ENTERED, TABLE_FULL, Entry, FlowMap, key_of
+from balancer.offload.maps import place_of
+from balancer.pool.pool import Backend
+from common.flow.store import SEEN_MS
 
 _WALK_MS = 1000  # between two walks through the table
 _STEP = 2000  # flows looked at in a tick: some milliseconds, in which packets wait
@@ -15,32 +17,28 @@ _EVICTED_SHARE = 10  # of these, one in so many makes room
 _FULL_MS = 100  # how long a table in which nothing could go is taken for full
 
 
-class MapFlows:
-    """A FlowTable in a map: the program's flows and the portable engine's are the same.
+class MapStore:
+    """As FlowStore: the program's flows and the portable engine's are the same.
 
     The map has no order, so what is idle is looked for, a few flows at a time. A full table is as a
     kernel's LRU: of the next flows that are looked at, those closest to their end leave.
 
-    places:  service's number, backend's id → backend. numbers: service's number of a flow.
+    find:   service's number, backend's id → backend.
+    now_ms: set before each packet and tick. walks: how often all flows have been looked at.
     """
 
     def __init__(
-        self, table: FlowMap, timeouts_ms: tuple[int, ...],
-        places: dict[tuple[int, int], Backend], numbers: Callable[[Backend], int],
-        on_remove: Callable[[BackendFlow], None],
+        self, table: FlowMap, timeouts_ms: Sequence[int],
+        find: Callable[[int, int], Backend | None],
     ) -> None:
         self._map = table
-        self._timeouts_ms = timeouts_ms
-        self._places = places
-        self._numbers = numbers
-        self._on_remove = on_remove
-        self._delivering: dict[bytes, BackendFlow] = {}
-        self._last: tuple[BackendFlow, bytes] | None = None
-        self.now_ms = 0  # set before each packet and tick
+        self._timeouts_ms = tuple(timeouts_ms)
+        self._find = find
+        self.now_ms = 0
         self.evicted = 0
+        self.walks = 0
         self._next_walk_ms = 0
         self._walk: Iterator[list[BackendFlow]] | None = None
-        self._walked: Counter[Backend] = Counter()
         self._candidates: Iterator[BackendFlow] = iter(())
         self._full_until_ms = 0
 
@@ -51,24 +49,17 @@ class MapFlows:
         """All flows. Those of backends that are configured no more go when they are met."""
         return chain.from_iterable(self._parts())
 
-    def get(self, key: bytes) -> BackendFlow | None:
-        """The flow of a five-tuple, unless it has been idle for too long."""
+    def get(self, key: bytes, /) -> BackendFlow | None:
+        """As FlowStore; a flow that has been idle for too long is none."""
         octets = self._map.lookup(key)
         flow = self._flow(octets) if octets else None
-        if octets is None or flow is None:
-            self._delivering.pop(key, None)
-            return None
-        if self._is_idle(flow):
-            self.remove(flow)
-            return None
-        self._last = flow, octets
-        return flow
+        if flow is None or not self._is_idle(flow):
+            return flow
+        self.remove(flow)
+        return None
 
     def insert(self, flow: BackendFlow, spares_open: bool = False) -> bool:
-        """As FlowTable."""
-        old = self.get(flow.key)
-        if old is not None:
-            self.remove(old)
+        """As FlowStore."""
         octets = self._octets(flow)
         result = self._map.enter(octets, self.now_ms)
         if result == TABLE_FULL and self._evict(spares_open):
@@ -78,42 +69,29 @@ class MapFlows:
             if self._map.enter(octets, self.now_ms, least) != ENTERED:
                 return False
             self.evicted += 1
-        self._last = flow, octets
         return True
 
-    def touch(self, flow: BackendFlow, now_ms: int) -> None:
-        """Note that a packet of `flow` was seen."""
-        self.move(flow, flow.state, now_ms)
-
-    def move(self, flow: BackendFlow, state: int, now_ms: int) -> None:
-        """Put `flow` into `state`, seen now."""
-        flow.state = state
-        flow.seen_ms = now_ms
+    def update(self, flow: BackendFlow) -> None:
+        """As FlowStore."""
         self._map.enter(self._octets(flow), self.now_ms)
 
-    def remove(self, flow: BackendFlow) -> None:
-        """Take `flow` out."""
-        self._delivering.pop(flow.key, None)
-        if self._map.delete(flow.key):
-            self._on_remove(flow)
-        self._last = None
+    def touch(self, flow: BackendFlow, now_ms: int) -> None:
+        """As FlowStore."""
+        if now_ms - flow.seen_ms >= SEEN_MS:
+            self.move(flow, flow.state, now_ms)
 
-    def flush(self) -> None:
-        """Write back what was changed in the flow at hand."""
-        if self._last is None:
-            return
-        flow, before = self._last
-        self._last = None
-        if flow.delivery is not None:
-            self._delivering[flow.key] = flow
-        else:
-            self._delivering.pop(flow.key, None)
-        octets = self._octets(flow)
-        if octets != before:
-            self._map.enter(octets, self.now_ms)
+    def move(self, flow: BackendFlow, state: int, now_ms: int) -> None:
+        """As FlowStore."""
+        flow.state = state
+        flow.seen_ms = now_ms
+        self.update(flow)
+
+    def remove(self, flow: BackendFlow) -> None:
+        """As FlowStore."""
+        self._map.delete(flow.key)
 
     def expire(self, now_ms: int) -> list[BackendFlow]:
-        """Remove and return flows idle for longer than their state's timeout, some in each call.
+        """As FlowStore.
 
         That is no hurry: `get` and the program know no flow that has been idle for too long.
         """
@@ -121,25 +99,22 @@ class MapFlows:
         if self._walk is None:
             if 0 <= self._next_walk_ms - now_ms <= _WALK_MS:
                 return []
-            self._walk, self._walked = self._parts(), Counter()
+            self._walk = self._parts()
         flows: list[BackendFlow] = []
         for _ in range(_STEP_CHUNKS):
             part = next(self._walk, None)
             flows += part or []
             if part is None or len(flows) >= _STEP:
                 break
-        gone = [flow for flow in flows if self._is_idle(flow) and self._has_gone(flow)]
-        self._walked.update(flow.backend for flow in flows)
-        self._walked.subtract(flow.backend for flow in gone)
         if part is None:
-            self._end_walk()
-        return gone
+            self._walk, self._next_walk_ms = None, now_ms + _WALK_MS
+            self.walks += 1
+        return [flow for flow in flows if self._is_idle(flow) and self._has_gone(flow)]
 
-    def _end_walk(self) -> None:
-        """Take over what was counted: the program enters flows, too."""
-        self._walk, self._next_walk_ms = None, self.now_ms + _WALK_MS
-        for backend in self._places.values():
-            backend.flows = self._walked[backend]
+    def count(self, owner: object, /) -> int:
+        """As FlowStore, of a backend; exact, since whoever enters or removes a flow counts it."""
+        assert isinstance(owner, Backend)
+        return self._map.count(place_of(owner.service.number, owner.id))
 
     def _parts(self) -> Iterator[list[BackendFlow]]:
         """All flows, part by part of the table."""
@@ -190,17 +165,14 @@ class MapFlows:
 
     def _flow(self, octets: bytes) -> BackendFlow | None:
         entry = Entry.unpack(octets, self.now_ms)
-        backend = self._places.get((entry.service, entry.backend))
+        backend = self._find(entry.service, entry.backend)
         if backend is None:
             return None
         flow = BackendFlow(entry.key, backend, entry.client_isn, entry.ts_shift, entry.created_ms)
-        flow.seen_ms, flow.state = entry.seen_ms, entry.state
-        delivering = self._delivering.get(entry.key)
-        if delivering is not None and delivering.created_ms == entry.created_ms:
-            flow.delivery = delivering.delivery
+        flow.seen_ms, flow.state, flow.goes_up = entry.seen_ms, entry.state, entry.goes_up
         return flow
 
     def _octets(self, flow: BackendFlow) -> bytes:
         return Entry(flow.key, flow.client_isn, flow.ts_shift, flow.created_ms, flow.seen_ms,
-                     self._numbers(flow.backend), flow.backend.id, flow.state,
-                     flow.delivery is not None).pack()
+                     flow.backend.service.number, flow.backend.id, flow.state,
+                     flow.goes_up).pack()

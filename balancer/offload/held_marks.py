@@ -2,33 +2,30 @@
 
 import sys
 
-from balancer.modes.split.hold import Held, HoldTable
 from common.bpf.maps import Map
-from common.wire.tcp import Segment
 
 
-class MarkedHolds(HoldTable):
-    """A HoldTable whose flows are marked in a map, so that all their packets go up."""
+class HeldMarks:
+    """As hold.Marks, in a map."""
 
-    def __init__(self, octets_total: int, marks: Map, told_count: memoryview) -> None:
+    def __init__(self, marks: Map, told_count: memoryview) -> None:
         """told_count: where the program reads how many there are."""
-        super().__init__(octets_total)
         self._marks = marks
         self._told_count = told_count
+        self._count = 0
 
-    def add(self, held: Held, segment: Segment) -> None:
-        """As HoldTable."""
-        if self.get(held.key) is None:
-            self._marks.update(held.key, 1)
-        super().add(held, segment)
+    def add(self, key: bytes) -> None:
+        """Leave this flow's packets alone; it has no mark yet."""
+        self._marks.update(key, 1)
+        self._count += 1
         self._tell_count()
 
-    def remove(self, held: Held) -> None:
-        """As HoldTable."""
-        self._marks.delete(held.key)
-        super().remove(held)
+    def discard(self, key: bytes) -> None:
+        """Handle this flow's packets; it has a mark."""
+        self._marks.delete(key)
+        self._count -= 1
         self._tell_count()
 
     def _tell_count(self) -> None:
         """The program looks into the map only while there is something in it."""
-        self._told_count[:] = len(self).to_bytes(4, sys.byteorder)
+        self._told_count[:] = self._count.to_bytes(4, sys.byteorder)

@@ -6,11 +6,13 @@ Program and tables are pinned, so they go on when the daemon has ended.
 import socket
 import sys
 import time
+from collections.abc import Iterable
 
 from balancer.config import Config, Service
 from balancer.modes.split import takeover
 from balancer.offload.flow_map import FlowMap
 from balancer.offload.maps import place_of
+from balancer.offload.numbers import ServiceNumbers
 from balancer.offload.requests import fill_requests
 from balancer.paths import UNKNOWN, NextHop
 from common.bpf import build, pins, reasons
@@ -29,7 +31,10 @@ _TICK_MS = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1000 * (1 << 20)) 
 
 
 class Program:
-    """The loaded program and its maps, filled from a configuration."""
+    """The loaded program and its maps, filled from a configuration.
+
+    numbers: of the services, by endpoint.
+    """
 
     def __init__(
         self, config: Config, secrets: Secrets, instance: Pins | None = None, *,
@@ -41,17 +46,16 @@ class Program:
         """
         self._config = config
         self._pins = instance
+        self._backends: dict[int, tuple[bytes, int]] = {}  # by place: address and DSCP
         self._next_hops: dict[int, NextHop] = {}
         self._mss: dict[int, int] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
         FlowMap.size(self.object, config.max_flows)
         if instance is not None:
-            # flows name services by number, so they mean something to the same services only
-            ends = [(str(service.vip), service.port) for service in config.services]
             instance.reuse_maps(self.object, [
-                Kept("flows", meaning=repr(ends),
-                     copy=lambda old, replace: self.flows.take_over(old, replace)),
+                Kept("flows", copy=lambda old, replace: self.flows.take_over(old, replace)),
+                Kept("service_numbers"),
                 reasons.kept(lambda: self.reasons),
             ])
         self.object.load()
@@ -65,14 +69,18 @@ class Program:
         self._last_reason = self.object.shared_variable("last_reason")
         self.reasons = ReasonCounts(self.object)
         self.traffic = self.object.map("traffic")
+        self._names = ServiceNumbers(self.object.map("service_numbers"))
+        self.numbers = self._names.assign(
+            [service.endpoint for service in config.services], self.flows.forget_service)
         self.set_secrets(secrets)
-        self._fill_services(config.services)
-        fill_requests(self.object, config.services)
+        numbered = [(self.numbers[service.endpoint], service) for service in config.services]
+        self._fill_services(numbered)
+        fill_requests(self.object, numbered)
 
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
         for each in (self.settings, self.services, self.backends, self.flows, self.marks,
-                     self.reasons, self.traffic):
+                     self.reasons, self.traffic, self._names):
             each.close()
         self.object.close()
 
@@ -109,28 +117,54 @@ class Program:
         """The kernel's tick, as the program reads it; 32 bits."""
         return self.object.program("read_tick").test_run(bytes(64)).retval & 0xFFFFFFFF
 
+    def set_backend(self, service: int, backend_id: int, address: bytes, dscp: int) -> None:
+        """Let the service of that number have a backend, or give it another address.
+
+        address: 4 octets.
+        """
+        place = place_of(service, backend_id)
+        self._backends[place] = address, dscp
+        self._write_backend(place, UNKNOWN)
+
     def set_next_hop(self, service: int, backend_id: int, hop: NextHop) -> None:
         """How to reach a backend of the service of that number."""
-        config = self._config.services[service]
         place = place_of(service, backend_id)
-        if self._next_hops.get(place) == hop:
-            return
+        if self._next_hops[place] != hop:
+            self._write_backend(place, hop)
+
+    def remove_backend(self, service: int, backend_id: int) -> None:
+        """Know a backend no more; what is for it goes up."""
+        place = place_of(service, backend_id)
+        del self._backends[place], self._next_hops[place]
+        self.backends.update(place, {})
+
+    def set_scheduler(self, number: int, service: Service) -> None:
+        """Choose among these backends of a service from now on."""
+        fill_requests(self.object, [(number, service)])
+
+    def traffic_of(self, service: int, backend_id: int) -> dict[str, int]:
+        """What the program has sent to a backend, by the names of its counters."""
+        per_cpu = self.traffic.lookup(place_of(service, backend_id))
+        return {name: sum(getattr(each, name) for each in per_cpu)
+                for name in ("packets", "octets", "handoffs")}
+
+    def _write_backend(self, place: int, hop: NextHop) -> None:
+        address, dscp = self._backends[place]
         self._next_hops[place] = hop
-        backend = next(each for each in config.backends if each.id == backend_id)
         self.backends.update(place, {
-            "address": backend.address.packed, "index": hop.interface, "mtu": hop.mtu,
-            "is_configured": 1, "dscp": config.dscp,
+            "address": address, "index": hop.interface, "mtu": hop.mtu,
+            "is_configured": 1, "dscp": dscp,
             "destination": hop.destination, "source": hop.source,
         })
 
-    def set_mss(self, number: int, mss: int) -> None:
+    def set_mss(self, number: int, service: Service, mss: int) -> None:
         """What the SYN-ACKs of the service of that number offer from now on."""
         if self._mss.get(number) == mss:
             return
         self._mss[number] = mss
-        service = self._config.services[number]
+        endpoint = service.endpoint
         self.services.update(
-            {"vip": service.vip.packed, "port": service.port.to_bytes(2, "big")},
+            {"vip": endpoint.address, "port": endpoint.port_octets},
             {"number": number, "mss": mss, "wscale": service.wscale, "sack": service.sack,
              "timestamps": service.timestamps},
         )
@@ -150,11 +184,15 @@ class Program:
         self._pins.settle()
         return mode
 
-    def _fill_services(self, services: tuple[Service, ...]) -> None:
-        for number, service in enumerate(services):
-            self.set_mss(number, service.mss)
+    def release_numbers(self) -> None:
+        """No flow is left of services that are configured no more."""
+        self._names.release(self.numbers)
+
+    def _fill_services(self, numbered: Iterable[tuple[int, Service]]) -> None:
+        for number, service in numbered:
+            self.set_mss(number, service, service.mss)
             for backend in service.backends:
-                self.set_next_hop(number, backend.id, UNKNOWN)
+                self.set_backend(number, backend.id, backend.address.packed, service.dscp)
 
 
 def _kind(interface: str) -> str | None:

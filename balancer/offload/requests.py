@@ -3,6 +3,8 @@
 Twin: balancer/offload/bpf/request.h, balancer/offload/bpf/schedule.h
 """
 
+from collections.abc import Iterable
+
 from balancer.config import Service
 from balancer.pool.schedule import Maglev
 from common.bpf.objects import Object
@@ -15,12 +17,15 @@ _KINDS = {
 }
 
 
-def fill_requests(program_file: Object, services: tuple[Service, ...]) -> None:
-    """Fill the maps by which the program chooses backends. Raises: BpfError."""
+def fill_requests(program_file: Object, services: Iterable[tuple[int, Service]]) -> None:
+    """Fill the maps by which the program chooses backends. Raises: BpfError.
+
+    services: each with its number.
+    """
     numbers = program_file.btf.enum("key_kind")
     kinds = program_file.map("key_kinds")
     tables = program_file.map("tables")
-    for number, service in enumerate(services):
+    for number, service in services:
         if service.scheduler != "maglev" or service.hash_balance_factor is not None:
             continue
         tables.update(number, {"ids": bytes(list(Maglev(service.backends).table))})

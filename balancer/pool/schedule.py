@@ -34,6 +34,10 @@ _OFFSET_SEED, _SKIP_SEED = 1, 2
 Load = Callable[[int], int]
 
 
+def _no_load(backend_id: int) -> int:
+    return 0
+
+
 class BackendLike(Protocol):
     """What a scheduler needs of a backend. weight 0: no new flows."""
 
@@ -57,9 +61,12 @@ class Explanation(NamedTuple):
 
 
 class Scheduler(Protocol):
-    """Picks a backend id for a key; None when every backend has weight 0."""
+    """Picks a backend id for a key; None when every backend has weight 0.
 
-    def pick(self, key: bytes) -> int | None: ...
+    load: how many flows a backend of that id has now.
+    """
+
+    def pick(self, key: bytes, load: Load = _no_load, /) -> int | None: ...
     def explain(self, key: bytes) -> Explanation: ...
 
 
@@ -78,7 +85,7 @@ class Maglev:
         self._backends = _eligible(backends)
         self.table = _fill_table(self._backends)
 
-    def pick(self, key: bytes) -> int | None:
+    def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """The id in the key's slot."""
         return self.table[hash_key(key) % TABLE_SIZE] if self.table else None
 
@@ -117,7 +124,7 @@ class Rendezvous:
         scored = ((self._score(key, backend), backend.id) for backend in self._backends)
         return (backend_id for _, backend_id in sorted(scored, reverse=True))
 
-    def pick(self, key: bytes) -> int | None:
+    def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """The id with the highest score."""
         scored = ((self._score(key, backend), backend.id) for backend in self._backends)
         return max(scored, default=(0.0, None))[1]
@@ -145,17 +152,16 @@ class BoundedLoad:
     """
 
     def __init__(
-        self, hashing: Maglev | Rendezvous, backends: Sequence[BackendLike], factor: int, load: Load
+        self, hashing: Maglev | Rendezvous, backends: Sequence[BackendLike], factor: int
     ) -> None:
         self._hashing = hashing
         self._weights = {backend.id: backend.weight for backend in _eligible(backends)}
         self._total_weight = sum(self._weights.values())
         self._factor = factor
-        self._load = load
 
-    def pick(self, key: bytes) -> int | None:
+    def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """The first backend in the key's own order that has room for one more flow."""
-        loads = {backend_id: self._load(backend_id) for backend_id in self._weights}
+        loads = {backend_id: load(backend_id) for backend_id in self._weights}
         flows = sum(loads.values()) + 1
         for backend_id in self._hashing.order(key):
             share = self._factor * flows * self._weights[backend_id]
@@ -176,7 +182,7 @@ class RoundRobin:
         self._credit = {backend.id: 0 for backend in self._backends}
         self._total = sum(backend.weight for backend in self._backends)
 
-    def pick(self, key: bytes) -> int | None:
+    def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """The next id, whatever the key."""
         if not self._backends:
             return None
@@ -199,7 +205,7 @@ class Random:
         self._weights = [backend.weight for backend in _eligible(backends)]
         self._random = random
 
-    def pick(self, key: bytes) -> int | None:
+    def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """A random id, whatever the key."""
         return self._random.choices(self._ids, self._weights)[0] if self._ids else None
 
@@ -211,15 +217,14 @@ class Random:
 class LeastFlows:
     """The backend with the fewest flows for its weight; the lowest id among equals."""
 
-    def __init__(self, backends: Sequence[BackendLike], load: Load) -> None:
+    def __init__(self, backends: Sequence[BackendLike]) -> None:
         self._backends = _eligible(backends)
-        self._load = load
 
-    def pick(self, key: bytes) -> int | None:
+    def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """The least loaded id, whatever the key."""
         return min(
             self._backends,
-            key=lambda backend: ((self._load(backend.id) + 1) / backend.weight, backend.id),
+            key=lambda backend: ((load(backend.id) + 1) / backend.weight, backend.id),
             default=_NOBODY,
         ).id
 
@@ -238,24 +243,23 @@ _NOBODY = _Nobody()
 
 def make_scheduler(
     name: str, backends: Sequence[BackendLike], *, hash_balance_factor: int | None = None,
-    load: Load = lambda backend_id: 0, random: Randomness,
+    random: Randomness,
 ) -> Scheduler:
     """The scheduler called `name`.
 
-    load: the number of flows that a backend id has now.
     Raises: ValueError if there is no such scheduler.
     """
     if name in HASHING:
         hashing = Maglev(backends) if name == "maglev" else Rendezvous(backends)
         if hash_balance_factor is None:
             return hashing
-        return BoundedLoad(hashing, backends, hash_balance_factor, load)
+        return BoundedLoad(hashing, backends, hash_balance_factor)
     if name == "round-robin":
         return RoundRobin(backends)
     if name == "random":
         return Random(backends, random)
     if name == "least-flows":
-        return LeastFlows(backends, load)
+        return LeastFlows(backends)
     raise ValueError(f"one of {', '.join(SCHEDULERS)}, not {name!r}")
 
 

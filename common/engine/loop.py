@@ -78,8 +78,8 @@ class Engine:
 
     def run(self, ready: str) -> None:
         """Handle packets until asked to stop. ready: the line to log once they are handled."""
-        # Flows are linked without cycles (common/flow/table.py), so reference counts free them; the
-        # collector would only walk a million of them again and again.
+        # Flows are linked without cycles (common/flow/memory.py), so reference counts free them;
+        # the collector would only walk a million of them again and again.
         gc.collect()
         gc.disable()
         log.info("%s", ready)

@@ -309,9 +309,8 @@ def _agree(twins: Twins, key: bytes) -> None:
     if octets is None:
         return
     entry = Entry.unpack(octets, NOW_MS)
-    service = list(twins.datapath.services.values())[entry.service]
-    made = BackendFlow(key, service.backends[entry.backend], entry.client_isn, entry.ts_shift,
-                       entry.created_ms)
+    service = list(twins.datapath.services)[entry.service]
+    backend = service.pool.get(entry.backend)
+    made = BackendFlow(key, backend, entry.client_isn, entry.ts_shift, entry.created_ms)
     twins.datapath.flows.insert(made)
-    made.backend.flows += 1
     twins.datapath.flows.move(made, entry.state, NOW_MS)

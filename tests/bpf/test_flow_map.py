@@ -6,16 +6,17 @@ from concurrent.futures import ThreadPoolExecutor
 from ipaddress import IPv4Address
 from itertools import count
 from pathlib import Path
+from random import Random
 
 import pytest
 
 from balancer import config
-from balancer.datapath import ServiceState
-from balancer.flows import HALF_CLOSED, OPEN, Backend, BackendFlow
+from balancer.flows import HALF_CLOSED, OPEN, BackendFlow
 from balancer.keys.request import KeySpec
 from balancer.offload.flow_map import CROWDED, ENTERED, TABLE_FULL, Entry, FlowMap, key_of
-from balancer.offload.flow_store import MapFlows
+from balancer.offload.flow_store import MapStore
 from balancer.offload.program import Program
+from balancer.services import Services
 from common.bpf import BpfError, build
 from common.bpf.objects import Object
 from common.cluster.cookie import Secrets
@@ -73,12 +74,9 @@ class Table:
             self.program = Program(configured, Secrets(bytes(16)))
         except (BpfError, build.BuildError) as error:
             pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
-        self.backend: Backend = ServiceState(service, 24, None).backends[1]  # type: ignore[arg-type]
-        self.removed: list[bytes] = []
-        self.flows = MapFlows(
-            self.program.flows, TIMEOUTS_MS, {(0, 1): self.backend}, lambda backend: 0,
-            lambda flow: self.removed.append(flow.key),
-        )
+        services = Services(configured, Random(1))
+        (self.backend,) = services.backends()
+        self.flows = MapStore(self.program.flows, TIMEOUTS_MS, services.find)
         self.flows.now_ms = NOW_MS
 
     def insert(
@@ -139,51 +137,20 @@ def test_a_full_table_lets_those_go_that_are_closest_to_their_end(table: Table) 
     for number in range(MAX_FLOWS - 1):
         table.insert(number, age_ms=number)
     table.insert(99, state=HALF_CLOSED)
+    before = table.keys()
 
     assert table.insert(100)
 
-    assert set(table.removed) == {key(number) for number in (99, 48, 47, 46, 45)}
+    assert before - table.keys() == {key(number) for number in (99, 48, 47, 46, 45)}
     assert table.flows.evicted == 5
     assert table.flows.get(key(100)) is not None
-
-
-def test_a_flood_puts_out_no_open_flow(table: Table) -> None:
-    for number in range(MAX_FLOWS):
-        table.insert(number, age_ms=number)
-
-    taken = [table.insert(number, spare=True) for number in range(100, 110)]
-
-    assert not any(taken)
-    assert table.keys() == {key(number) for number in range(MAX_FLOWS)}
-
-
-def test_a_flood_puts_out_flows_that_are_closing(table: Table) -> None:
-    for number in range(MAX_FLOWS):
-        table.insert(number, state=HALF_CLOSED if number < 3 else OPEN)
-
-    taken = [table.insert(number, spare=True) for number in range(100, 110)]
-
-    assert taken == [True] * 3 + [False] * 7
-    assert set(table.removed) == {key(number) for number in range(3)}
-
-
-def test_idle_flows_leave_and_the_others_are_counted(table: Table) -> None:
-    for number in range(MAX_FLOWS):
-        table.insert(number, state=HALF_CLOSED if number < 20 else OPEN)
-
-    table.walk(NOW_MS + TIMEOUTS_MS[HALF_CLOSED])
-
-    assert set(table.removed) == {key(number) for number in range(20)}
-    assert len(table.flows) == table.backend.flows == 30
 
 
 def test_what_the_program_has_entered_is_counted(table: Table) -> None:
     for number in range(7):
         table.enter(number)
 
-    table.walk(NOW_MS)
-
-    assert len(table.flows) == table.backend.flows == 7
+    assert len(table.flows) == table.flows.count(table.backend) == 7
 
 
 def test_a_flow_that_has_lived_on_since_it_was_met_stays(table: Table) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from balancer import config as balancer_config
 from balancer.datapath import Datapath as Balancer
 from balancer.keys.request import KeySpec
+from balancer.modes.split.mode import Split
 from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
 from packetbridge import config as bridge_config
@@ -41,6 +42,13 @@ def balancer(
         hold_octets_total=hold_octets, new_flow_rate=new_flow_rate,
     )
     return Balancer(config, SECRETS, random=Random(1))
+
+
+def split_of(datapath: Balancer) -> Split:
+    """What a balancer does with its service."""
+    split = datapath.modes["split"]
+    assert isinstance(split, Split)
+    return split
 
 
 def bridge(address: IPv4Address = BRIDGE) -> Bridge:

@@ -8,6 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from balancer.datapath import Datapath
 from balancer.modes.split.hold import Held
+from balancer.modes.split.mode import Split
 from common.cluster import cookie
 from common.flow.unknown import UnknownFlows
 from common.verdict import Event, Verdict
@@ -33,6 +34,7 @@ class Balancer(RuleBasedStateMachine):
     """One service; many clients, some of whom write what they like."""
 
     datapath: Datapath
+    split: Split
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,7 +49,8 @@ class Balancer(RuleBasedStateMachine):
     @initialize(policy=st.sampled_from(["hash", "reset"]))
     def start(self, policy: str) -> None:
         self.datapath = datapaths.balancer(hold=replace(HOLD, policy=policy))
-        self.datapath.unknown = UnknownFlows(MAX_UNKNOWN)
+        self.split = datapaths.split_of(self.datapath)
+        self.split.unknown = UnknownFlows(MAX_UNKNOWN)
 
     # --- what comes ---
 
@@ -207,7 +210,7 @@ class Balancer(RuleBasedStateMachine):
         return verdict
 
     def _held(self) -> list[Held]:
-        return list(self.datapath.holds._held.values())
+        return list(self.split.holds._held.values())
 
     def _check_cookie(self, key: bytes, seq: int, ack: int, waited: bool) -> None:
         """A flow follows a cookie given to this client in a neighbouring epoch.
@@ -233,21 +236,21 @@ class Balancer(RuleBasedStateMachine):
             assert faults(made) == []
 
     def _state(self) -> tuple[int, ...]:
-        datapath = self.datapath
-        return len(datapath.flows), len(datapath.holds), len(datapath.unknown)
+        split = self.split
+        return len(split.flows), len(split.holds), len(split.unknown)
 
     @invariant()
     def state_is_bounded_and_counted(self) -> None:
-        datapath = self.datapath
+        split = self.split
         held = self._held()
-        assert len(datapath.flows) <= MAX_FLOWS
-        assert len(datapath.unknown) <= MAX_UNKNOWN
-        assert datapath.holds.octets == sum(each.octets for each in held) <= HOLD_OCTETS
+        assert len(split.flows) <= MAX_FLOWS
+        assert len(split.unknown) <= MAX_UNKNOWN
+        assert split.holds.octets == sum(each.octets for each in held) <= HOLD_OCTETS
         assert all(0 < each.octets < HOLD.octets for each in held)
-        repeated = [flow.delivery.octets for flow in datapath.flows if flow.delivery]
-        assert datapath.deliveries.octets == sum(repeated) <= HOLD_OCTETS
-        (service,) = datapath.services.values()
-        assert sum(each.flows for each in service.backends.values()) == len(datapath.flows)
+        assert split.deliveries.octets <= HOLD_OCTETS
+        assert all(split.deliveries.get(flow.key) for flow in split.flows if flow.goes_up)
+        backends = list(self.datapath.services.backends())
+        assert sum(map(split.flows.count, backends)) == len(split.flows)
 
 
 TestBalancer = Balancer.TestCase

@@ -5,9 +5,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from balancer.config import Hold
-from balancer.modes.split.delivery import DUE_MS, Deliveries, DeliveringFlow, Delivery
+from balancer.modes.split.delivery import DUE_MS, Deliveries, Delivery
 from balancer.modes.split.hold import Held, HoldTable
-from common.flow.table import RELINK_MS, Flow, FlowTable
+from common.flow.memory import MemoryStore
+from common.flow.store import SEEN_MS, Flow
 from common.flow.unknown import FORGET_MS, PATIENCE_MS, UnknownFlows
 from common.wire import tcp
 from common.wire.tcp import ACK, Segment
@@ -18,14 +19,14 @@ KEYS = st.integers(0, 9).map(lambda number: number.to_bytes(12))
 
 
 class Flows(RuleBasedStateMachine):
-    """FlowTable against a list in order of last use."""
+    """MemoryStore against a list in order of last use."""
 
     def __init__(self) -> None:
         super().__init__()
         self.now_ms = 0
         self.gone: list[bytes] = []
         self.model: list[tuple[bytes, int, int]] = []  # key, state, seen; the longest idle first
-        self.table: FlowTable[Flow] = FlowTable(
+        self.table: MemoryStore[Flow] = MemoryStore(
             MAX_FLOWS, TIMEOUTS_MS, lambda flow: self.gone.append(flow.key)
         )
 
@@ -61,7 +62,7 @@ class Flows(RuleBasedStateMachine):
 
         self.table.touch(self.table.get(kept[0]), self.now_ms)
 
-        if self.now_ms - kept[2] >= RELINK_MS:
+        if self.now_ms - kept[2] >= SEEN_MS:
             self.model.remove(kept)
             self.model.append((kept[0], kept[1], self.now_ms))
 
@@ -108,7 +109,7 @@ class Holds(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.first = self._segment(0, 5)
-        self.table = HoldTable(octets_total=1000)
+        self.table = HoldTable(1000, set())
         self.held = Held(None, BOUND, self.first, 0)
         self.came = [self.first]
         self.taken = b""
@@ -170,7 +171,8 @@ class HeldFlows(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.now_ms = 0
-        self.table = HoldTable(self.TOTAL)
+        self.marks: set[bytes] = set()
+        self.table = HoldTable(self.TOTAL, self.marks)
         self.model: dict[bytes, Held] = {}
 
     @rule(key=st.integers(0, 3), start=st.integers(0, 60), length=st.integers(1, 90),
@@ -217,6 +219,7 @@ class HeldFlows(RuleBasedStateMachine):
 
     @invariant()
     def the_sum_is_kept_and_bounded(self) -> None:
+        assert self.marks == set(self.model)
         assert len(self.table) == len(self.model)
         assert self.table.octets == sum(held.octets for held in self.model.values()) <= self.TOTAL
         assert all(held.octets < BOUND.octets for held in self.model.values())
@@ -231,29 +234,26 @@ class Repeated(RuleBasedStateMachine):
         super().__init__()
         self.now_ms = 0
         self.deliveries = Deliveries(self.TOTAL)
-        self.flows: dict[bytes, DeliveringFlow] = {}
         self.model: dict[bytes, tuple[bytes, list[int]]] = {}  # the packet, when it is to be sent
 
     @rule(key=KEYS, length=st.integers(1, 200))
     def add(self, key: bytes, length: int) -> None:
-        if key in self.flows:
-            self.settle(key)
-        flow = self.flows[key] = DeliveringFlow(key, 0, self.now_ms)
-        flow.delivery = None
+        self.model.pop(key, None)  # it takes the place of an older connection's
         packet = key + bytes(length)
         fits = sum(len(sent) for sent, _ in self.model.values()) + len(packet) <= self.TOTAL
 
-        self.deliveries.add(flow, Delivery((packet,), 1, self.now_ms))
+        added = self.deliveries.add(key, Delivery((packet,), 1, self.now_ms))
 
-        assert (flow.delivery is not None) == fits
+        assert added == fits
+        assert (self.deliveries.get(key) is not None) == fits
         if fits:
             self.model[key] = packet, [self.now_ms + due_ms for due_ms in DUE_MS]
 
     @rule(key=KEYS)
     def settle(self, key: bytes) -> None:
         """Its server has answered, or the flow has left its table."""
-        if key in self.flows:
-            self.deliveries.settle(self.flows.pop(key))
+        self.deliveries.settle(key)
+        self.deliveries.settle(key)  # a second time changes nothing
         self.model.pop(key, None)
 
     @rule(wait_ms=st.sampled_from([0, 1, 100, 200, 900, 7000]))
@@ -267,7 +267,8 @@ class Repeated(RuleBasedStateMachine):
             if not times_ms:
                 del self.model[key]
 
-        sent = self.deliveries.due(self.now_ms, self.flows.get)
+        sent = [packet for _, delivery in self.deliveries.due(self.now_ms)
+                for packet in delivery.packets]
 
         assert sorted(sent) == sorted(expected)
 

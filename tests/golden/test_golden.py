@@ -56,14 +56,14 @@ class FastBalancer:
     """The program in test runs, and what it leaves alone through the data path behind it."""
 
     def __init__(self, config: balancer_config.Config, secrets: Secrets) -> None:
-        from balancer.offload.offload import FastDatapath
+        from balancer.offload.offload import beside
         from balancer.offload.program import PROGRAM_NAME, Program
         from common.bpf.objects import XDP_DROP, XDP_PASS
 
         self._pass, self._drop = XDP_PASS, XDP_DROP
         self._loaded = Program(config, secrets, for_tests=True)
         self._run = self._loaded.object.program(PROGRAM_NAME).test_run
-        self.behind = FastDatapath(config, secrets, self._loaded, random=Random(1))
+        self.behind, self.offload = beside(self._loaded, config, secrets, random=Random(1))
         self.handled = 0
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
@@ -99,7 +99,7 @@ def fast(case: dict[str, Any]) -> replay.Datapath:
     # a table of a million takes longer to make than all else
     balancer = FastBalancer(replace(config, max_flows=min(config.max_flows, 1000)), secrets)
     tell_routes(balancer.behind, case)
-    balancer.behind.tell_paths()
+    balancer.offload.tell_paths(balancer.behind.paths)
     return balancer
 
 

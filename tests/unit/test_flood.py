@@ -1,7 +1,8 @@
 """A flood of new flows: it is noticed, and puts out no flow that is open."""
 
 from balancer.modes.split.flood import Flood
-from common.flow.table import Flow, FlowTable
+from common.flow.memory import MemoryStore
+from common.flow.store import Flow
 from common.verdict import DropReason, Event
 from common.wire import tcp
 from common.wire.tcp import ACK, PSH, RST
@@ -32,7 +33,7 @@ def test_a_clock_that_was_set_back_does_not_stop_the_watch():
 
 
 def test_only_open_flows_are_spared():
-    table = FlowTable[Flow](2, (1000, 1000))
+    table = MemoryStore[Flow](2, (1000, 1000))
     table.insert(Flow(b"open", 0, 0))
     table.insert(Flow(b"closing", 1, 0))
 

@@ -1,1 +1,1 @@
-"""The connection is split: the balancer answers the handshake, a backend the first payload."""
+"""What becomes of the connections of a service of the kind `split`: mode.py tells."""

@@ -8,9 +8,8 @@ Only clients that had to be acknowledged (balancer/modes/split/hold.py) come her
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Iterator
 
-from common.flow.table import Flow
 from common.wire.tcp import RST, Segment
 
 DUE_MS = (200, 600, 1400, 3000, 6200)  # after the handoff; RFC 6298 §5.5: each wait twice the last
@@ -36,52 +35,57 @@ class Delivery:
         """When it is to be repeated."""
         return self.sent_ms + DUE_MS[self.times_sent]
 
+    @property
+    def is_last(self) -> bool:
+        """Whether it is repeated only once more."""
+        return self.times_sent == len(DUE_MS) - 1
+
     def is_settled_by(self, segment: Segment) -> bool:
         """Whether the client's segment shows that the server has answered, or that all is over."""
         return segment.ack != self.server_first or bool(segment.flags & RST)
 
 
-class DeliveringFlow(Flow):
-    """A flow that may have something to be delivered."""
-
-    __slots__ = ("delivery",)
-    delivery: Delivery | None
-
-
 class Deliveries:
-    """All handoffs to repeat. octets_total: more than that, and new ones are not repeated."""
+    """All handoffs to repeat, by five-tuple. octets_total: of more, new ones are not repeated."""
 
     def __init__(self, octets_total: int) -> None:
         self._octets_total = octets_total
+        self._deliveries: dict[bytes, Delivery] = {}
         self._due: list[tuple[int, bytes]] = []  # heap of times and five-tuples
         self.octets = 0
 
-    def add(self, flow: DeliveringFlow, delivery: Delivery) -> None:
-        """Repeat `delivery` until it is settled."""
-        if self.octets + delivery.octets <= self._octets_total:
-            flow.delivery = delivery
-            self.octets += delivery.octets
-            heapq.heappush(self._due, (delivery.due_ms, flow.key))
+    def get(self, key: bytes) -> Delivery | None:
+        """What is to be repeated for a five-tuple."""
+        return self._deliveries.get(key)
 
-    def settle(self, flow: DeliveringFlow) -> None:
-        """Repeat a flow's handoff no more."""
-        if flow.delivery is not None:
-            self.octets -= flow.delivery.octets
-            flow.delivery = None
+    def add(self, key: bytes, delivery: Delivery) -> bool:
+        """Repeat `delivery` until it is settled. Returns: whether there was room."""
+        self.settle(key)
+        if self.octets + delivery.octets > self._octets_total:
+            return False
+        self._deliveries[key] = delivery
+        self.octets += delivery.octets
+        heapq.heappush(self._due, (delivery.due_ms, key))
+        return True
 
-    def due(self, now_ms: int, get: Callable[[bytes], DeliveringFlow | None]) -> list[bytes]:
-        """The packets to send again now. get: the flow of a five-tuple."""
-        packets: list[bytes] = []
+    def settle(self, key: bytes) -> None:
+        """Repeat a handoff no more."""
+        delivery = self._deliveries.pop(key, None)
+        if delivery is not None:
+            self.octets -= delivery.octets
+
+    def due(self, now_ms: int) -> Iterator[tuple[bytes, Delivery]]:
+        """What is to be sent again now; what is not settled meanwhile is due again later."""
         while self._due and self._due[0][0] <= now_ms:
-            _, key = heapq.heappop(self._due)
-            flow = get(key)
-            if flow is None or flow.delivery is None or flow.delivery.due_ms > now_ms:
+            at_ms, key = heapq.heappop(self._due)
+            delivery = self._deliveries.get(key)
+            if delivery is None or delivery.due_ms != at_ms:
+                continue  # of one that was settled
+            yield key, delivery
+            if self._deliveries.get(key) is not delivery:
                 continue
-            delivery = flow.delivery
-            packets += delivery.packets
-            delivery.times_sent += 1
-            if delivery.times_sent == len(DUE_MS):
-                self.settle(flow)
+            if delivery.is_last:
+                self.settle(key)
             else:
+                delivery.times_sent += 1
                 heapq.heappush(self._due, (delivery.due_ms, key))
-        return packets

@@ -14,7 +14,7 @@ known to have it (balancer/modes/split/delivery.py).
 """
 
 import heapq
-from typing import Any
+from typing import Any, Protocol
 
 from balancer.config import Hold
 from common.wire import tcp
@@ -24,6 +24,13 @@ from common.wire.tcp import ACK, FIN, PSH, RST, Segment
 _TOO_FAR = 1 << 20  # no held segment can be so far from the first
 _UNACKNOWLEDGED_MAX = 8  # fewer than the initial window (RFC 6928 §2)
 _MAX_STALE = 1024  # times of flows that have left, before they are swept out
+
+
+class Marks(Protocol):
+    """Five-tuples of flows of which a program, where there is one, must leave all packets alone."""
+
+    def add(self, key: bytes, /) -> None: ...
+    def discard(self, key: bytes, /) -> None: ...
 
 
 class Held:
@@ -167,10 +174,14 @@ class Held:
 
 
 class HoldTable:
-    """All held flows; `octets` is the sum over them, bounded by `octets_total`."""
+    """All held flows; `octets` is the sum over them, bounded by `octets_total`.
 
-    def __init__(self, octets_total: int) -> None:
+    marks: the five-tuples of all of them.
+    """
+
+    def __init__(self, octets_total: int, marks: "Marks") -> None:
         self._octets_total = octets_total
+        self._marks = marks
         self._held: dict[bytes, Held] = {}
         self._due: list[tuple[int, bytes]] = []  # heap; a flow that left early stays until due
         self.octets = 0
@@ -186,6 +197,7 @@ class HoldTable:
         """Keep `segment`."""
         if held.key not in self._held:
             self._held[held.key] = held
+            self._marks.add(held.key)
             heapq.heappush(self._due, (held.expires_ms, held.key))
             if len(self._due) > 2 * len(self._held) + _MAX_STALE:
                 self._due = [(each.expires_ms, key) for key, each in self._held.items()]
@@ -203,6 +215,7 @@ class HoldTable:
     def remove(self, held: Held) -> None:
         """Let a flow go."""
         if self._held.pop(held.key, None) is not None:
+            self._marks.discard(held.key)
             self.octets -= held.octets
 
     def expired(self, now_ms: int) -> list[Held]:

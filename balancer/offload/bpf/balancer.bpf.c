@@ -9,7 +9,7 @@
 
 #include "common/bpf/include/allowance.h"
 
-#define RELINK_MS 1000 /* common/flow/table.py: a flow's time is exact to a second */
+#define SEEN_MS 1000 /* common/flow/store.py: a flow's time is exact to a second */
 /* Packets of unknown flows that go up in a period: second segments of long requests are such, too,
  * until the first one is known to be held.
  */
@@ -46,7 +46,7 @@ static __always_inline int forward_flow(struct xdp_md *ctx, const struct segment
 	} else if (segment->flags & FIN && state_of(flow) == OPEN) {
 		set_state(flow, HALF_CLOSED);
 		flow->seen_ms = now_ms;
-	} else if ((__s32)((__u32)now_ms - flow->seen_ms) >= RELINK_MS) {
+	} else if ((__s32)((__u32)now_ms - flow->seen_ms) >= SEEN_MS) {
 		flow->seen_ms = now_ms;
 	}
 	return verdict;

@@ -19,6 +19,7 @@
 #define GOES_UP 0x80 /* in state: the portable engine waits for its packets */
 #define IDLE 3 /* as a rank: more ready to go than any state */
 #define CREATED_BITS 40
+#define BUCKET_COUNTS 8 /* of backends' flows in the room of a bucket */
 
 /* backend: 0 where there is no flow. state: of balancer/flows.py, and GOES_UP. */
 union tag {
@@ -51,7 +52,7 @@ struct bucket {
 	struct flow flows[BUCKET_FLOWS];
 };
 
-/* The last bucket. seed: of the hash; secret. count: of flows. */
+/* In place of a bucket after the last. seed: of the hash; secret. count: of flows. */
 struct table {
 	__u64 seed;
 	__u64 count;
@@ -59,6 +60,11 @@ struct table {
 };
 
 SHARE_TYPE(table, struct table);
+
+/* After that, how many flows each backend has, by its place in arrays. */
+struct backend_counts {
+	__u64 flows[BUCKET_COUNTS];
+};
 
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
@@ -190,17 +196,35 @@ static __always_inline void send_up(struct flow *flow)
 		change_tag(flow, before, after);
 }
 
-/* Claim a place whose flow has these ends, unless somebody else does. */
-static __always_inline bool claim(struct flow *flow, const struct five_tuple *ends)
+/* Claim a place whose flow has these ends, unless somebody else does. was: its tag, then. */
+static __always_inline bool claim(struct flow *flow, const struct five_tuple *ends, union tag *was)
 {
-	union tag tag = tag_of(flow);
-
-	if (!tag.backend || !change_tag(flow, tag, CLAIMED))
+	*was = tag_of(flow);
+	if (!was->backend || !change_tag(flow, *was, CLAIMED))
 		return false;
 	if (has_ends(flow, ends))
 		return true;
-	set_tag(flow, tag); /* it has become another flow's since it was found */
+	set_tag(flow, *was); /* it has become another flow's since it was found */
 	return false;
+}
+
+/* Note that a backend has one flow more, or less. Whoever claims a place does, so it is exact. */
+static __always_inline void count_flow(union tag tag, __s64 change)
+{
+	__u32 place = place_of(tag.service, tag.backend);
+	struct backend_counts *counts = (struct backend_counts *)bucket_at(
+		bucket_mask + 2 + place / BUCKET_COUNTS);
+
+	if (counts)
+		__sync_fetch_and_add(&counts->flows[place % BUCKET_COUNTS], change);
+}
+
+static __always_inline void count_instead(union tag was, union tag is)
+{
+	if (was.service == is.service && was.backend == is.backend)
+		return;
+	count_flow(was, -1);
+	count_flow(is, 1);
 }
 
 /* Fill a place that is claimed; the tag last, which makes it known. */
@@ -259,7 +283,10 @@ static __always_inline int displace(const struct settings *settings, struct buck
 			tag = found;
 		}
 	}
-	return leaving && change_tag(leaving, tag, CLAIMED) ? fill(leaving, made) : CROWDED;
+	if (!leaving || !change_tag(leaving, tag, CLAIMED))
+		return CROWDED;
+	count_instead(tag, made->tag);
+	return fill(leaving, made);
 }
 
 /* Enter a flow, in place of one with the same ends if there is one.
@@ -272,6 +299,7 @@ __noinline int enter_flow(const struct flow *made, __u64 now_ms, __u32 least)
 	struct table *table = get_table();
 	struct bucket *first, *second;
 	struct flow *place;
+	union tag was;
 	__u64 hash;
 	int result;
 
@@ -283,8 +311,12 @@ __noinline int enter_flow(const struct flow *made, __u64 now_ms, __u32 least)
 	if (!first || !second)
 		return TABLE_FULL;
 	place = find_in(first, &made->ends) ?: find_in(second, &made->ends);
-	if (place)
-		return claim(place, &made->ends) ? fill(place, made) : CROWDED;
+	if (place) {
+		if (!claim(place, &made->ends, &was))
+			return CROWDED;
+		count_instead(was, made->tag);
+		return fill(place, made);
+	}
 	if (table->count < max_flows) {
 		if (count_free(second) > count_free(first))
 			place = claim_free(second) ?: claim_free(first);
@@ -292,6 +324,7 @@ __noinline int enter_flow(const struct flow *made, __u64 now_ms, __u32 least)
 			place = claim_free(first) ?: claim_free(second);
 		if (place) {
 			__sync_fetch_and_add(&table->count, 1);
+			count_flow(made->tag, 1);
 			return fill(place, made);
 		}
 	}
@@ -304,22 +337,24 @@ static __always_inline bool remove_from(struct table *table, const struct five_t
 					__u64 seed)
 {
 	bool has_gone = false;
+	union tag was;
 
 	for (int i = 0; i < 2 * BUCKET_FLOWS; i++) { /* two, if two have entered it at once */
 		struct flow *found = look_up(ends, seed);
 
 		if (!found)
 			break;
-		if (claim(found, ends)) {
+		if (claim(found, ends, &was)) {
 			set_tag(found, FREE);
 			__sync_fetch_and_add(&table->count, -1);
+			count_flow(was, -1);
 			has_gone = true;
 		}
 	}
 	return has_gone;
 }
 
-/* --- for the daemon, which reaches the table by these programs alone --- */
+/* --- for the daemon, which writes into the table by these programs alone --- */
 
 struct flow_request {
 	struct flow flow;
@@ -327,23 +362,6 @@ struct flow_request {
 	__u32 least;
 	__u32 padding;
 };
-
-/* Find the flow of the same ends. Returns: whether there is one. */
-SEC("syscall")
-int read_flow(struct flow_request *request)
-{
-	struct five_tuple ends = request->flow.ends;
-	struct settings *settings = get_settings();
-	struct flow *found = settings ? look_up(&ends, settings->flow_seed) : NULL, copy;
-
-	if (!found)
-		return false;
-	copy = *found;
-	if (!is_of(&copy, &ends))
-		return false; /* it has just become another one's */
-	request->flow = copy;
-	return true;
-}
 
 /* Enter it. Returns: what became of it. */
 SEC("syscall")

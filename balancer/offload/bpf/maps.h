@@ -91,6 +91,16 @@ struct {
 	__type(value, struct service);
 } services SEC(".maps");
 
+/* The number of each service that has one, configured or not; the daemon's alone.
+ * Twin: balancer/offload/numbers.py
+ */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(max_entries, MAX_SERVICES);
+	__type(key, struct service_key);
+	__type(value, __u32);
+} service_numbers SEC(".maps");
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(max_entries, MAX_SERVICES * MAX_BACKENDS);

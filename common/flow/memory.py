@@ -1,56 +1,40 @@
-"""A bounded table of flows: exact oldest-idle-first, with a timeout for each state.
+"""Flows in memory: exact oldest-idle-first.
 
 Flows of a state are linked from the longest idle to the latest seen, so both
 expiry and eviction take the head of a list, and no packet ever pays for a
-walk. To keep that cheap, a flow is relinked at most once a second: idleness is
-exact to a second, which is finer than any timeout.
+walk. To keep that cheap, a flow is relinked at most once in SEEN_MS.
 
 A flow links its neighbours and they it; a removed flow is unlinked at once, so
 that no cycle outlives it and memory is freed without the garbage collector.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from typing import Generic, TypeVar
+from typing import Generic
 
-RELINK_MS = 1000
-
-
-class Flow:
-    """What any flow has; each program adds its own fields.
-
-    key:     the five-tuple. state: index of its timeout. seen_ms: about the last packet.
-    """
-
-    __slots__ = ("key", "newer", "older", "seen_ms", "state")
-
-    def __init__(self, key: bytes, state: int, now_ms: int) -> None:
-        self.key = key
-        self.state = state
-        self.seen_ms = now_ms
-        self.older: Flow = self
-        self.newer: Flow = self
+from common.flow.store import SEEN_MS, F, Flow
 
 
-F = TypeVar("F", bound=Flow)
+class MemoryStore(Generic[F]):
+    """As store.FlowStore.
 
-
-class FlowTable(Generic[F]):
-    """Flows by five-tuple.
-
-    max_flows:   how many it holds; one more evicts the longest idle, first of
-                 the highest state (states are numbered in order of rising readiness to go).
+    max_flows:   how many it holds; one more evicts the longest idle, first of the highest state.
     timeouts_ms: idle time after which a flow of each state is removed.
     on_remove:   called with each flow that leaves, whatever the cause.
+    owner:       whose a flow is, for `count`.
     """
 
     def __init__(
         self, max_flows: int, timeouts_ms: Sequence[int],
-        on_remove: Callable[[F], None] = lambda flow: None,
+        on_remove: Callable[[F], None] = lambda flow: None, *,
+        owner: Callable[[F], object] = lambda flow: None,
     ) -> None:
         self._max_flows = max_flows
         self._timeouts_ms = tuple(timeouts_ms)
-        self._heads = [Flow(b"", state, 0) for state in range(len(self._timeouts_ms))]
+        self._heads = [_head(state) for state in range(len(self._timeouts_ms))]
         self._on_remove = on_remove
+        self._owner = owner
+        self._counts: Counter[object] = Counter()
         self._flows: dict[bytes, F] = {}
         self.get = self._flows.get
         self.evicted = 0
@@ -62,53 +46,62 @@ class FlowTable(Generic[F]):
         return iter(list(self._flows.values()))
 
     def insert(self, flow: F, spares_open: bool = False) -> bool:
-        """Add a flow; one with the same key leaves. Returns: whether there was room.
-
-        spares_open: a full table has room only where flows of other states than the first can go.
-        """
+        """As FlowStore."""
         old = self._flows.get(flow.key)
         if old is not None:
             self.remove(old)
         elif len(self._flows) >= self._max_flows and not self._evict(spares_open):
             return False
         self._flows[flow.key] = flow
+        self._counts[self._owner(flow)] += 1
         self._link(flow)
         return True
 
+    def update(self, flow: F) -> None:
+        """As FlowStore: a flow is kept as it is."""
+
     def touch(self, flow: F, now_ms: int) -> None:
-        """Note that a packet of `flow` was seen."""
-        if now_ms - flow.seen_ms >= RELINK_MS:
+        """As FlowStore."""
+        if now_ms - flow.seen_ms >= SEEN_MS:
             self.move(flow, flow.state, now_ms)
 
     def move(self, flow: F, state: int, now_ms: int) -> None:
-        """Put `flow` into `state`, seen now."""
+        """As FlowStore."""
         self._unlink(flow)
         flow.state = state
         flow.seen_ms = now_ms
         self._link(flow)
 
     def remove(self, flow: F) -> None:
-        """Take `flow` out."""
+        """As FlowStore."""
         del self._flows[flow.key]
         self._unlink(flow)
+        owner = self._owner(flow)
+        self._counts[owner] -= 1
+        if not self._counts[owner]:
+            del self._counts[owner]
         self._on_remove(flow)
 
     def expire(self, now_ms: int, limit: int = 10_000) -> list[F]:
-        """Remove and return up to `limit` flows idle for longer than their state's timeout."""
+        """As FlowStore; at most `limit` in a call."""
         gone: list[F] = []
         for head, timeout_ms in zip(self._heads, self._timeouts_ms, strict=True):
             while len(gone) < limit:
-                oldest = head.newer
-                if oldest is head or now_ms - oldest.seen_ms < timeout_ms:
+                if head.newer is head or now_ms - head.newer.seen_ms < timeout_ms:
                     break
-                self.remove(oldest)  # type: ignore[arg-type]  # heads are never in the table
-                gone.append(oldest)  # type: ignore[arg-type]
+                oldest = self._flows[head.newer.key]
+                self.remove(oldest)
+                gone.append(oldest)
         return gone
+
+    def count(self, owner: object) -> int:
+        """As FlowStore."""
+        return self._counts[owner]
 
     def _evict(self, spares_open: bool) -> bool:
         for head in reversed(self._heads[1:] if spares_open else self._heads):
             if head.newer is not head:
-                self.remove(head.newer)  # type: ignore[arg-type]
+                self.remove(self._flows[head.newer.key])
                 self.evicted += 1
                 return True
         return False
@@ -127,3 +120,10 @@ class FlowTable(Generic[F]):
         flow.newer.older = flow.older
         # not to itself: that would be a cycle, and only the collector could free it
         del flow.older, flow.newer
+
+
+def _head(state: int) -> Flow:
+    """The beginning and end of a state's flows."""
+    head = Flow(b"", state, 0)
+    head.older = head.newer = head
+    return head

@@ -1,0 +1,354 @@
+"""The connection is split: the balancer answers the handshake, a backend the first payload.
+
+Theory of operation
+-------------------
+A SYN is answered with a cookie and forgotten. The ACK that completes the
+handshake is consumed. The first payload segment proves by its numbers that it
+follows a cookie of ours; a key is taken from it (segments are held until the
+key is whole), the scheduler chooses a backend, a flow is entered, and the
+segment itself, unchanged but for destination, DSCP, TTL and TSecr, is the
+handoff to the bridge. Later packets follow the flow.
+
+For a packet that is no SYN the tests come in this order:
+
+1. Its TSecr names a backend: the flow is established there. Where the table
+   disagrees, the table is right only if the flow is old enough for the
+   server's timestamps to have wrapped; otherwise the entry is stale.
+2. It repeats the flow's first segment: same backend.
+3. It follows a cookie: with payload it opens a flow (over whatever was there),
+   without it is consumed, and with FIN alone it is answered.
+4. It belongs to held segments, and may have to be acknowledged (hold.py).
+5. It has a table entry.
+6. Nobody knows it: dropped, and a second later reset.
+
+What still dissatisfies: one choice holds for a connection, so a second request
+on it goes to the same backend whatever its URL; and a flow without timestamps
+is lost with the table that knows it.
+
+Twin: balancer/offload/bpf/balancer.bpf.c
+"""
+
+import struct
+
+from balancer.config import Config, Service
+from balancer.flows import HALF_CLOSED, OPEN, RESET, BackendFlow
+from balancer.keys.http import Missing
+from balancer.keys.request import choose_key
+from balancer.modes.split import handshake, hold, takeover
+from balancer.modes.split.delivery import Deliveries, Delivery
+from balancer.modes.split.flood import Flood
+from balancer.pool.pool import Backend
+from balancer.services import ServiceState
+from common.cluster.cookie import Secrets
+from common.counters import Counters, Sample
+from common.flow.store import SEEN_MS, FlowStore
+from common.flow.unknown import UnknownFlows
+from common.verdict import DROP, HELD, DropReason, Event, Verdict, send
+from common.wire import five_tuple, icmp, tcp
+from common.wire.checksum import change_at
+from common.wire.seq import add, delta
+from common.wire.tcp import ACK, FIN, RST, SYN, Segment
+
+_U32 = struct.Struct("!I")
+
+
+class Split:
+    """As modes.Mode; see the module. Its state is in `flows`, `holds`, `deliveries`, `unknown`."""
+
+    def __init__(
+        self, config: Config, secrets: Secrets, flows: FlowStore[BackendFlow], counters: Counters,
+        marks: hold.Marks,
+    ) -> None:
+        """counters: of the whole data path. marks: told of the flows that are held."""
+        self.secrets = secrets
+        self.flows = flows
+        self.holds = hold.HoldTable(config.hold_octets_total, marks)
+        self.deliveries = Deliveries(config.hold_octets_total)
+        self.unknown = UnknownFlows()
+        self._id_shift = takeover.id_shift(config.id_bits)
+        self._takeover_limit = takeover.RateLimit(config.takeover_rate)
+        self._flood = Flood(config.new_flow_rate)
+        self._counters = counters
+
+    def on_packet(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
+        """Decide about a segment of a service."""
+        flags = segment.flags
+        if flags & SYN:
+            return self._on_syn(segment, service, now_ms)
+        if segment.packet.ttl <= 1:
+            return DROP[DropReason.TTL_EXPIRED]
+        key = segment.five_tuple
+        flow = self.flows.get(key)
+        if segment.ts_off and flags & ACK:
+            tsecr = _U32.unpack_from(segment.octets, segment.ts_off + 4)[0]
+            named = service.pool.get(takeover.backend_id(tsecr, self._id_shift))
+            if named is not None:
+                return self._on_named(segment, flow, named, tsecr, now_ms)
+        return self._on_unnamed(segment, service, flow, key, now_ms)
+
+    def on_tick(self, now_ms: int) -> list[bytes]:
+        """Let flows expire, repeat what is ours to deliver, decide about held flows in time."""
+        new_flows = self._counters[Event.HANDOFF] + self._counters[DropReason.TABLE_FULL]
+        self._flood.watch(new_flows, now_ms)
+        for flow in self.flows.expire(now_ms):
+            self.deliveries.settle(flow.key)
+        packets = self._repeat(now_ms)
+        for held in self.holds.expired(now_ms):
+            verdict = self._on_hold_bound(held, self.flows.get(held.key), now_ms)
+            self._counters[verdict.reason] += 1
+            packets += verdict.packets
+        return packets
+
+    def backend_of(self, quote: icmp.Quote, service: ServiceState) -> Backend | None:
+        """Whose a packet is that an ICMP error quotes."""
+        flow = self.flows.get(five_tuple.reverse(quote.five_tuple))
+        if flow is not None:
+            return flow.backend
+        return service.pool.get(takeover.backend_id(quote.tsval, self._id_shift))
+
+    def samples(self) -> list[Sample]:
+        """What there is to be seen besides what is counted."""
+        return [Sample("held_flows", "gauge", "Flows whose key is not complete", {},
+                       len(self.holds))]
+
+    # --- what a segment is ---
+
+    def _on_syn(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
+        if segment.flags & (ACK | FIN | RST):
+            return DROP[DropReason.BAD_FLAGS]
+        if not _may_be_answered(segment):
+            return DROP[DropReason.BAD_SOURCE]
+        return send(
+            Event.SYN_ANSWERED,
+            handshake.answer_syn(segment, service.config, service.mss, self.secrets, now_ms),
+        )
+
+    def _on_named(
+        self, segment: Segment, flow: BackendFlow | None, named: Backend, tsecr: int, now_ms: int
+    ) -> Verdict:
+        """A packet whose TSecr names a backend."""
+        if flow is not None:
+            backend = flow.backend
+            if backend is named or takeover.may_have_wrapped(
+                backend.ts_start, tsecr, now_ms - flow.created_ms
+            ):
+                if flow.ts_shift:
+                    flow.ts_shift = 0  # the client has seen the server: no more echoes of T0
+                    self.flows.update(flow)
+                return self._forward(segment, flow, now_ms)
+            self._remove(flow)
+        if not self._takeover_limit.allows(now_ms):
+            return DROP[DropReason.TAKEOVER_LIMITED]
+        return _forward_to(segment, named, 0, Event.TAKEOVER)
+
+    def _on_unnamed(
+        self, segment: Segment, service: ServiceState, flow: BackendFlow | None, key: bytes,
+        now_ms: int,
+    ) -> Verdict:
+        """A packet whose TSecr, if it has one, names no backend."""
+        payload_len = segment.payload_len
+        if flow is not None and payload_len and delta(segment.seq, 1) == flow.client_isn:
+            return self._forward(segment, flow, now_ms)
+        if handshake.follows_cookie(segment, self.secrets, now_ms):
+            return self._on_first(segment, service, flow, now_ms)
+        held = self.holds.get(key)
+        if held is not None and held.is_continued_by(segment):
+            return self._on_held(segment, held, flow, now_ms)
+        if flow is not None:
+            return self._forward(segment, flow, now_ms)
+        if segment.flags & RST:
+            return DROP[DropReason.RESET_UNANSWERED]
+        if not _may_be_answered(segment):
+            return DROP[DropReason.BAD_SOURCE]
+        if self.unknown.is_lost(key, now_ms):
+            return send(Event.RESET, tcp.reset_for(segment))
+        return DROP[DropReason.UNKNOWN_FLOW]
+
+    # --- the first payload; old: a flow of the same five-tuple, which a new one replaces ---
+
+    def _on_first(
+        self, segment: Segment, service: ServiceState, old: BackendFlow | None, now_ms: int
+    ) -> Verdict:
+        """The first segment after a handshake of ours."""
+        key = segment.five_tuple
+        held = self.holds.get(key)
+        if held is not None and (
+            held.client_isn != delta(segment.seq, 1) or held.cookie_isn != delta(segment.ack, 1)
+        ):
+            self.holds.remove(held)  # of an older connection on the same ports
+            held = None
+        if segment.flags & RST:
+            if held is not None:
+                self.holds.remove(held)
+            return DROP[DropReason.RESET_UNANSWERED]
+        if held is not None:
+            return self._on_held(segment, held, old, now_ms)
+        if not segment.payload_len:
+            if segment.flags & FIN:
+                return send(Event.FIN_ANSWERED, handshake.answer_fin(segment))
+            return DROP[DropReason.HANDSHAKE_ACK]
+        chosen = _choose(service.config, segment, segment.payload, bool(segment.flags & FIN))
+        if chosen is not None:
+            return self._open(service, [segment], chosen, old, now_ms)
+        held = hold.Held(service, service.config.hold, segment, now_ms)
+        return self._on_held(segment, held, old, now_ms)
+
+    def _on_held(
+        self, segment: Segment, held: hold.Held, old: BackendFlow | None, now_ms: int
+    ) -> Verdict:
+        """A segment of a flow whose key is not complete yet."""
+        if segment.flags & RST:
+            self.holds.remove(held)
+            return DROP[DropReason.RESET_UNANSWERED]
+        if not segment.seq_len:
+            return DROP[DropReason.HANDSHAKE_ACK]
+        if not segment.checksum_holds():
+            return DROP[DropReason.BAD_CHECKSUM]  # it may get acknowledged, and a new checksum
+        self.holds.add(held, segment)
+        payload, ended = held.prefix()
+        chosen = _choose(held.service.config, segment, payload, ended)
+        if chosen is not None:
+            return self._open_held(held, chosen, old, now_ms)
+        if held.is_awaited:
+            self.holds.take(held)  # joined, they may be within the bounds again
+        if self.holds.is_at_bound(held):
+            return self._on_hold_bound(held, old, now_ms)
+        if held.is_awaited:
+            wscale = held.service.config.wscale
+            return send(Event.ACKNOWLEDGED, handshake.acknowledge(segment, held, wscale))
+        return HELD
+
+    def _on_hold_bound(
+        self, held: hold.Held, old: BackendFlow | None, now_ms: int
+    ) -> Verdict:
+        """A bound was reached before the key was complete: hash what is there, or reset."""
+        service = held.service.config
+        if service.hold.policy == "reset":
+            self.holds.remove(held)
+            return send(Event.RESET, tcp.reset_for(held.first))
+        payload, _ = held.prefix()
+        chosen = _choose(service, held.first, payload, complete=True)
+        return self._open_held(held, chosen or b"", old, now_ms)
+
+    def _open_held(
+        self, held: hold.Held, chosen: bytes, old: BackendFlow | None, now_ms: int
+    ) -> Verdict:
+        """Let held segments go to the backend that their key chooses."""
+        self.holds.remove(held)
+        segments = held.segments(held.service.mss - held.first.options_len)
+        return self._open(held.service, segments, chosen, old, now_ms, held)
+
+    def _open(
+        self, service: ServiceState, segments: list[Segment], chosen: bytes,
+        old: BackendFlow | None, now_ms: int, held: hold.Held | None = None,
+    ) -> Verdict:
+        """Choose a backend, enter the flow and hand its first segments over.
+
+        held: where they had to wait: that is no part of the round trip.
+        """
+        first = segments[0]
+        if old is not None:
+            self._remove(old)  # before choosing: it no longer loads its backend
+        backend = service.pool.pick(chosen, self.flows.count)
+        if backend is None:
+            return send(DropReason.NO_BACKEND, tcp.reset_for(first))
+        timestamps = first.timestamps
+        shift = 0
+        if timestamps:
+            arrived_ms = held.arrived_ms if held else now_ms
+            shift = takeover.ts_shift(backend.ts_start, timestamps[1], arrived_ms)
+        flow = BackendFlow(first.five_tuple, backend, delta(first.seq, 1), shift, now_ms)
+        if any(segment.flags & FIN for segment in segments):
+            flow.state = HALF_CLOSED
+        if not self.flows.insert(flow, spares_open=self._flood.is_on):
+            return send(DropReason.TABLE_FULL, tcp.reset_for(first))
+        self.unknown.forget(flow.key)
+        backend.handoffs += 1
+        verdict = send(Event.HANDOFF, *(
+            _forward_to(segment, backend, shift, Event.FORWARDED).packets[0]
+            for segment in segments
+        ))
+        if held and held.taken:
+            self._deliver(flow, Delivery(verdict.packets, add(held.cookie_isn, 1), now_ms))
+        return verdict
+
+    # --- what goes on ---
+
+    def _forward(self, segment: Segment, flow: BackendFlow, now_ms: int) -> Verdict:
+        """Send a packet to its flow's backend, and note what it does to the flow."""
+        flags = segment.flags
+        if flow.goes_up:
+            self._watch(segment, flow)
+        if flags & RST:
+            self.flows.move(flow, RESET, now_ms)
+        elif flags & FIN and flow.state == OPEN:
+            self.flows.move(flow, HALF_CLOSED, now_ms)
+        elif now_ms - flow.seen_ms >= SEEN_MS:
+            self.flows.touch(flow, now_ms)
+        return _forward_to(segment, flow.backend, flow.ts_shift, Event.FORWARDED)
+
+    def _deliver(self, flow: BackendFlow, delivery: Delivery) -> None:
+        """Repeat a flow's handoff, and see all its packets until the server has answered."""
+        if self.deliveries.add(flow.key, delivery):
+            flow.goes_up = True
+            self.flows.update(flow)
+
+    def _watch(self, segment: Segment, flow: BackendFlow) -> None:
+        """Look whether a flow's handoff need be repeated no more."""
+        delivery = self.deliveries.get(flow.key)
+        if delivery is None or delivery.is_settled_by(segment):
+            self._end_delivery(flow)
+
+    def _end_delivery(self, flow: BackendFlow) -> None:
+        self.deliveries.settle(flow.key)
+        flow.goes_up = False
+        self.flows.update(flow)
+
+    def _repeat(self, now_ms: int) -> list[bytes]:
+        """The handoffs that are due, of flows that still have theirs."""
+        packets: list[bytes] = []
+        for key, delivery in self.deliveries.due(now_ms):
+            flow = self.flows.get(key)
+            if flow is None or not flow.goes_up:
+                self.deliveries.settle(key)  # it had to make room, or is another connection's
+                continue
+            packets += delivery.packets
+            if delivery.is_last:
+                self._end_delivery(flow)
+        return packets
+
+    def _remove(self, flow: BackendFlow) -> None:
+        self.deliveries.settle(flow.key)
+        self.flows.remove(flow)
+
+
+def _may_be_answered(segment: Segment) -> bool:
+    """Whether the source is one that a host on the network can have, and not the VIP."""
+    packet = segment.packet
+    return packet.family.source_is_possible(packet.src) and packet.src != packet.dst
+
+
+def _choose(
+    service: Service, segment: Segment, payload: bytes, complete: bool
+) -> bytes | None:
+    """The key in `payload`; None while more octets may tell, which they may not if `complete`."""
+    sport = int.from_bytes(segment.sport, "big")
+    key = choose_key(service.key, service.fallback, payload, segment.packet.src, sport, complete)
+    return None if isinstance(key, Missing) else key
+
+
+def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event) -> Verdict:
+    """`segment` with its backend's address, DSCP, TTL, and a TSecr that names the backend."""
+    octets = bytearray(segment.octets)
+    changes = backend.way.changes
+    if ts_shift and segment.ts_off:
+        off = segment.ts_off + 4
+        tsecr = _U32.unpack_from(octets, off)[0]
+        if 0 < tsecr <= handshake.CLOCK_MASK:  # an echo of T0
+            shifted = add(tsecr, ts_shift)
+            _U32.pack_into(octets, off, shifted)
+            changes += change_at(off, tsecr, shifted)
+    tcp.patch_checksum(octets, segment.off, changes)
+    backend.packets += 1
+    backend.octets += len(octets)
+    return send(event, backend.way.wrap(octets))

@@ -1,0 +1,75 @@
+"""The services of a configuration, as the packet path finds them: by endpoint, or by number."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from random import Random
+
+from balancer import config
+from balancer.modes.split import takeover
+from balancer.pool.pool import Backend, Changes, Pool
+from balancer.pool.schedule import make_scheduler
+from common.cluster.service import Endpoint
+from common.encap import dscp
+
+
+class ServiceState:
+    """A service with its pool.
+
+    number: by which a program's flows name it. mss: what fits the paths to its backends.
+    """
+
+    def __init__(
+        self, service: config.Service, number: int, id_shift: int, random: Random
+    ) -> None:
+        self.config = service
+        self.mss = service.mss
+        self.number = number
+        vip = service.vip.packed
+        self.pool = Pool(
+            service.backends,
+            lambda backend: Backend(
+                self, backend, dscp.Way(vip, backend.address.packed, service.dscp), id_shift),
+            lambda backends: make_scheduler(
+                service.scheduler, backends, hash_balance_factor=service.hash_balance_factor,
+                random=random),
+        )
+
+    def update(self, backends: Sequence[config.Backend]) -> Changes:
+        """Have these backends from now on."""
+        self.config = replace(self.config, backends=tuple(backends))
+        return self.pool.update(backends)
+
+
+class Services:
+    """All services."""
+
+    def __init__(
+        self, configured: config.Config, random: Random,
+        numbers: Mapping[Endpoint, int] | None = None,
+    ) -> None:
+        """numbers: of the services, where something else knows them by number, too."""
+        id_shift = takeover.id_shift(configured.id_bits)
+        self._by_key = {
+            service.endpoint.packed: ServiceState(
+                service, place if numbers is None else numbers[service.endpoint], id_shift, random)
+            for place, service in enumerate(configured.services)
+        }
+        self._by_number = {service.number: service for service in self}
+        self.vips = {service.vip.packed for service in configured.services}
+
+    def __iter__(self) -> Iterator[ServiceState]:
+        return iter(self._by_key.values())
+
+    def items(self) -> Iterable[tuple[bytes, ServiceState]]:
+        """Each with its endpoint's key (common/cluster/service.py)."""
+        return self._by_key.items()
+
+    def find(self, number: int, backend_id: int) -> Backend | None:
+        """A backend by its service's number and its id."""
+        service = self._by_number.get(number)
+        return service.pool.get(backend_id) if service else None
+
+    def backends(self) -> Iterator[Backend]:
+        """The backends of all services."""
+        for service in self:
+            yield from service.pool

@@ -1,0 +1,157 @@
+"""A program beside the data path: told of every change of the backends while its flows go on."""
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from random import Random
+
+import pytest
+
+from balancer import config
+from balancer.keys.request import KeySpec
+from balancer.offload.offload import beside
+from balancer.offload.program import PROGRAM_NAME, Program
+from balancer.paths import NextHop, Route
+from common.bpf import BpfError, build
+from common.bpf.objects import XDP_PASS, XDP_TX
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
+from common.wire import tcp
+from common.wire.tcp import ACK, PSH
+
+pytestmark = pytest.mark.root
+
+VIP = IPv4Address("192.168.33.10")
+SECRETS = Secrets(bytes(16))
+ETHERNET = bytes(12) + b"\x08\0"
+REQUEST = b"GET /%d HTTP/1.1\r\n\r\n"
+HOP = NextHop(1, 1500, b"\2" * 6, b"\4" * 6)
+
+
+def backend(number: int, weight: int = 1) -> config.Backend:
+    return config.Backend(number, VIP + 10 + number, weight)
+
+
+class Pair:
+    """A program, and the data path beside it."""
+
+    def __init__(self, *backends: config.Backend) -> None:
+        service = config.Service(name="web", vip=VIP, port=80, dscp=3,
+                                 key=KeySpec.parse("http.path"), backends=backends)
+        configured = config.Config(services=(service,), max_flows=1000)
+        try:
+            self.program = Program(configured, SECRETS)
+        except (BpfError, build.BuildError) as error:
+            pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
+        self.datapath, self.offload = beside(self.program, configured, SECRETS, random=Random(1))
+        (self.service,) = self.datapath.services
+        self._run = self.program.object.program(PROGRAM_NAME).test_run
+        self.tell_routes()
+
+    def tell_routes(self) -> None:
+        """As the daemon does, when the kernel has said what it knows."""
+        paths = self.datapath.paths
+        paths.set_routes({address: Route(b"", 1500, HOP) for address in paths})
+        self.offload.tell_paths(paths)
+
+    def update(self, *backends: config.Backend) -> None:
+        self.datapath.update(self.service, backends)
+        self.tell_routes()
+
+    def give(self, packet: bytes) -> int:
+        """To which backend the program sends it; 0: it goes up."""
+        run = self._run(ETHERNET + packet)
+        assert run.retval in (XDP_PASS, XDP_TX)
+        return run.data[14 + 19] - 20 if run.retval == XDP_TX else 0
+
+    def hand_over(self, number: int) -> int:
+        now_ms = time.time_ns() // 1_000_000
+        cookie_isn = cookie.encode(SECRETS, ends(number), 7, cookie.epoch_at(now_ms),
+                                   Offer(1460, True, 7))
+        return self.give(tcp.emit(ends(number), 8, cookie_isn + 1, ACK | PSH,
+                                  payload=REQUEST % number))
+
+    def go_on(self, number: int) -> int:
+        return self.give(tcp.emit(ends(number), 5000, 6000, ACK))
+
+    def tick(self, after_ms: int = 0) -> None:
+        self.datapath.on_tick(time.time_ns() // 1_000_000 + after_ms)
+
+    def counts(self) -> dict[int, int]:
+        return {each.id: self.datapath.flows.count(each) for each in self.service.pool}
+
+
+def ends(number: int) -> bytes:
+    return (10 << 24 | number).to_bytes(4) + VIP.packed + b"\x10\0\0\x50"
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    made = Pair(backend(1), backend(2))
+    yield made
+    made.program.close()
+
+
+def test_what_the_program_enters_is_counted_at_once(pair: Pair) -> None:
+    chosen = Counter(pair.hand_over(number) for number in range(100))
+
+    assert pair.counts() == chosen
+    assert len(pair.datapath.flows) == 100
+
+
+def test_a_first_segment_that_comes_again_is_counted_once(pair: Pair) -> None:
+    before = [pair.hand_over(number) for number in range(50)]
+    pair.update(backend(1, weight=0), backend(2))
+
+    again = [pair.hand_over(number) for number in range(50)]
+
+    assert again == before
+    assert pair.counts() == Counter(before)
+    assert {pair.hand_over(number) for number in range(50, 100)} == {2}
+
+
+def test_new_backends_and_weights_are_the_programs_at_once(pair: Pair) -> None:
+    before = {number: pair.hand_over(number) for number in range(50)}
+
+    pair.update(backend(1), backend(2), backend(3, weight=5))
+
+    assert {number: pair.go_on(number) for number in before} == before
+    assert {pair.hand_over(number) for number in range(50, 150)} == {1, 2, 3}
+
+
+def test_the_program_forwards_a_leaving_backends_flows_to_their_end(pair: Pair) -> None:
+    before = {number: pair.hand_over(number) for number in range(50)}
+
+    pair.update(backend(2))
+    pair.tick()
+
+    assert {number: pair.go_on(number) for number in before} == before
+    assert {pair.hand_over(number) for number in range(50, 100)} == {2}
+    assert set(pair.counts()) == {1, 2}
+
+
+def test_a_backend_whose_flows_have_gone_is_the_programs_no_more(pair: Pair) -> None:
+    before = {number: pair.hand_over(number) for number in range(50)}
+    pair.update(backend(2))
+    for number, at in before.items():
+        if at == 1:
+            flow = pair.datapath.flows.get(ends(number))
+            assert flow is not None
+            pair.datapath.flows.remove(flow)
+
+    pair.tick()
+    pair.tick()
+
+    assert set(pair.counts()) == {2}
+    assert not any(pair.go_on(number) for number, at in before.items() if at == 1)
+
+
+def test_what_was_counted_for_those_that_stay_is_kept(pair: Pair) -> None:
+    handoffs = Counter(pair.hand_over(number) for number in range(50))
+    pair.offload.add_counts(pair.datapath.counters)
+
+    pair.update(backend(2), backend(1, weight=3), backend(3))
+    pair.offload.add_counts(pair.datapath.counters)
+
+    assert {each.id: each.handoffs for each in pair.service.pool if each.id < 3} == handoffs
