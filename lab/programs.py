@@ -264,7 +264,8 @@ def _bridge_paths() -> Iterator[tuple[str, float]]:
         empty_ns = _median_ns(way_in, bytes(12) + b"\x86\xdd" + bytes(60))
         programs = Splice(_CONFIG, [_SERVICE])
         programs.write(_UP, splice.Entry(
-            0, 0, 1, 1, IPv4Address(HOST).packed, b"\0\x50", 0, 7, 7, 0, 0, _SEQ, _SEQ, _SEQ, 0))
+            0, 0, 1, 1, IPv4Address(HOST).packed, b"\0\x50", 0, 7, 7, 0, splice.states().OPEN, True,
+            _SEQ, _SEQ, _SEQ, 0, 0, 0))
         up, down = programs.program("on_ingress"), programs.program("on_egress")
         back = five_tuple.reverse(_UP)
         for name, program, frame, mark in (

@@ -13,7 +13,9 @@ from common.cluster.cookie import Secrets
 from common.settings.table import Table
 from common.verdict import Event, Verdict, send
 from common.wire import five_tuple, tcp
+from common.wire.tcp import RST
 from packetbridge import config as bridge_config
+from packetbridge.flows import RESET
 from packetbridge.offload.fast_datapath import Datapath
 from packetbridge.offload.splice import Splice
 
@@ -72,9 +74,12 @@ class Spliced(Datapath):
             key = five_tuple.join(
                 segment.packet.src, service.server, segment.sport, service.server_port
             )
-        flow = self.flows.get(key)
+        flow = self._learn(self._programs, key, now_ms)
         assert flow is not None, "the programs have a flow that the table has not"
-        self.flows.touch(flow, now_ms)
+        if segment.flags & RST:
+            self.flows.move(flow, RESET, now_ms)
+        else:
+            self._note_seen(flow, now_ms)
 
     def _touch_live(self, splice: Splice, now_ms: int) -> None:
         """Not by the kernel's time."""

@@ -7,7 +7,8 @@
 #include "bridge.h"
 
 #define MAX_OPTIONS_LEN 40
-enum { OPTION_END = 0, OPTION_NOP = 1, OPTION_TIMESTAMPS = 8, TIMESTAMPS_LEN = 10 };
+enum { OPTION_END = 0, OPTION_NOP = 1, OPTION_WSCALE = 3, OPTION_TIMESTAMPS = 8 };
+enum { WSCALE_LEN = 3, TIMESTAMPS_LEN = 10 }; /* of the whole option */
 
 struct timestamps {
 	bool found;
@@ -36,12 +37,13 @@ struct option_octets {
 	__u8 at[MAX_OPTIONS_LEN];
 };
 
-/* Where the option begins, or -1.
+/* Where the first option of that kind and length begins, or -1.
  *
  * Global, so that the verifier looks at it once. It goes octet by octet and waits for the next
  * option to begin, since it would follow every way of jumping from one to the next.
  */
-__noinline int timestamps_off(const struct option_octets *octets, __u32 len)
+__noinline int option_off(const struct option_octets *octets, __u32 len, __u32 wanted,
+			  __u32 wanted_len)
 {
 	__u32 next = 0;
 
@@ -57,7 +59,7 @@ __noinline int timestamps_off(const struct option_octets *octets, __u32 len)
 			continue;
 		if (kind == OPTION_END || option_len < 2 || off + option_len > len)
 			break;
-		if (kind == OPTION_TIMESTAMPS && option_len == TIMESTAMPS_LEN)
+		if (kind == wanted && option_len == wanted_len)
 			return off;
 		next = off + option_len;
 		asm volatile("%0 &= 63" : "+r"(next)); /* one range, so that states are alike */
@@ -79,7 +81,7 @@ static __always_inline struct timestamps read_timestamps(struct __sk_buff *skb,
 		return timestamps;
 	if (bpf_skb_load_bytes(skb, IP_OFF + HEADERS_LEN, octets.at, len))
 		return timestamps;
-	off = timestamps_off(&octets, len);
+	off = option_off(&octets, len, OPTION_TIMESTAMPS, TIMESTAMPS_LEN);
 	if (off < 0 || bpf_skb_load_bytes(skb, IP_OFF + HEADERS_LEN + off + 2, values, 8))
 		return timestamps;
 	timestamps.found = true;

@@ -1,28 +1,32 @@
-/* Splice: segments of established flows, translated between client and server.
+/* Splice: a client's segments, translated for the server, and the server's for the client.
  *
- * The portable engine replays the handshake and then writes the flow into `flows`; from then on
- * its segments are translated here, client → server at tc ingress, server → client at tc egress.
- * The portable engine gets all else: what opens, closes or does not fit a flow, and what has
- * unusual options. For that a server's packet is turned round and comes in once more.
+ * A first data segment whose cookie holds makes the programs replay the handshake (replay.h); from
+ * the server's SYN-ACK on the flow's segments are translated, client → server at tc ingress, server
+ * → client at tc egress, until the daemon's sweep finds that it has ended or gone silent.
+ *
+ * The portable engine gets all else: servers that do not answer, what does not fit a flow, and what
+ * has unusual options. For that a server's packet is turned round and comes in once more.
  *
  * Twin: packetbridge/datapath.py
  */
 #include "bridge.h"
 #include "checksum.h"
+#include "cookie.h"
 #include "translate.h"
 
 #define PLAUSIBLE_LEN (1 << 20)
 #define HOST 0 /* PACKET_HOST: for this host, whatever the frame's address is */
 
 /* What has been seen of the end of a flow. Source: packetbridge/flows.py */
-enum { CLIENT_FIN = 1, SERVER_FIN = 2, BOTH_FINS = 3, CLIENT_FIN_ACKED = 4, SERVER_FIN_ACKED = 8 };
+enum { CLIENT_FIN = 1, SERVER_FIN = 2, CLIENT_FIN_ACKED = 4, SERVER_FIN_ACKED = 8, ENDED = 15 };
+enum { WAS_RESET = 16 };
 
 const volatile __u32 server_mark; /* of packets to servers, and of their answers */
 
-/* Counted up by packetbridge/offload/fast_datapath.py, which so finds the flows that are idle. Any clock
- * of the kernel's would cost more.
- */
-volatile __u32 current_round;
+/* Seconds, counted up by packetbridge/offload/splice.py. Any clock of the kernel's would cost more. */
+volatile __u32 current_s;
+
+#include "replay.h"
 
 struct flow_key {
 	__be32 client;
@@ -39,6 +43,13 @@ struct {
 	__type(value, struct flow);
 } flows SEC(".maps");
 
+static __always_inline struct flow_key key_of(const struct service *service,
+					      const struct segment *segment)
+{
+	return (struct flow_key){segment->src, service->server, segment->sport,
+				 service->server_port};
+}
+
 /* Whether it can be no other connection's: without payload it opens none, with one its numbers
  * must fit the flow.
  */
@@ -52,51 +63,134 @@ static __always_inline bool is_of_flow(const struct segment *segment, const stru
 	return distance <= 2 * PLAUSIBLE_LEN && segment->ack - flow->server_acked <= unacked_len;
 }
 
-static __always_inline bool is_plain(const struct segment *segment)
+/* Keep track of what the client has sent and acknowledged. */
+static __always_inline void note_client(struct flow *flow, const struct segment *segment)
 {
-	return (segment->flags & (SYN | FIN | RST | ACK)) == ACK;
+	__u32 end = segment->seq + segment->len - segment->payload_off;
+
+	if (segment->flags & (FIN | RST)) {
+		end += segment->flags & FIN;
+		flow->client_ending |= segment->flags & RST ? WAS_RESET : CLIENT_FIN;
+	}
+	if (is_after(end, flow->client_next))
+		flow->client_next = end;
+	if (is_after(segment->ack, flow->server_acked))
+		flow->server_acked = segment->ack;
+	if (flow->server_ending & SERVER_FIN && segment->ack == flow->server_next)
+		flow->client_ending |= SERVER_FIN_ACKED;
+	flow->seen_s = current_s;
 }
 
-/* Whether it is the first to say that the other side's FIN has arrived: the portable engine notes
- * that. While only one side has closed, a segment with payload does not count: many may say so at
- * once, and would be overtaken by those that come after it is noted.
- *
- * fin, acked: the other side's bits of `ending`, next: its next number.
- */
-static __always_inline bool is_first_ack_of_fin(const struct segment *segment,
-						const struct flow *flow, __u8 fin, __u8 acked,
-						__u32 next)
+/* The same of the server. */
+static __always_inline void note_server(struct flow *flow, const struct segment *segment)
 {
-	if ((flow->ending & (fin | acked)) != fin || segment->ack != next)
-		return false;
-	return !has_payload(segment) || (flow->ending & BOTH_FINS) == BOTH_FINS;
+	__u32 end = segment->seq + segment->len - segment->payload_off + flow->seq_delta;
+
+	if (segment->flags & (FIN | RST)) {
+		end += segment->flags & FIN;
+		flow->server_ending |= segment->flags & RST ? WAS_RESET : SERVER_FIN;
+	}
+	if (is_after(end, flow->server_next))
+		flow->server_next = end;
+	if (flow->client_ending & CLIENT_FIN && segment->ack == flow->client_next)
+		flow->server_ending |= CLIENT_FIN_ACKED;
+	flow->seen_s = current_s;
+}
+
+/* Whether this is a first data segment: cookie(five_tuple with the VIP, seq−1) = ack−1. One that
+ * ends the connection as well is left to the portable engine.
+ */
+static __always_inline bool is_handoff(const struct service *service,
+				       const struct segment *segment)
+{
+	struct handshake flow = {
+		segment->src, service->vip, segment->sport, service->vip_port, segment->seq - 1,
+	};
+
+	return has_payload(segment) && (segment->flags & (FIN | RST)) == 0 &&
+	       is_ours(&flow, segment->ack - 1);
+}
+
+/* The segment that opens a flow, over whatever flow of this service was there (a reused port). */
+static __noinline int on_handoff(struct __sk_buff *skb, const struct service *service,
+				 const struct segment *segment, const struct flow_key *key, __u8 dscp)
+{
+	struct timestamps timestamps = read_timestamps(skb, segment);
+	struct flow flow = {
+		.ts_delta = timestamps.tsecr,
+		.client_isn = segment->seq - 1,
+		.cookie_isn = segment->ack - 1,
+		.vip = service->vip,
+		.vip_port = service->vip_port,
+		.dscp = dscp,
+		.advertised_wscale = service->wscale,
+		.state = REPLAYING,
+		.has_timestamps = timestamps.found,
+		.client_next = segment->seq + segment->len - segment->payload_off,
+		.server_next = segment->ack,
+		.server_acked = segment->ack,
+		.seen_s = current_s,
+	};
+
+	if (!checksum_holds(skb, segment)) {
+		count(REASON_BAD_CHECKSUM);
+		return DROP;
+	}
+	if (bpf_map_update_elem(&flows, key, &flow, BPF_ANY))
+		return NEXT;
+	return send_syn(skb, service, segment, &timestamps);
+}
+
+/* A segment that no open flow has. flow: one that waits for its server, or has other numbers.
+ *
+ * It reads the segment itself: given it, clang would keep it in memory on the way of all others.
+ */
+static __noinline int on_other(struct __sk_buff *skb, const struct service *service,
+			       const struct flow *flow)
+{
+	bool is_waiting = flow && flow->state == REPLAYING;
+	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
+	struct segment segment;
+	struct flow_key key;
+	__u8 dscp;
+
+	if (!ip || !read_segment(skb, ip, &segment))
+		return NEXT;
+	dscp = ip->tos >> 2;
+	key = key_of(service, &segment);
+	if (flow && (flow->state == PORTABLE || flow->dscp != dscp))
+		return NEXT;
+	if (skb->tc_index == REQUEUED && (!flow || is_waiting))
+		return NEXT; /* the server has not answered at once */
+	if ((!flow || is_waiting || flow->client_isn != segment.seq - 1) &&
+	    is_handoff(service, &segment))
+		return on_handoff(skb, service, &segment, &key, dscp);
+	if (!is_waiting)
+		return NEXT;
+	if (has_payload(&segment) || segment.flags & (FIN | RST))
+		return requeue(skb); /* the SYN and the handoff wait before it */
+	count(REASON_REPLAY_PENDING);
+	return DROP;
 }
 
 static __always_inline int on_client(struct __sk_buff *skb, const struct iphdr *ip,
 				     const struct service *service)
 {
 	__u8 dscp = ip->tos >> 2;
-	struct flow_key key = {.server = service->server, .server_port = service->server_port};
 	struct segment segment;
+	struct flow_key key;
 	struct flow *flow;
-	__u32 end;
 
-	if (ip->ttl <= 1 || !read_segment(skb, ip, &segment) || !is_plain(&segment) ||
-	    segment.dport != service->vip_port)
+	if (ip->ttl <= 1 || !read_segment(skb, ip, &segment) ||
+	    (segment.flags & (SYN | ACK)) != ACK || segment.dport != service->vip_port)
 		return NEXT;
-	key.client = segment.src;
-	key.client_port = segment.sport;
+	key = key_of(service, &segment);
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || flow->dscp != dscp || !is_of_flow(&segment, flow) ||
-	    is_first_ack_of_fin(&segment, flow, SERVER_FIN, SERVER_FIN_ACKED, flow->server_next) ||
-	    !to_server(skb, &segment, service, flow))
+	if (!flow || flow->state != OPEN || flow->dscp != dscp || !is_of_flow(&segment, flow))
+		return on_other(skb, service, flow);
+	if (!to_server(skb, &segment, service, flow))
 		return NEXT;
-	end = segment.seq + segment.len - segment.payload_off;
-	if (is_after(end, flow->client_next))
-		flow->client_next = end;
-	if (is_after(segment.ack, flow->server_acked))
-		flow->server_acked = segment.ack;
-	flow->seen_round = current_round;
+	note_client(flow, &segment);
 	skb->mark = server_mark; /* so that a RST in answer is known for one of ours */
 	count(REASON_TO_SERVER);
 	return NEXT;
@@ -120,6 +214,28 @@ int on_ingress(struct __sk_buff *skb)
 	return NEXT;
 }
 
+/* The server's answer to the replayed SYN. Whatever it is, the client need not see it: what opens
+ * no flow makes the handoff go up, and the portable engine asks again.
+ */
+static __noinline int on_answer(struct __sk_buff *skb, struct flow *flow)
+{
+	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
+	struct segment segment;
+	struct answer answer;
+
+	if (!ip || !read_segment(skb, ip, &segment))
+		return DROP;
+	if ((segment.flags & (SYN | ACK | RST)) == (SYN | ACK) &&
+	    segment.ack == flow->client_isn + 1) {
+		answer = read_answer(skb, &segment);
+		open_flow(flow, segment.seq, &answer);
+		count(REASON_OPENED);
+	} else {
+		count(REASON_REPLAY_PENDING);
+	}
+	return DROP;
+}
+
 SEC("tc")
 int on_egress(struct __sk_buff *skb)
 {
@@ -127,7 +243,6 @@ int on_egress(struct __sk_buff *skb)
 	struct flow_key key = {};
 	struct flow *flow;
 	struct iphdr *ip;
-	__u32 end;
 
 	if (skb->mark != server_mark || skb->protocol != bpf_htons(ETH_P_IP))
 		return NEXT;
@@ -139,16 +254,55 @@ int on_egress(struct __sk_buff *skb)
 	key.client_port = segment.dport;
 	key.server_port = segment.sport;
 	flow = bpf_map_lookup_elem(&flows, &key);
-	if (!flow || !is_plain(&segment) ||
-	    is_first_ack_of_fin(&segment, flow, CLIENT_FIN, CLIENT_FIN_ACKED, flow->client_next) ||
-	    !to_client(skb, &segment, flow))
+	if (flow && flow->state == REPLAYING)
+		return on_answer(skb, flow);
+	if (!flow || flow->state != OPEN || segment.flags & SYN || !to_client(skb, &segment, flow))
 		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
-	end = segment.seq + segment.len - segment.payload_off + flow->seq_delta;
-	if (is_after(end, flow->server_next))
-		flow->server_next = end;
-	flow->seen_round = current_round;
+	note_server(flow, &segment);
 	count(REASON_TO_CLIENT);
 	return NEXT;
+}
+
+/* For how long flows stay without a packet, seconds. left: how many are there afterwards.
+ *
+ * Twin: packetbridge/offload/splice.py:_SWEEP
+ */
+struct sweep {
+	__u32 now_s;
+	__u32 idle_s;
+	__u32 closing_s;
+	__u32 replay_s;
+	__u32 left;
+};
+
+static __u64 sweep_flow(void *map, const struct flow_key *key, const struct flow *flow,
+		       struct sweep *sweep)
+{
+	__u8 ending = flow->client_ending | flow->server_ending;
+	__u32 most_s = sweep->idle_s;
+
+	if (flow->state == REPLAYING)
+		most_s = sweep->replay_s;
+	else if (ending & WAS_RESET || (ending & ENDED) == ENDED)
+		most_s = sweep->closing_s;
+	/* those of the portable engine leave when it forgets them; a second may have begun since */
+	if (flow->state != PORTABLE && (__s32)(sweep->now_s - flow->seen_s) > (__s32)most_s)
+		bpf_map_delete_elem(map, key);
+	else
+		sweep->left++;
+	return 0;
+}
+
+/* Remove the flows that have ended or gone silent. Called by the daemon. */
+SEC("syscall")
+int sweep_flows(struct sweep *sweep)
+{
+	struct sweep own = *sweep;
+
+	own.left = 0;
+	bpf_for_each_map_elem(&flows, sweep_flow, &own, 0);
+	sweep->left = own.left;
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "GPL";

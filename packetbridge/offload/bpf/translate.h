@@ -10,15 +10,26 @@
 #include "bridge.h"
 #include "checksum.h"
 
+#include "common/bpf/include/share.h"
+
 #define USUAL_TIMESTAMPS 0x0101080a /* NOP, NOP, timestamps */
 #define USUAL_SACK 0x01010500 /* NOP, NOP, SACK; its length stands in the last octet */
 #define TIMESTAMPS_WORDS 3
 #define MAX_EDGES 8 /* of four blocks */
 
-/* The flow's two sides; written by packetbridge/offload/splice.py.
+/* Who looks after a flow. OPEN: the programs translate it. REPLAYING: they have sent the server its
+ * SYN, and wait for the answer. PORTABLE: all of its packets are the portable engine's.
+ */
+enum flow_state { OPEN, REPLAYING, PORTABLE };
+
+SHARE_TYPE(flow_state, enum flow_state);
+
+/* The flow's two sides; written here and by packetbridge/offload/splice.py.
  *
- * The first group is as in packetbridge/flows.py:BridgeFlow, and stays. The second is kept up here:
- * what has been seen, in the client's numbers, and in which round (see splice.bpf.c).
+ * The first group is as in packetbridge/flows.py:BridgeFlow, and stays; while the handshake is being
+ * replayed, ts_delta is the handoff's TSecr. The second is what has been seen, in the client's
+ * numbers, and in which second. Of `ending`, each direction has its own half: two processors may be
+ * at it at once.
  */
 struct flow {
 	__u32 seq_delta;
@@ -31,13 +42,16 @@ struct flow {
 	__u8 server_wscale;
 	__u8 advertised_wscale;
 	__u8 client_wscale;
-	__u8 ending;
-	__u8 padding;
+	__u8 state;
+	bool has_timestamps; /* the handoff had */
 
 	__u32 client_next;
 	__u32 server_next;
 	__u32 server_acked;
-	__u32 seen_round;
+	__u32 seen_s;
+	__u8 client_ending; /* what the client's segments tell, and below, what the server's do */
+	__u8 server_ending;
+	__u8 padding[2];
 };
 
 /* Where the options lie that are translated: word 0 is the first of the options. */

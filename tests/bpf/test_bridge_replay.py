@@ -1,0 +1,312 @@
+"""Handshakes that the splicing programs replay, against the portable data path's: the same SYN, and
+the same flow after the server's answer.
+
+Others, and more of them: lab/run test tests/bpf -k replay --seed 7 --times 20
+"""
+
+import os
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from ipaddress import IPv4Address
+from random import Random
+
+import pytest
+from pyroute2 import netns
+
+from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, Run, SkBuff
+from common.cluster import cookie
+from common.cluster.cookie import Offer, Secrets
+from common.counters import new_counters
+from common.verdict import DropReason, Event
+from common.wire import options, tcp
+from common.wire.options import Options
+from common.wire.tcp import ACK, FIN, PSH, RST, SYN
+from packetbridge.config import Config, Service, Timeouts
+from packetbridge.datapath import Datapath
+from packetbridge.offload.splice import Entry, Splice, states
+
+VIP, BRIDGE, SERVER = (IPv4Address(f"192.168.33.{host}") for host in (10, 20, 30))
+SERVICE = Service(name="web", dscp=3, vip=VIP, port=80, server=SERVER, server_port=8080, wscale=9)
+CONFIG = Config(services=(SERVICE,), address=BRIDGE, max_flows=1000,
+                timeouts=Timeouts(idle_ms=60_000, closing_ms=10_000))
+SECRETS = Secrets(bytes(range(16)), bytes(range(16, 32)))
+ETHERNET = bytes(12) + b"\x08\x00"
+TAG = 3 << 2
+
+
+@pytest.fixture
+def lo() -> Iterator[socket.socket]:
+    """A host that has nothing but `lo`, and all that comes in there."""
+    name = f"l3dsr-replay-{os.getpid()}"
+    netns.create(name)
+    netns.pushns(name)
+    try:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800)) as seen:
+            seen.bind(("lo", 0x0800))
+            seen.settimeout(5)
+            yield seen
+    finally:
+        netns.popns()
+        netns.remove(name)
+
+
+@pytest.fixture
+def programs(lo: socket.socket) -> Iterator[Splice]:
+    made = Splice(CONFIG, [SERVICE])
+    made.set_secrets(SECRETS)
+    yield made
+    made.close()
+
+
+@pytest.fixture
+def random(request: pytest.FixtureRequest) -> Random:
+    """What the test generates from."""
+    return Random(f"{request.config.getoption('seed')} {request.function.__name__}")
+
+
+class Client:
+    """One that has shaken hands with the balancer just now."""
+
+    def __init__(self, random: Random, port: int) -> None:
+        self.random, self.now_ms = random, time.time_ns() // 1_000_000
+        self.isn, self.server_isn = random.getrandbits(32), random.getrandbits(32)
+        self.offer = Offer(random.choice([536, 1200, 1300, 1360, 1400, 1440, 1460, 8960]),
+                           random.random() < 0.7, random.choice([None, 0, 7, 14]))
+        self.has_timestamps = random.random() < 0.7
+        self.address, self.port = bytes((10, *random.randbytes(3))), port.to_bytes(2)
+        ends = self.address + VIP.packed + self.port + b"\0\x50"
+        self.cookie_isn = cookie.encode(
+            SECRETS, ends, self.isn, cookie.epoch_at(self.now_ms), self.offer)
+        self.key = self.address + SERVER.packed + self.port + (8080).to_bytes(2)
+
+    def handoff(self, payload: bytes, flags: int = ACK | PSH) -> bytes:
+        """The first data. Its window is any."""
+        stamps = Options(timestamps=(self.random.getrandbits(32), 1 << 24 | 5)
+                         if self.has_timestamps else None)
+        return tcp.emit(
+            self.address + BRIDGE.packed + self.port + b"\0\x50", self.isn + 1,
+            self.cookie_isn + 1, flags, window=self.random.getrandbits(16),
+            option_octets=options.emit(stamps), payload=payload, tos=TAG | 1)
+
+    def answer(self, flags: int = SYN | ACK, acked: int = 1) -> bytes:
+        """The server's, which may offer less than the client."""
+        random = self.random
+        made = Options(
+            1460, self.offer.sack and random.random() < 0.8,
+            (random.getrandbits(32), 5) if self.has_timestamps and random.random() < 0.9 else None,
+            None if self.offer.wscale is None else random.choice([None, 0, 3, 10, 15]),
+        )
+        return tcp.emit(SERVER.packed + self.address + struct.pack("!H", 8080) + self.port,
+                        self.server_isn, self.isn + acked, flags, option_octets=options.emit(made))
+
+
+def portable() -> Datapath:
+    return Datapath(CONFIG, SECRETS, random=Random(1))
+
+
+def way_in(programs: Splice, packet: bytes) -> Run:
+    return programs.program("on_ingress").test_run(ETHERNET + packet, SkBuff())
+
+
+def way_out(programs: Splice, packet: bytes) -> Run:
+    return programs.program("on_egress").test_run(ETHERNET + packet, SkBuff(mark=CONFIG.mark))
+
+
+def counted(programs: Splice, reason: Event | DropReason) -> int:
+    counters = new_counters()
+    programs.on_tick(counters)
+    return counters[reason]
+
+
+def test_handshakes_are_replayed_alike(
+    programs: Splice, lo: socket.socket, random: Random, request: pytest.FixtureRequest
+) -> None:
+    for number in range(300 * request.config.getoption("times")):
+        client, alone = Client(random, 1024 + number % 60_000), portable()
+        packet = client.handoff(random.randbytes(random.choice([20, 21, 99, 511, 1400, 1448])))
+
+        ran = way_in(programs, packet)
+        (syn,) = alone.on_packet(packet, client.now_ms).packets
+
+        assert (ran.retval, ran.data) == (TC_ACT_REDIRECT, ETHERNET + packet)
+        captured = lo.recv(65536)[len(ETHERNET):]
+        assert captured[:len(syn)] == syn, "the stack cuts off what lies behind its length"
+        waiting = programs.look_up(client.key)
+        assert waiting is not None
+        assert waiting.state == states().REPLAYING
+
+        answer = client.answer()
+        ran = way_out(programs, answer)
+        alone.on_packet(answer, client.now_ms)
+
+        assert ran.retval == TC_ACT_SHOT
+        (flow,) = alone.flows
+        found = programs.look_up(client.key)
+        assert found is not None
+        assert found._replace(has_timestamps=False) == Entry.of(flow, found.seen_s)
+
+        expected = alone.on_packet(packet, client.now_ms).packets  # as it comes in once more
+        assert way_in(programs, packet).data[len(ETHERNET):] == expected[0]
+
+
+def test_a_damaged_handoff_is_dropped(programs: Splice, random: Random) -> None:
+    for length in (20, 491, 492, 493, 1400):
+        client = Client(random, 5000)
+        packet = bytearray(client.handoff(bytes(length)))
+        packet[-1 - random.randrange(length)] ^= 1
+
+        ran = way_in(programs, bytes(packet))
+
+        assert ran.retval == TC_ACT_SHOT
+        assert portable().on_packet(bytes(packet), client.now_ms).reason is DropReason.BAD_CHECKSUM
+        assert programs.look_up(client.key) is None
+    assert counted(programs, DropReason.BAD_CHECKSUM) == 5
+
+
+def test_a_handoff_whose_checksum_is_left_to_the_card_is_none_the_worse(
+    programs: Splice, random: Random
+) -> None:
+    client = Client(random, 5000)
+    packet = bytearray(client.handoff(bytes(99)))
+    pseudo = packet[12:20] + bytes((0, 6)) + (len(packet) - 20).to_bytes(2)
+    total = sum(struct.unpack("!6H", pseudo))
+    packet[36:38] = ((total & 0xFFFF) + (total >> 16)).to_bytes(2)
+
+    assert way_in(programs, bytes(packet)).retval == TC_ACT_REDIRECT
+
+
+@pytest.mark.parametrize(("payload", "flags", "why"), [
+    (b"", ACK, "nothing that opens a flow"),
+    (bytes(99), ACK | FIN, "the client has said all"),
+    (bytes(99), ACK | RST, "a reset"),
+    (bytes(99), PSH, "no ACK"),
+    (b"x", ACK, "shorter than the SYN"),
+])
+def test_what_is_unusual_goes_up(
+    programs: Splice, random: Random, payload: bytes, flags: int, why: str
+) -> None:
+    client = Client(random, 5000)
+    client.has_timestamps, client.offer = False, Offer(1460, True, 7)
+    packet = client.handoff(payload, flags)
+
+    ran = way_in(programs, packet)
+
+    assert (ran.retval, ran.data) == (TC_ACT_UNSPEC, ETHERNET + packet), why
+
+
+def test_a_cookie_that_is_not_ours_opens_nothing(programs: Splice, random: Random) -> None:
+    client = Client(random, 5000)
+    client.cookie_isn ^= 1 << 8
+    packet = client.handoff(bytes(99))
+
+    assert way_in(programs, packet).retval == TC_ACT_UNSPEC
+    assert programs.look_up(client.key) is None
+
+
+@pytest.mark.parametrize(("flags", "acked"), [(ACK, 77), (RST | ACK, 1), (SYN | ACK, 2)],
+                         ids=["an old connection's", "refused", "another's"])
+def test_another_answer_opens_nothing_and_reaches_nobody(
+    programs: Splice, random: Random, flags: int, acked: int
+) -> None:
+    client = Client(random, 5000)
+    way_in(programs, client.handoff(bytes(99)))
+
+    ran = way_out(programs, client.answer(flags, acked))
+
+    assert ran.retval == TC_ACT_SHOT
+    waiting = programs.look_up(client.key)
+    assert waiting is not None
+    assert waiting.state == states().REPLAYING
+    assert counted(programs, DropReason.REPLAY_PENDING) == 1
+
+
+def test_a_segment_that_overtakes_waits_behind_the_handoff(
+    programs: Splice, random: Random
+) -> None:
+    client = Client(random, 5000)
+    first = client.handoff(bytes(1000))
+    way_in(programs, first)
+    second = tcp.emit(client.address + BRIDGE.packed + client.port + b"\0\x50", client.isn + 1001,
+                      client.cookie_isn + 1, ACK, payload=bytes(700), tos=TAG)
+
+    ran = way_in(programs, second)
+
+    assert (ran.retval, ran.data) == (TC_ACT_REDIRECT, ETHERNET + second)
+
+
+def test_what_the_portable_engine_has_goes_up(programs: Splice, random: Random) -> None:
+    client, alone = Client(random, 5000), portable()
+    packet = client.handoff(bytes(99))
+    alone.on_packet(packet, client.now_ms)
+    programs.insert(next(iter(alone.flows)))
+
+    assert way_in(programs, packet).retval == TC_ACT_UNSPEC
+    assert way_out(programs, client.answer()).retval == TC_ACT_REDIRECT
+
+
+def test_a_client_that_begins_anew_takes_its_port_over(programs: Splice, random: Random) -> None:
+    client = Client(random, 5000)
+    way_in(programs, client.handoff(bytes(99)))
+    way_out(programs, client.answer())
+    again = Client(random, 5000)
+    again.address, again.key = client.address, client.key
+    ends = again.address + VIP.packed + again.port + b"\0\x50"
+    again.cookie_isn = cookie.encode(SECRETS, ends, again.isn, cookie.epoch_at(again.now_ms),
+                                     again.offer)
+
+    way_in(programs, again.handoff(bytes(99)))
+    way_out(programs, again.answer())
+
+    found = programs.look_up(client.key)
+    assert found is not None
+    assert (found.client_isn, found.cookie_isn) == (again.isn, again.cookie_isn)
+    assert found.state == states().OPEN
+
+
+ENDED, WAS_RESET = (5, 10), (16, 0)
+
+
+@pytest.mark.parametrize(("state", "ending", "idle_s", "stays"), [
+    ("OPEN", (0, 0), 55, True), ("OPEN", (0, 0), 65, False),
+    ("OPEN", (1, 0), 55, True), ("OPEN", (5, 2), 55, True),
+    ("OPEN", ENDED, 8, True), ("OPEN", ENDED, 15, False),
+    ("OPEN", WAS_RESET, 8, True), ("OPEN", WAS_RESET, 15, False),
+    ("REPLAYING", (0, 0), 1, True), ("REPLAYING", (0, 0), 9, False),
+    ("PORTABLE", (0, 0), 1000, True),
+])
+def test_time_takes_flows_that_have_ended_or_gone_silent(
+    programs: Splice, state: str, ending: tuple[int, int], idle_s: int, stays: bool
+) -> None:
+    key = bytes(range(12))
+    programs.write(key, Entry(0, 0, 1, 1, VIP.packed, b"\0\x50", 3, 7, 7, 0,
+                              states()[state], False,
+                              5, 5, 5, programs.now_s() - idle_s, *ending))
+
+    programs.sweep()
+
+    assert (programs.look_up(key) is not None) == stays
+    assert programs.count == stays
+
+
+def test_a_full_map_makes_room_by_those_that_have_ended_first(
+    programs: Splice, random: Random
+) -> None:
+    def flow(number: int, idle_s: int, *ending: int) -> tuple[bytes, Entry]:
+        return number.to_bytes(12), Entry(
+            0, 0, 1, 1, VIP.packed, b"\0\x50", 3, 7, 7, 0, states().OPEN, False, 5, 5, 5,
+            programs.now_s() - idle_s, *ending)
+
+    for number in range(CONFIG.max_flows):
+        programs.write(*flow(number, 5, *(ENDED if number % 4 == 0 else (0, 0))))
+    client, alone = Client(random, 5000), portable()
+    alone.on_packet(client.handoff(bytes(99)), client.now_ms)
+
+    assert programs.insert(next(iter(alone.flows)))
+
+    assert programs.look_up(client.key) is not None
+    assert programs.evicted == CONFIG.max_flows // 4
+    assert programs.look_up((1).to_bytes(12)) is not None
