@@ -1,63 +1,65 @@
-"""What the bridge does with a packet: the whole decision, pure.
+"""What the bridge does with a packet: unwraps it, finds its service, and hands it to the mode.
 
-Theory of operation
--------------------
-A tagged data segment with a valid cookie is a handoff: the bridge replays the
-client's handshake towards the server and holds the flow's segments meanwhile.
-The server's SYN-ACK tells how its numbers, clock and windows differ from those
-that the cookie promised; from then on every packet is translated both ways.
+Packets are told apart by address. With a service's label, to the bridge's own
+address: from a client, by way of the balancer. From a service's server: from
+the server. Anything else is none of ours.
 
-Packets are told apart by address. To the bridge's own address, with a DSCP and
-port of a service: from the balancer. From a service's server: from the server.
-Anything else is none of ours.
+Rules: octets, state, clock and secret in, a verdict out; no octets raise. A data
+path has a flow store and, where there are programs, an offload beside it, which
+tells it what they know of a flow before a packet is decided about, and them what
+has become of it after. Neither changes what is decided.
 
-For a packet from the balancer the tests come in this order:
-
-1. It fits its flow's numbers: translated, or held while the server is silent.
-2. It has payload and follows a cookie with another client_isn: a handoff, over
-   whatever flow was there (a reused port).
-3. It has a flow all the same: translated; the stacks will answer it.
-4. Nobody knows it: dropped, and a second later reset.
-
-Rules: octets, state, clock and secret in, a verdict out. A segment without
-payload opens nothing, nor does a cookie that is not ours. No octets raise.
-
-What still dissatisfies: state lives in this process, so when it is killed its
-flows end with a reset.
+What still dissatisfies: without programs, state lives in this process, so when
+it is killed its flows end with a reset.
 """
 
-import heapq
 from random import Random
+from typing import Protocol
 
-from common.cluster import cookie
 from common.cluster.cookie import Secrets
-from common.counters import Sample, new_counters
+from common.counters import Counters, Sample, new_counters
 from common.encap import dscp
 from common.flow.memory import MemoryStore
-from common.flow.store import SEEN_MS
-from common.flow.unknown import UnknownFlows
-from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
-from common.wire import Malformed, five_tuple, icmp, tcp
+from common.flow.store import FlowStore
+from common.verdict import DROP, PASS, Verdict
+from common.wire import Malformed, five_tuple, icmp
 from common.wire.family import look
 from common.wire.packet import TCP, Packet
-from common.wire.seq import add, before, delta
-from common.wire.tcp import ACK, FIN, RST, SYN, Segment, dport_of, sport_of
-from packetbridge import flows
+from common.wire.tcp import Segment, dport_of, sport_of
 from packetbridge.config import Config
-from packetbridge.flows import CLOSING, OPEN, REPLAY, RESET, BridgeFlow
-from packetbridge.modes import replay, translate
-from packetbridge.modes.replay import Replay
+from packetbridge.flows import BridgeFlow
+from packetbridge.modes.splice import Splice
 from packetbridge.modes.translate import ServiceState
 
-_PLAUSIBLE_LEN = 1 << 20  # how far from the last octet seen a client's segment may lie
-_HELD_OCTETS = 64 << 20  # of all flows that wait for their server
+
+class Offload(Protocol):
+    """Programs that decide, beside the data path, what they can decide alone."""
+
+    def before(self, key: bytes, now_ms: int) -> None:
+        """A packet of the flow `key` came up: let the flow store have what the programs know."""
+
+    def after(self, key: bytes, now_ms: int) -> None:
+        """It was decided about: let the programs have what has changed."""
+
+    def forget(self, flow: BridgeFlow) -> None:
+        """A flow has left the store."""
+
+    def apply(self, secrets: Secrets) -> None:
+        """Which cookies hold from now on."""
+
+    def on_tick(self, counters: Counters, now_ms: int) -> None:
+        """Add what the programs have counted; keep the flows of which they have seen packets."""
+
+    def on_shutdown(self, now_ms: int) -> None:
+        """Before the data path ends its flows: take those out that the programs carry on."""
 
 
 class Datapath:
-    """Verdicts for packets; see the module. Flow state lives in `flows`.
+    """Verdicts for packets; see the module.
 
-    foreign_servers: servers (4 octets each) that are not on this host. Their packets of no
-                     flow pass, because direct connections come the same way.
+    flows:   where flow state lives. offload: None where there are no programs.
+    foreign_servers: servers (addresses as on the wire) that are not on this host. Their packets of
+             no flow pass, because direct connections come the same way.
     """
 
     def __init__(
@@ -68,25 +70,33 @@ class Datapath:
         if config.address is None:
             raise ValueError("the bridge's address is not known")
         self._bridge = config.address.packed
-        self.secrets = secrets
-        self._replay_ms = config.timeouts.replay_ms
         self._label = dscp.Label(
             self._bridge, {service.dscp: service.endpoint.packed for service in config.services}
         )
         states = [ServiceState(service, self._label) for service in config.services]
         self.services = {state.config.endpoint.packed: state for state in states}
         self._server_ends = {state.server_end for state in states}
-        self._foreign_servers = foreign_servers
         timeouts = config.timeouts
-        self.flows: MemoryStore[BridgeFlow] = MemoryStore(
+        self.flows: FlowStore[BridgeFlow] = MemoryStore(
             config.max_flows,
             (timeouts.idle_ms, 2 * timeouts.replay_ms, timeouts.closing_ms, timeouts.reset_ms),
             self._forget_flow,
         )
-        self.unknown = UnknownFlows()
-        self.held_octets = 0
-        self._due: list[tuple[int, bytes]] = []  # heap of replays' timers
+        self._secrets = secrets
+        self.splice = Splice(states, self.flows, secrets, timeouts.replay_ms, foreign_servers)
+        self.offload: Offload | None = None
         self.counters = new_counters()
+
+    @property
+    def secrets(self) -> Secrets:
+        """Which cookies hold, here and in the programs."""
+        return self._secrets
+
+    @secrets.setter
+    def secrets(self, secrets: Secrets) -> None:
+        self._secrets = self.splice.secrets = secrets
+        if self.offload is not None:
+            self.offload.apply(secrets)
 
     def on_packet(self, octets: bytes, now_ms: int) -> Verdict:
         """Decide about one IP packet.
@@ -102,24 +112,11 @@ class Datapath:
         return verdict
 
     def on_tick(self, now_ms: int) -> list[bytes]:
-        """Let flows expire, repeat SYNs that are due, give up servers that stay silent.
-
-        Returns: packets to send.
-        """
+        """What time alone brings about. Returns: packets to send."""
+        if self.offload is not None:
+            self.offload.on_tick(self.counters, now_ms)
         self.flows.expire(now_ms)
-        packets = []
-        while self._due and self._due[0][0] <= now_ms:
-            _, key = heapq.heappop(self._due)
-            flow = self.flows.get(key)
-            if flow is None or flow.replay is None or flow.replay.due_ms > now_ms:
-                continue
-            if now_ms >= flow.replay.expires_ms:
-                packets += [self._reset_to_client(flow), *self._reset_to_server(flow)]
-                self._end(flow, now_ms)
-            else:
-                packets.append(flow.replay.repeat(now_ms))
-                heapq.heappush(self._due, (flow.replay.due_ms, key))
-        return packets
+        return self.splice.on_tick(now_ms)
 
     def on_too_big(self, octets: bytes, mtu: int, now_ms: int) -> list[bytes]:
         """Answer a packet that, translated, exceeds the next link's MTU (RFC 1191 §4).
@@ -136,19 +133,16 @@ class Datapath:
         return [icmp.emit_fragmentation_needed(octets, mtu, self._bridge)]
 
     def on_shutdown(self, now_ms: int) -> list[bytes]:
-        """Resets for both sides of every flow, which nobody will translate any more."""
-        packets: list[bytes] = []
-        for flow in self.flows:
-            if flow.state in (OPEN, REPLAY):
-                packets += [self._reset_to_client(flow), *self._reset_to_server(flow)]
-            self.flows.remove(flow)
-        return packets
+        """The last packets, for flows that nobody will look after any more."""
+        if self.offload is not None:
+            self.offload.on_shutdown(now_ms)
+        return self.splice.on_shutdown()
 
     def samples(self) -> list[Sample]:
         """What there is to be seen besides `counters`."""
         return [
             Sample("flows", "gauge", "Flows in the table", {}, len(self.flows)),
-            Sample("held_octets", "gauge", "Octets that wait for a server", {}, self.held_octets),
+            *self.splice.samples(),
             Sample("evicted_flows", "counter", "Flows put out by newer ones", {},
                    self.flows.evicted),
         ]
@@ -165,172 +159,35 @@ class Datapath:
                     return self._on_client(Segment(packet), service, now_ms)
                 packet.check()  # with options, or a fragment, its ports are elsewhere
             elif packet.protocol == packet.family.icmp:
-                return self._on_icmp(packet, service)
+                return self._on_icmp(packet, service, now_ms)
         if packet.protocol == TCP and packet.src + sport_of(packet) in self._server_ends:
             return self._on_server(Segment(packet), now_ms)
         return PASS
 
-    # --- from the client, by way of the balancer ---
-
     def _on_client(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
-        packet = segment.packet
-        if segment.flags & SYN:
-            return PASS  # no balancer sends one
-        if packet.ttl <= 1:
-            return DROP[DropReason.TTL_EXPIRED]
-        key = packet.src + service.server + segment.sport + service.server_port
-        flow = self.flows.get(key)
-        if flow is not None and flow.service is service and _is_plausible(segment, flow):
-            return self._on_known(segment, flow, now_ms)
-        if segment.payload_len and not segment.flags & RST:
-            is_new = (
-                flow is None or flow.service is not service
-                or flow.client_isn != delta(segment.seq, 1)
-            )
-            if is_new and self._follows_cookie(segment, service, now_ms):
-                return self._on_handoff(segment, service, flow, now_ms)
-        if flow is not None and flow.service is service:
-            return self._on_known(segment, flow, now_ms)
-        if segment.flags & RST:
-            return DROP[DropReason.RESET_UNANSWERED]
-        if not packet.family.source_is_possible(packet.src):
-            return DROP[DropReason.BAD_SOURCE]
-        if self.unknown.is_lost(key, now_ms):
-            return send(Event.RESET, tcp.reset_for(segment, service.vip))
-        return DROP[DropReason.UNKNOWN_FLOW]
-
-    def _follows_cookie(self, segment: Segment, service: ServiceState, now_ms: int) -> bool:
-        """Whether this is a first data segment: cookie(five_tuple with the VIP, seq−1) = ack−1."""
-        ends = five_tuple.join(segment.packet.src, service.vip, segment.sport, segment.dport)
-        return bool(segment.flags & ACK) and cookie.check(
-            self.secrets, ends, delta(segment.seq, 1), delta(segment.ack, 1),
-            cookie.epoch_at(now_ms),
-        )
-
-    def _on_handoff(
-        self, segment: Segment, service: ServiceState, old: BridgeFlow | None, now_ms: int
-    ) -> Verdict:
-        """The segment that opens a flow: replay its handshake."""
-        if not segment.checksum_holds():
-            return DROP[DropReason.BAD_CHECKSUM]
-        if old is not None and old.service is not service and old.state == OPEN:
-            # the same client port through another VIP: the server cannot tell them apart
-            return send(Event.RESET, tcp.reset_for(segment, service.vip))
-        if self.held_octets >= _HELD_OCTETS:
-            return DROP[DropReason.REPLAY_PENDING]
-        key = five_tuple.join(
-            segment.packet.src, service.server, segment.sport, service.server_port
-        )
-        flow = BridgeFlow(key, service, delta(segment.seq, 1), delta(segment.ack, 1), now_ms)
-        flow.replay = Replay(flow, segment, now_ms, self._replay_ms)
-        self.held_octets += flow.replay.hold(segment, flow.client_isn)
-        self._note_client(segment, flow)
-        self.flows.insert(flow)
-        self.unknown.forget(key)
-        heapq.heappush(self._due, (flow.replay.due_ms, key))
-        return send(Event.REPLAYED, flow.replay.syn)
-
-    def _on_known(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
-        """A packet of a flow that there is."""
-        flags = segment.flags
-        if not flow.is_open:
-            return self._on_waiting(segment, flow, now_ms)
-        self._note_client(segment, flow)
-        if flags & RST:
-            self.flows.move(flow, RESET, now_ms)
-        else:
-            self._note_seen(flow, now_ms)
-        return send(Event.TO_SERVER, translate.to_server(segment, flow))
-
-    def _on_waiting(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
-        """A packet of a flow whose server has not answered."""
-        if segment.flags & RST:
-            if flow.replay is None:
-                return DROP[DropReason.FLOW_CLOSED]
-            verdict = send(Event.RESET, *self._reset_to_server(flow))
-            self._end(flow, now_ms)
-            return verdict
-        if flow.replay is None:  # refused or given up; the client has not heard of it
-            return send(Event.RESET, tcp.reset_for(segment, flow.service.vip))
-        if not segment.seq_len or self.held_octets >= _HELD_OCTETS:
-            return DROP[DropReason.REPLAY_PENDING]
-        held = flow.replay.hold(segment, flow.client_isn)
-        if not held:
-            return DROP[DropReason.REPLAY_PENDING]
-        self.held_octets += held
-        self._note_client(segment, flow)
-        return HELD
-
-    # --- from the server ---
+        """A client's packet, by way of the balancer."""
+        offload = self.offload
+        if offload is None:
+            return self.splice.on_packet(segment, service, now_ms)
+        key = service.key_of(segment.packet.src, segment.sport)
+        offload.before(key, now_ms)
+        verdict = self.splice.on_packet(segment, service, now_ms)
+        offload.after(key, now_ms)
+        return verdict
 
     def _on_server(self, segment: Segment, now_ms: int) -> Verdict:
-        packet = segment.packet
-        flow = self.flows.get(packet.dst + packet.src + segment.dport + segment.sport)
-        if flow is None:
-            return self._on_orphan(segment, now_ms)
-        if not flow.is_open:
-            return self._on_answer(segment, flow, now_ms)
-        if segment.flags & SYN:
-            # The server has not seen the handoff; the client will send it again.
-            return DROP[DropReason.REPLAY_DONE]
-        self._note_server(segment, flow)
-        if segment.flags & RST:
-            self.flows.move(flow, RESET, now_ms)
-        else:
-            self._note_seen(flow, now_ms)
-        return send(Event.TO_CLIENT, translate.to_client(segment, flow))
+        """A server's packet."""
+        offload = self.offload
+        if offload is None:
+            return self.splice.on_server_packet(segment, now_ms)
+        key = five_tuple.reverse(segment.five_tuple)
+        offload.before(key, now_ms)
+        verdict = self.splice.on_server_packet(segment, now_ms)
+        offload.after(key, now_ms)
+        return verdict
 
-    def _on_orphan(self, segment: Segment, now_ms: int) -> Verdict:
-        """A server's packet of no flow: what a killed bridge left behind, if it is marked.
-
-        Its client may wait in silence for ever, and its numbers are not known any more. A bare
-        ACK with numbers that cannot fit makes it say them (RFC 9293 §3.10.7.4): its answer comes
-        here as a packet of an unknown flow, and is reset like any other, as is the server.
-        """
-        packet = segment.packet
-        if packet.src in self._foreign_servers:
-            return PASS
-        if segment.flags & RST:
-            return DROP[DropReason.RESET_UNANSWERED]
-        probes = [
-            tcp.emit(five_tuple.join(service.vip, packet.dst, service.vip_port, segment.dport),
-                     segment.seq, 0, ACK)
-            for service in self.services.values()
-            if service.server_end == packet.src + segment.sport
-        ]
-        if self.unknown.is_lost(segment.five_tuple, now_ms):
-            return send(Event.RESET, *probes, tcp.reset_for(segment))
-        return send(Event.PROBED, *probes)
-
-    def _on_answer(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
-        """The server's answer to the replayed SYN (RFC 9293 §3.10.7.3)."""
-        flags = segment.flags
-        if flow.replay is None:
-            if flags & RST:
-                return DROP[DropReason.FLOW_CLOSED]
-            return send(Event.RESET, tcp.reset_for(segment))
-        if not flags & ACK or segment.ack != add(flow.client_isn, 1):
-            if flags & RST or not flags & ACK:
-                return DROP[DropReason.REPLAY_PENDING]
-            # TIME_WAIT, or what is left of an older connection: end it, and ask again.
-            again = [flow.replay.syn] if flow.replay.may_repeat_at_once() else []
-            return send(Event.RESET, tcp.reset_for(segment), *again)
-        if flags & RST:
-            refused = self._reset_to_client(flow)
-            self._end(flow, now_ms)
-            return send(Event.RESET, refused)
-        if not flags & SYN:
-            return DROP[DropReason.REPLAY_PENDING]
-        replay.open_flow(flow, segment)
-        packets = [translate.to_server(held, flow) for held in flow.replay.segments()]
-        self._forget_replay(flow)
-        self.flows.move(flow, OPEN, now_ms)
-        return send(Event.OPENED, *packets)
-
-    # --- ICMP ---
-
-    def _on_icmp(self, packet: Packet, service: ServiceState) -> Verdict:
-        """An error about a packet to a client reaches the server that sent it."""
+    def _on_icmp(self, packet: Packet, service: ServiceState, now_ms: int) -> Verdict:
+        """An error about a packet to a client."""
         packet.check()
         if not icmp.is_about_tcp(packet):
             return PASS
@@ -338,75 +195,11 @@ class Datapath:
         quoted = five_tuple.split(quote.five_tuple)  # of a packet from the VIP to the client
         if (quoted.src, quoted.sport) != (service.vip, service.vip_port):
             return PASS
-        flow = self.flows.get(
-            five_tuple.join(quoted.dst, service.server, quoted.dport, service.server_port)
-        )
-        if flow is None or not flow.is_open or flow.service is not service:
-            return DROP[DropReason.UNKNOWN_FLOW]
-        if packet.ttl <= 1:
-            return DROP[DropReason.TTL_EXPIRED]
-        return send(Event.ICMP_FORWARDED, translate.error_to_server(quote, flow))
-
-    # --- a flow's life ---
-
-    def _note_client(self, segment: Segment, flow: BridgeFlow) -> None:
-        """Keep track of what the client has sent and acknowledged."""
-        end = add(segment.seq, segment.seq_len)
-        if before(flow.client_next, end):
-            flow.client_next = end
-        if segment.flags & FIN:
-            flow.ending |= flows.CLIENT_FIN
-        if segment.flags & ACK and before(flow.server_acked, segment.ack):
-            flow.server_acked = segment.ack
-        if flow.ending & flows.SERVER_FIN and segment.ack == flow.server_next:
-            flow.ending |= flows.SERVER_FIN_ACKED
-
-    def _note_server(self, segment: Segment, flow: BridgeFlow) -> None:
-        """Keep track of what the server has sent and acknowledged."""
-        end = add(segment.seq, segment.seq_len + flow.seq_delta)
-        if before(flow.server_next, end):
-            flow.server_next = end
-        if segment.flags & FIN:
-            flow.ending |= flows.SERVER_FIN
-        if flow.ending & flows.CLIENT_FIN and segment.ack == flow.client_next:
-            flow.ending |= flows.CLIENT_FIN_ACKED
-
-    def _note_seen(self, flow: BridgeFlow, now_ms: int) -> None:
-        if flow.ending == flows.ENDED and flow.state == OPEN:
-            self.flows.move(flow, CLOSING, now_ms)
-        elif now_ms - flow.seen_ms >= SEEN_MS and flow.state != RESET:
-            self.flows.touch(flow, now_ms)
-
-    def _end(self, flow: BridgeFlow, now_ms: int) -> None:
-        """Nothing more comes of a replay; the flow is kept to answer what is still under way."""
-        self._forget_replay(flow)
-        self.flows.move(flow, RESET, now_ms)
-
-    def _forget_replay(self, flow: BridgeFlow) -> None:
-        if flow.replay is not None:
-            self.held_octets -= flow.replay.octets
-            flow.replay = None
+        if self.offload is not None:
+            self.offload.before(service.key_of(quoted.dst, quoted.dport), now_ms)
+        return self.splice.on_icmp(quote, service)
 
     def _forget_flow(self, flow: BridgeFlow) -> None:
-        self._forget_replay(flow)
-
-    def _reset_to_client(self, flow: BridgeFlow) -> bytes:
-        """A RST with exactly the number that the client expects next (RFC 5961 §3.2)."""
-        return tcp.emit(
-            replay.client_five_tuple(flow), flow.server_next, flow.client_next, RST | ACK
-        )
-
-    def _reset_to_server(self, flow: BridgeFlow) -> list[bytes]:
-        """A RST as from the client; before the server has answered, right after the SYN."""
-        seq = flow.client_next if flow.is_open else add(flow.client_isn, 1)
-        return [tcp.emit(flow.key, seq, 0, RST)]
-
-
-def _is_plausible(segment: Segment, flow: BridgeFlow) -> bool:
-    """Whether the numbers fit the flow so well that it can be no other connection."""
-    distance = segment.seq - flow.client_next + _PLAUSIBLE_LEN & 0xFFFFFFFF
-    unacked_len = flow.server_next - flow.server_acked & 0xFFFFFFFF
-    return (
-        distance <= 2 * _PLAUSIBLE_LEN
-        and segment.ack - flow.server_acked & 0xFFFFFFFF <= unacked_len
-    )
+        self.splice.forget(flow)
+        if self.offload is not None:
+            self.offload.forget(flow)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from common.flow.store import Flow
@@ -13,9 +14,43 @@ if TYPE_CHECKING:
 # States, in the order in which flows are evicted last.
 OPEN, REPLAY, CLOSING, RESET = 0, 1, 2, 3
 
+
+class Turn(Enum):
+    """What moves a flow from one state to another."""
+
+    ANSWERED = "the server has taken the replayed SYN"
+    REFUSED = "the server has refused it"
+    GIVEN_UP = "the server has not answered in time"
+    ENDED = "both sides' FINs are acknowledged"
+    RESET = "one side has reset the connection"
+
+
+AFTER: dict[int, dict[Turn, int]] = {
+    REPLAY: {
+        Turn.ANSWERED: OPEN, Turn.REFUSED: RESET, Turn.GIVEN_UP: RESET, Turn.RESET: RESET,
+    },
+    OPEN: {Turn.ENDED: CLOSING, Turn.RESET: RESET},
+    CLOSING: {Turn.RESET: RESET},
+    RESET: {Turn.RESET: RESET},
+}
+
 # What has been seen of the end of a flow.
 CLIENT_FIN, SERVER_FIN, CLIENT_FIN_ACKED, SERVER_FIN_ACKED = 1, 2, 4, 8
 ENDED = CLIENT_FIN | SERVER_FIN | CLIENT_FIN_ACKED | SERVER_FIN_ACKED
+
+# What a side's segment tells of it: whether it has a FIN, and acknowledges the other side's.
+TOLD_BY_CLIENT: dict[tuple[bool, bool], int] = {
+    (False, False): 0,
+    (True, False): CLIENT_FIN,
+    (False, True): SERVER_FIN_ACKED,
+    (True, True): CLIENT_FIN | SERVER_FIN_ACKED,
+}
+TOLD_BY_SERVER: dict[tuple[bool, bool], int] = {
+    (False, False): 0,
+    (True, False): SERVER_FIN,
+    (False, True): CLIENT_FIN_ACKED,
+    (True, True): SERVER_FIN | CLIENT_FIN_ACKED,
+}
 
 
 class BridgeFlow(Flow):

@@ -50,6 +50,10 @@ class ServiceState:
             self.to_client.changes + change(config.server_port, config.port)
         )
 
+    def key_of(self, client: bytes, port: bytes) -> bytes:
+        """The key of the flow of a client's address and port: the five-tuple to the server."""
+        return client + self.server + port + self.server_port
+
 
 def to_server(segment: Segment, flow: BridgeFlow) -> bytes:
     """A client's segment as the server shall see it."""

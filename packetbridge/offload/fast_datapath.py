@@ -51,6 +51,8 @@ class Datapath(datapath.Datapath):
         self._round_ms = config.timeouts.idle_ms // _ROUNDS
         self._next_round_ms = self._now_ms = 0
         super().__init__(config, secrets, random=random, foreign_servers=foreign_servers)
+        for part in parts:
+            part.set_secrets(secrets)
 
     @property
     def secrets(self) -> Secrets:
@@ -59,7 +61,7 @@ class Datapath(datapath.Datapath):
 
     @secrets.setter
     def secrets(self, secrets: Secrets) -> None:
-        self._secrets = secrets
+        self._secrets = self.splice.secrets = secrets
         for part in self._parts:
             part.set_secrets(secrets)
 

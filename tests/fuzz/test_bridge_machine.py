@@ -44,7 +44,7 @@ class Bridge(RuleBasedStateMachine):
         super().__init__()
         self.now_ms = datapaths.START_MS
         self.datapath = datapaths.bridge()
-        self.datapath.unknown = UnknownFlows(MAX_UNKNOWN)
+        self.datapath.splice.unknown = UnknownFlows(MAX_UNKNOWN)
         self.issued: dict[tuple[int, int], list[tuple[int, int]]] = {}  # (cookie, epoch) of each
         self.handshakes: list[tuple[int, int, int]] = []  # port and both isns
         self.came: list[bytes] = []
@@ -283,8 +283,8 @@ class Bridge(RuleBasedStateMachine):
         datapath = self.datapath
         replays = [flow.replay for flow in datapath.flows if flow.replay]
         assert len(datapath.flows) <= MAX_FLOWS
-        assert len(datapath.unknown) <= MAX_UNKNOWN
-        assert datapath.held_octets == sum(replay.octets for replay in replays)
+        assert len(datapath.splice.unknown) <= MAX_UNKNOWN
+        assert datapath.splice.held_octets == sum(replay.octets for replay in replays)
         assert not any(flow.is_open and flow.replay for flow in datapath.flows)
 
 

@@ -194,7 +194,7 @@ def test_a_stream_arrives_whole_however_it_is_cut_mixed_lost_and_repeated(
     assert whole.servers[backend].received() == path.servers[backend].received() == stream
     assert path.acknowledged == len(stream)
     assert path.balancer.deliveries.octets == path.balancer.holds.octets == 0
-    assert path.bridges[backend].held_octets == 0
+    assert path.bridges[backend].splice.held_octets == 0
 
 
 def held_request(*, client_isn: int = 7) -> tuple[datapaths.Balancer, int]:
