@@ -15,7 +15,7 @@ from common.engine.queue import RawSender
 from common.settings import ConfigError
 from common.settings.host import check_secret
 from common.wire import icmp
-from common.wire.family import look
+from common.wire.family import dst_of
 from packetbridge.config import Config, Service, first_own
 from packetbridge.offload import fast
 from packetbridge.offload.fast_datapath import Datapath
@@ -40,7 +40,7 @@ class Senders:
 
     def send(self, packet: bytes) -> int:
         """As RawSender."""
-        if look(packet).dst in self._servers:
+        if dst_of(packet) in self._servers:
             return self._to_server.send(packet)
         return self._to_client.send(packet)
 

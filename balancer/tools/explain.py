@@ -6,10 +6,9 @@ payload takes.
 """
 
 import ssl
-import struct
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, ip_address
 from random import Random
 from typing import Any
 from urllib.parse import SplitResult, urlsplit
@@ -17,6 +16,7 @@ from urllib.parse import SplitResult, urlsplit
 from balancer.config import Config, Service
 from balancer.keys.request import NEED_MORE, NO_KEY, KeySpec, choose_key, extract
 from common.settings import COMMAND_LINE, ConfigError
+from common.wire.tcp import PORT_LEN
 
 _SOURCE_KINDS = ("source", "source+port")
 
@@ -121,9 +121,9 @@ def _deciding_spec(service: Service, payload: bytes) -> tuple[KeySpec, bool]:
 
 def _readable(spec: KeySpec, key: bytes) -> str:
     if spec.kind == "source":
-        return str(IPv4Address(key))
+        return str(ip_address(key))
     if spec.kind == "source+port":
-        return f"{IPv4Address(key[:4])}:{struct.unpack('!H', key[4:])[0]}"
+        return f"{ip_address(key[:-PORT_LEN])}:{int.from_bytes(key[-PORT_LEN:], 'big')}"
     return key.decode("utf-8", "backslashreplace")
 
 

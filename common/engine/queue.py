@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 from netfilterqueue import NetfilterQueue
 
 from common.engine.failures import Failures
+from common.wire.family import dst_of, total_len
 
 COPY_LEN = 4016
 _MAX_QUEUED = 16384
@@ -152,8 +153,8 @@ class PacketQueue:
 
 
 def is_truncated(packet: bytes) -> bool:
-    """Whether the queue has cut an IPv4 packet off."""
-    return len(packet) >= COPY_LEN and int.from_bytes(packet[2:4]) > len(packet)
+    """Whether the queue has cut a packet off."""
+    return len(packet) >= COPY_LEN and total_len(packet) > len(packet)
 
 
 def _bound(number: int, callback: Callable[[Any], None]) -> NetfilterQueue:
@@ -203,7 +204,7 @@ class RawSender:
 
     def send(self, packet: bytes) -> int:
         """Send a packet. Returns: 0, or the MTU that it exceeds. Other failures are counted."""
-        destination = packet[16:20]
+        destination = dst_of(packet)
         address = self._addresses.get(destination)
         try:
             if address is None:
