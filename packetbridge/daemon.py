@@ -10,15 +10,15 @@ from common.engine import daemon, host, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
 from common.engine.host import Host
-from common.engine.loop import clock_ms
 from common.engine.queue import RawSender
 from common.settings import ConfigError
 from common.settings.host import check_secret
 from common.wire import icmp
 from common.wire.family import dst_of
 from packetbridge.config import Config, Service, first_own
+from packetbridge.datapath import Datapath
 from packetbridge.offload import fast
-from packetbridge.offload.fast_datapath import Datapath
+from packetbridge.offload.beside import Beside
 
 PROGRAM = "packetbridge"
 logger = logging.getLogger(__name__)
@@ -67,16 +67,19 @@ def run(config: Config) -> int:
     foreign = _foreign_servers(config)
     engine = fast.prepare(config, foreign)
     datapath = Datapath(
-        config, secrets, engine.parts, random=SystemRandom(),
+        config, secrets, random=SystemRandom(),
         foreign_servers=frozenset(server.packed for server in foreign),
     )
+    beside = Beside(config, datapath, engine.parts)
+    if engine.parts:
+        datapath.offload = beside
 
     def change(changes: Host) -> str:
         for name, value in _SYSCTLS.items():
             changes.set_sysctl(name, value)
         way = changes.install_rules(rules(config, foreign, engine.spliced(), engine.adopted()))
         engine.attach(changes)
-        datapath.restore(clock_ms())
+        beside.restore()
         choices = "; ".join(map(str, engine.choices))
         return f"ready: {choices}; at {config.address}, portable engine by {way}"
 

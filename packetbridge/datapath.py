@@ -38,7 +38,7 @@ class Offload(Protocol):
     def before(self, key: bytes, now_ms: int) -> None:
         """A packet of the flow `key` came up: let the flow store have what the programs know."""
 
-    def after(self, key: bytes, now_ms: int) -> None:
+    def after(self, key: bytes) -> None:
         """It was decided about: let the programs have what has changed."""
 
     def forget(self, flow: BridgeFlow) -> None:
@@ -49,6 +49,9 @@ class Offload(Protocol):
 
     def on_tick(self, counters: Counters, now_ms: int) -> None:
         """Add what the programs have counted; keep the flows of which they have seen packets."""
+
+    def totals(self) -> tuple[int, int]:
+        """Flows, and flows that had to make room: those of the store and the programs' together."""
 
     def on_shutdown(self, now_ms: int) -> None:
         """Before the data path ends its flows: take those out that the programs carry on."""
@@ -140,11 +143,13 @@ class Datapath:
 
     def samples(self) -> list[Sample]:
         """What there is to be seen besides `counters`."""
+        flows, evicted = len(self.flows), self.flows.evicted
+        if self.offload is not None:
+            flows, evicted = self.offload.totals()
         return [
-            Sample("flows", "gauge", "Flows in the table", {}, len(self.flows)),
+            Sample("flows", "gauge", "Flows in the table", {}, flows),
             *self.splice.samples(),
-            Sample("evicted_flows", "counter", "Flows put out by newer ones", {},
-                   self.flows.evicted),
+            Sample("evicted_flows", "counter", "Flows put out by newer ones", {}, evicted),
         ]
 
     def _decide(self, packet: Packet, now_ms: int) -> Verdict:
@@ -172,7 +177,7 @@ class Datapath:
         key = service.key_of(segment.packet.src, segment.sport)
         offload.before(key, now_ms)
         verdict = self.splice.on_packet(segment, service, now_ms)
-        offload.after(key, now_ms)
+        offload.after(key)
         return verdict
 
     def _on_server(self, segment: Segment, now_ms: int) -> Verdict:
@@ -183,7 +188,7 @@ class Datapath:
         key = five_tuple.reverse(segment.five_tuple)
         offload.before(key, now_ms)
         verdict = self.splice.on_server_packet(segment, now_ms)
-        offload.after(key, now_ms)
+        offload.after(key)
         return verdict
 
     def _on_icmp(self, packet: Packet, service: ServiceState, now_ms: int) -> Verdict:

@@ -106,7 +106,7 @@ class Adopt:
         self.is_attached = True
 
     def detach(self) -> None:
-        """As fast_datapath.Part."""
+        """As beside.Part."""
         self.is_attached = False
         detach(self._config)
 

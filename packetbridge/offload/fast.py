@@ -17,7 +17,7 @@ from common.bpf import BpfError, features, pins
 from common.engine.host import Change, Host
 from packetbridge.config import Config, Service
 from packetbridge.offload import adopt, splice
-from packetbridge.offload.fast_datapath import Part
+from packetbridge.offload.beside import Part
 
 _DETACH = {adopt.Adopt: adopt.detach, splice.Splice: splice.detach}
 log = logging.getLogger(__name__)

@@ -153,7 +153,7 @@ class Splice:
         self.tell_time()
 
     def attach(self, changes: Host) -> None:
-        """As fast_datapath.Part."""
+        """As beside.Part."""
         del changes  # the portable engine's own are enough
         self._pins.fill_maps(self._object)
         index = socket.if_nametoindex(self._config.interface)
@@ -167,7 +167,7 @@ class Splice:
         self.is_attached = True
 
     def detach(self) -> None:
-        """As fast_datapath.Part."""
+        """As beside.Part."""
         self.is_attached = False
         detach(self._config)
 
@@ -176,12 +176,12 @@ class Splice:
         self._secrets.write(secrets)
 
     def keeps(self, change: Change) -> bool:
-        """As fast_datapath.Part: what marks the server's answers."""
+        """As beside.Part: what marks the server's answers."""
         return change["kind"] == "sysctl" and change["name"] in (
             "net/ipv4/tcp_fwmark_accept", "net/ipv4/fwmark_reflect")
 
     def on_tick(self, counters: Counters) -> None:
-        """As fast_datapath.Part: clocks, counters, and what time does to flows."""
+        """As beside.Part: clocks, counters, and what time does to flows."""
         self.tell_time()
         self._secrets.keep_time()
         self._counts.add_to(counters)

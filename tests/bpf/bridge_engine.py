@@ -15,11 +15,19 @@ from common.verdict import Event, Verdict, send
 from common.wire import five_tuple, tcp
 from common.wire.tcp import RST
 from packetbridge import config as bridge_config
+from packetbridge.datapath import Datapath
 from packetbridge.flows import RESET
-from packetbridge.offload.fast_datapath import Datapath
+from packetbridge.offload.beside import Beside
 from packetbridge.offload.splice import Splice
 
 _ETHERNET = bytes(12) + b"\x08\x00"
+
+
+class UntimedBeside(Beside):
+    """Whose flows do not live by the kernel's time."""
+
+    def touch_live(self, splice: Splice, now_ms: int) -> None:
+        """Not at all."""
 
 
 class Spliced(Datapath):
@@ -38,8 +46,9 @@ class Spliced(Datapath):
         self.carried = 0
         super().__init__(
             config, Secrets(*(bytes.fromhex(secret) for secret in case["secrets"])),
-            [self._programs], random=Random(1), foreign_servers=foreign,
+            random=Random(1), foreign_servers=foreign,
         )
+        self._beside = self.offload = UntimedBeside(config, self, [self._programs])
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict:
         """As Datapath."""
@@ -74,15 +83,12 @@ class Spliced(Datapath):
             key = five_tuple.join(
                 segment.packet.src, service.server, segment.sport, service.server_port
             )
-        flow = self._learn(self._programs, key, now_ms)
+        flow = self._beside.learn(key, now_ms)
         assert flow is not None, "the programs have a flow that the table has not"
         if segment.flags & RST:
             self.flows.move(flow, RESET, now_ms)
         else:
-            self._note_seen(flow, now_ms)
-
-    def _touch_live(self, splice: Splice, now_ms: int) -> None:
-        """Not by the kernel's time."""
+            self.splice._note_seen(segment, flow, now_ms)
 
     def close(self) -> None:
         """Unload the programs."""
