@@ -11,7 +11,8 @@ _OTHERS = ("common/wire", "balancer/keys", "common/bpf", "common/settings")
 _NAMES = "packet|octets|quoted|forwarded|captured|segment|five_tuple|ends|key"
 _FORBIDDEN = {
     "a slice from the start of a packet": rf"\b(?:{_NAMES})\[(?::?\s*\d|[\w.]*_OFF\b)",
-    "a field at a fixed place": rf"pack_(?:from|into)\((?:{_NAMES})(?:\)|, (?:\d|[\w.]*_OFF\b))",
+    "a field at a fixed place":
+        rf"pack_(?:from|into)\((?:packet\)|(?:{_NAMES}), (?:\d|[\w.]*_OFF\b))",
     "an offset that begins nowhere": r"(?<!\+ )\b(?:tcp|udp|ipv4|icmp|options)\.[A-Z_]+_OFF\b",
 }
 
