@@ -30,6 +30,7 @@ WSCALE_NONE = 15
 # Ascending; a client's offer is rounded down to an entry, never up.
 MSS_IPV4 = (536, 1200, 1300, 1360, 1400, 1440, 1460, 8960)
 MSS_IPV6 = (1220, 1280, 1300, 1340, 1380, 1420, 1440, 8940)
+_MSS = {12: MSS_IPV4, 36: MSS_IPV6}  # by the length of a five-tuple
 
 _TAIL = struct.Struct("!II")
 
@@ -61,10 +62,10 @@ def mac(key: bytes, five_tuple: bytes, client_isn: int, epoch: int) -> int:
 
 
 def encode(
-    secrets: Secrets, five_tuple: bytes, client_isn: int, epoch: int, offer: Offer,
-    table: tuple[int, ...] = MSS_IPV4,
+    secrets: Secrets, five_tuple: bytes, client_isn: int, epoch: int, offer: Offer
 ) -> int:
     """The cookie_isn for a client's SYN; an MSS under the table's first takes the first."""
+    table = _MSS[len(five_tuple)]
     index = max(bisect_right(table, offer.mss) - 1, 0)
     wscale = WSCALE_NONE if offer.wscale is None else min(offer.wscale, WSCALE_MAX)
     low = index << 5 | offer.sack << 4 | wscale
@@ -84,11 +85,11 @@ def check(
     return False
 
 
-def decode(cookie_isn: int, table: tuple[int, ...] = MSS_IPV4) -> Offer:
+def decode(cookie_isn: int, five_tuple: bytes) -> Offer:
     """What a cookie says that the client offered; check it first."""
     wscale = cookie_isn & 0xF
     return Offer(
-        mss=table[cookie_isn >> 5 & 7],
+        mss=_MSS[len(five_tuple)][cookie_isn >> 5 & 7],
         sack=bool(cookie_isn & 0x10),
         wscale=None if wscale == WSCALE_NONE else wscale,
     )

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from netfilterqueue import NetfilterQueue
 
 from common.engine.failures import Failures
-from common.wire.family import dst_of, total_len
+from common.wire.family import dst_of, stated_len
 
 COPY_LEN = 4016
 _MAX_QUEUED = 16384
@@ -154,7 +154,7 @@ class PacketQueue:
 
 def is_truncated(packet: bytes) -> bool:
     """Whether the queue has cut a packet off."""
-    return len(packet) >= COPY_LEN and total_len(packet) > len(packet)
+    return len(packet) >= COPY_LEN and stated_len(packet) > len(packet)
 
 
 def _bound(number: int, callback: Callable[[Any], None]) -> NetfilterQueue:

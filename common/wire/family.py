@@ -30,9 +30,9 @@ def dst_of(octets: bytes) -> bytes:
     return octets[_DSTS[octets[0] >> 4]]
 
 
-def total_len(octets: bytes) -> int:
+def stated_len(octets: bytes) -> int:
     """What a packet says of its own length, whatever there is of it."""
-    return _FAMILIES[octets[0] >> 4].total_len(octets) if octets else 0
+    return _FAMILIES[octets[0] >> 4].stated_len(octets) if octets else 0
 
 
 def of_address(address: bytes) -> Family:

@@ -47,10 +47,6 @@ class Ipv4:
             _judge(packet, version_ihl, total_len, fragment)
         return packet
 
-    def total_len(self, octets: bytes) -> int:
-        """As packet.Family."""
-        return int.from_bytes(octets[_LENGTH_OFF:_LENGTH_OFF + 2], "big")
-
     def quoted(self, octets: bytes) -> Packet:
         """As packet.Family (RFC 792: the header and at least 8 octets)."""
         packet = self.look(octets)

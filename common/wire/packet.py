@@ -76,9 +76,6 @@ class Family(Protocol):
     def look(self, octets: bytes) -> Packet:
         """A view of whatever octets came; see Packet.fault."""
 
-    def total_len(self, octets: bytes) -> int:
-        """What the header says of the packet's length; 0 where there is none."""
-
     def quoted(self, octets: bytes) -> Packet:
         """A view of a packet that an error quotes: it may be cut anywhere after its header."""
 

@@ -31,7 +31,7 @@ class Replay:
                  "octets", "offer", "syn")
 
     def __init__(self, flow: BridgeFlow, handoff: Segment, now_ms: int, patience_ms: int) -> None:
-        self.offer = cookie.decode(flow.cookie_isn)
+        self.offer = cookie.decode(flow.cookie_isn, flow.key)
         self.handoff = handoff
         self.syn = _emit_syn(flow, handoff, self.offer)
         self._timeout_ms = FIRST_TIMEOUT_MS

@@ -9,6 +9,7 @@ from tests.golden.hashes import siphash_2_4
 
 KEY = st.binary(min_size=16, max_size=16)
 FIVE_TUPLE = st.binary(min_size=12, max_size=12)
+EITHER = FIVE_TUPLE | st.binary(min_size=36, max_size=36)  # of IPv4, or IPv6
 
 
 @given(KEY, FIVE_TUPLE, U32, U32)
@@ -20,7 +21,7 @@ def test_the_mac_is_siphash_of_the_flow(
     assert cookie.mac(key, five_tuple, client_isn, epoch) == siphash_2_4(key, message) & 0xFFFFFF
 
 
-@given(KEY, KEY, FIVE_TUPLE, U32, U32, U16, st.booleans(), st.none() | U8)
+@given(KEY, KEY, EITHER, U32, U32, U16, st.booleans(), st.none() | U8)
 @example(bytes(16), bytes(16), bytes(12), 0, 0, 0, False, None)
 @example(bytes(16), bytes(16), bytes(12), 0, 2**32 - 1, 65535, True, 15)
 def test_a_cookie_holds_in_neighbouring_epochs_and_says_what_was_offered(
@@ -36,10 +37,11 @@ def test_a_cookie_holds_in_neighbouring_epochs_and_says_what_was_offered(
         for at in (epoch - 1, epoch, epoch + 1)
     )
     assert cookie.check(cookie.Secrets(other_key, key), five_tuple, client_isn, made, epoch)
-    read = cookie.decode(made)
+    read = cookie.decode(made, five_tuple)
     assert read.sack == sack
     assert read.wscale == (None if wscale is None else min(wscale, 14))
-    assert read.mss == max((entry for entry in cookie.MSS_IPV4 if entry <= mss), default=536)
+    table = cookie.MSS_IPV4 if len(five_tuple) == 12 else cookie.MSS_IPV6
+    assert read.mss == max((entry for entry in table if entry <= mss), default=table[0])
 
 
 @given(KEY, FIVE_TUPLE, U32, U32, st.integers(0, 159), st.integers(2, 2**32 - 2))

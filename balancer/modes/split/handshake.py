@@ -85,7 +85,7 @@ def acknowledge(segment: tcp.Segment, held: Held, wscale: int) -> bytes:
     segment: the client's latest. wscale: shift of our windows. The window ends where the
     SYN-ACK's did: no server has promised more (RFC 9293 §3.8.6 discourages taking it back).
     """
-    offer = cookie.decode(held.cookie_isn)
+    offer = cookie.decode(held.cookie_isn, held.key)
     window = max(WINDOW - len(held.taken), 0) >> (wscale if offer.wscale is not None else 0)
     sack = options.emit_sack(held.islands(segment)) if offer.sack else b""
     return tcp.emit(
