@@ -6,7 +6,7 @@ and stays the service's own for as long as anything remembers it.
 """
 
 from collections.abc import Iterable, Mapping
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 from typing import NamedTuple
 
 from common.wire.packet import TCP
@@ -22,7 +22,7 @@ class Endpoint(NamedTuple):
     port: int
 
     @classmethod
-    def tcp(cls, address: IPv4Address, port: int) -> "Endpoint":
+    def tcp(cls, address: IPv4Address | IPv6Address, port: int) -> "Endpoint":
         """The TCP endpoint of an address and port."""
         return cls(address.packed, TCP, port)
 

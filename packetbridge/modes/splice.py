@@ -182,7 +182,7 @@ class Splice:
         if not flow.is_open:
             return self._on_waiting(segment, flow, now_ms)
         self._note_client(segment, flow)
-        self._note_seen(segment, flow, now_ms)
+        self.note_seen(segment, flow, now_ms)
         return send(Event.TO_SERVER, translate.to_server(segment, flow))
 
     def _on_waiting(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
@@ -218,7 +218,7 @@ class Splice:
             # The server has not seen the handoff; the client will send it again.
             return DROP[DropReason.REPLAY_DONE]
         self._note_server(segment, flow)
-        self._note_seen(segment, flow, now_ms)
+        self.note_seen(segment, flow, now_ms)
         return send(Event.TO_CLIENT, translate.to_client(segment, flow))
 
     def _on_orphan(self, segment: Segment, now_ms: int) -> Verdict:
@@ -291,7 +291,7 @@ class Splice:
             acks_fin = bool(flow.ending & CLIENT_FIN) and segment.ack == flow.client_next
             flow.ending |= TOLD_BY_SERVER[bool(flags & FIN), acks_fin]
 
-    def _note_seen(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> None:
+    def note_seen(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> None:
         """Let the flow's state follow a packet that was translated."""
         if segment.flags & RST:
             self._turn(flow, Turn.RESET, now_ms)

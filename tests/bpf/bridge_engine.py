@@ -88,7 +88,7 @@ class Spliced(Datapath):
         if segment.flags & RST:
             self.flows.move(flow, RESET, now_ms)
         else:
-            self.splice._note_seen(segment, flow, now_ms)
+            self.splice.note_seen(segment, flow, now_ms)
 
     def close(self) -> None:
         """Unload the programs."""
