@@ -94,9 +94,7 @@ class FlowMap:
     def size(program_file: Object, max_flows: int) -> None:
         """Before load: make so much room that hardly any flow finds its two buckets full."""
         buckets = max(_LEAST_BUCKETS, 1 << (2 * max_flows - 1).bit_length())
-        in_bucket = program_file.btf.layout("bucket").size // _COUNT.size
-        counts = program_file.shape("backends").max_entries // in_bucket
-        program_file.set_max_entries("flows", buckets + 1 + counts)
+        program_file.set_max_entries("flows", buckets + _beyond(program_file))
         program_file.set_variable("bucket_mask", buckets - 1)
         program_file.set_variable("max_flows", max_flows)
 
@@ -108,7 +106,7 @@ class FlowMap:
         self._fields = self._request.row("flow", "now_ms", "least")
         table = program_file.map("flows")
         self._memory = table.map_memory()
-        self._end = self._buckets_end(table)
+        self._end = (table.shape.max_entries - _beyond(program_file)) * self._bucket.size
         self._mask = self._end // self._bucket.size - 1
         self._flow_len, self._bucket_len = self._flow.size, self._bucket.size
         self._backend_off = self._flow.offset("tag.backend")
@@ -184,16 +182,14 @@ class FlowMap:
         number = number * 0x94D049BB133111EB & _U64
         return number ^ number >> 31
 
-    def _buckets_end(self, table: Map) -> int:
-        """Where the buckets of a table end, in octets: a power of two, and most of it."""
-        return (1 << (table.shape.max_entries - 1).bit_length() - 1) * self._bucket.size
-
     def take_over(self, old: Map, replace: bool) -> None:
         """Enter the flows of a table of another size. replace: also those that are here."""
         if old.shape[:3] != (ARRAY, 4, self._bucket.size):
             return
         memory, now_ms = old.map_memory(), time.time_ns() // 1_000_000
-        for chunk in self._chunks(memory, self._buckets_end(old)):
+        # whatever that release had beyond its buckets: they are a power of two, and most of it
+        buckets = 1 << (old.shape.max_entries - 1).bit_length() - 1
+        for chunk in self._chunks(memory, buckets * self._bucket.size):
             for flow in chunk:
                 if replace or self.lookup(key_of(flow)) is None:
                     self.enter(flow, now_ms)
@@ -216,3 +212,9 @@ class FlowMap:
                 place = start + match.start() * flow_len
                 found.append(memory[place:place + flow_len])
             yield found
+
+
+def _beyond(program_file: Object) -> int:
+    """How much room there is beyond the buckets, in buckets: the table's own, and the counts."""
+    in_bucket = program_file.btf.layout("bucket").size // _COUNT.size
+    return 1 + program_file.shape("backends").max_entries // in_bucket

@@ -15,6 +15,7 @@ from balancer.flows import HALF_CLOSED, OPEN, BackendFlow
 from balancer.keys.request import KeySpec
 from balancer.offload.flow_map import CROWDED, ENTERED, TABLE_FULL, Entry, FlowMap, key_of
 from balancer.offload.flow_store import MapStore
+from balancer.offload.maps import place_of
 from balancer.offload.program import Program
 from balancer.services import Services
 from common.bpf import BpfError, build
@@ -27,6 +28,7 @@ MAX_FLOWS = 50
 NOW_MS = 1_700_000_000_000
 TIMEOUTS_MS = (900_000, 120_000, 10_000)
 BUCKETS = 4
+COUNTS = 1024  # buckets' room for the counts of backends' flows
 # Without settings every flow has been idle for too long, so each may go for another.
 CHURN = """
 #include "balancer/offload/bpf/flows.h"
@@ -119,7 +121,7 @@ def table() -> Iterator[Table]:
 
 
 def size_narrow(program_file: Object, max_flows: int) -> None:
-    program_file.set_max_entries("flows", BUCKETS + 1)
+    program_file.set_max_entries("flows", BUCKETS + 1 + COUNTS)
     program_file.set_variable("bucket_mask", BUCKETS - 1)
     program_file.set_variable("max_flows", max_flows)
 
@@ -235,6 +237,17 @@ def test_where_all_places_are_taken_a_closing_flow_goes_first(narrow: Table) -> 
     gone = {key(other) for other in range(1, number)} - narrow.keys()
     assert len(gone) == 1
     assert key(1) not in gone
+
+
+def test_a_flow_in_anothers_place_is_counted_for_its_own_backend(narrow: Table) -> None:
+    number = narrow.fill()
+    before = len(narrow.program.flows)
+
+    entered = narrow.enter(number, backend=2, now_ms=NOW_MS + TIMEOUTS_MS[OPEN])
+
+    assert entered == ENTERED
+    counts = [narrow.program.flows.count(place_of(0, backend)) for backend in (1, 2)]
+    assert counts == [before - 1, 1]
 
 
 def test_where_all_places_are_taken_idle_flows_need_no_daemon_to_go(narrow: Table) -> None:
