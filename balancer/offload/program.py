@@ -33,7 +33,7 @@ _TICK_MS = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1000 * (1 << 20)) 
 class Program:
     """The loaded program and its maps, filled from a configuration.
 
-    numbers: of the services, by endpoint.
+    numbers: of the services, by endpoint. numbers_kept: also of those that were here before.
     """
 
     def __init__(
@@ -69,8 +69,8 @@ class Program:
         self._last_reason = self.object.shared_variable("last_reason")
         self.reasons = ReasonCounts(self.object)
         self.traffic = self.object.map("traffic")
-        self._names = ServiceNumbers(self.object.map("service_numbers"))
-        self.numbers = self._names.assign(
+        self.numbers_kept = ServiceNumbers(self.object.map("service_numbers"))
+        self.numbers = self.numbers_kept.assign(
             [service.endpoint for service in config.services], self.flows.forget_service)
         self.set_secrets(secrets)
         numbered = [(self.numbers[service.endpoint], service) for service in config.services]
@@ -80,7 +80,7 @@ class Program:
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
         for each in (self.settings, self.services, self.backends, self.flows, self.marks,
-                     self.reasons, self.traffic, self._names):
+                     self.reasons, self.traffic, self.numbers_kept):
             each.close()
         self.object.close()
 
@@ -186,7 +186,7 @@ class Program:
 
     def release_numbers(self) -> None:
         """No flow is left of services that are configured no more."""
-        self._names.release(self.numbers)
+        self.numbers_kept.release(self.numbers)
 
     def _fill_services(self, numbered: Iterable[tuple[int, Service]]) -> None:
         for number, service in numbered:

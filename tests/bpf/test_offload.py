@@ -9,7 +9,9 @@ from random import Random
 import pytest
 
 from balancer import config
+from balancer.flows import OPEN
 from balancer.keys.request import KeySpec
+from balancer.offload.flow_map import Entry
 from balancer.offload.offload import beside
 from balancer.offload.program import PROGRAM_NAME, Program
 from balancer.paths import NextHop, Route
@@ -17,6 +19,7 @@ from common.bpf import BpfError, build
 from common.bpf.objects import XDP_PASS, XDP_TX
 from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
+from common.cluster.service import Endpoint
 from common.wire import tcp
 from common.wire.tcp import ACK, PSH
 
@@ -155,3 +158,21 @@ def test_what_was_counted_for_those_that_stay_is_kept(pair: Pair) -> None:
     pair.offload.add_counts(pair.datapath.counters)
 
     assert {each.id: each.handoffs for each in pair.service.pool if each.id < 3} == handoffs
+
+
+def test_a_service_that_left_gives_its_number_back_when_its_flows_have_gone(pair: Pair) -> None:
+    names, left = pair.program.numbers_kept, Endpoint.tcp(VIP, 443)
+    number = names.assign([*pair.program.numbers, left], pytest.fail)[left]
+    now_ms = time.time_ns() // 1_000_000
+    pair.program.flows.enter(
+        Entry(ends(1), 7, 0, now_ms, now_ms, number, 1, OPEN).pack(), now_ms)
+    pair.hand_over(2)
+    pair.offload.is_live = True
+
+    pair.tick()
+    assert left in names.known()
+    for walk in range(1, 4):
+        pair.tick(after_ms=1100 * walk)
+
+    assert list(names.known()) == list(pair.program.numbers)
+    assert [flow.key for flow in pair.datapath.flows] == [ends(2)]
