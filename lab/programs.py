@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from ipaddress import IPv4Address
+from itertools import cycle
 from os import getpid
 from pathlib import Path
 from random import Random
@@ -35,7 +36,7 @@ from common.wire import five_tuple, options, tcp
 from common.wire.checksum import checksum
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH, SYN
-from lab import payloads
+from lab import hellos, payloads
 from packetbridge.config import Config, Service
 from packetbridge.offload import splice
 from packetbridge.offload.adopt import Adopt
@@ -47,6 +48,10 @@ AIMS = {
     "balancer: flow hit, 131,072 flows": 90,
     "balancer: SYN answered": 100,
     "balancer: first payload, path of 200 octets": 550,
+    "balancer: first payload, a browser's ClientHello, first segment": 450,
+    "balancer: first payload, header, request of 500 octets": 700,
+    "balancer: first payload, cookie, request of 500 octets": 700,
+    "balancer: first payload, query, request of 500 octets": 700,
     "adopt: established": 60,
     "splice: in": 90,
     "splice: out": 90,
@@ -61,6 +66,7 @@ _RUNS = 1 << 17
 _TRIES = 3
 _ISN = 1000
 _BACKENDS = 16
+_HELLOS = 64
 _UP_TO_VIP = _VIP.packed + struct.pack("!HH", 5000, 80)
 
 
@@ -109,6 +115,7 @@ class _Measured:
         missing: so many of the clients have no flow.
         Raises: AssertionError where a packet takes another path.
         """
+        longest = len(_ETHERNET) + max(map(len, packets))
         with Object(build.compile(_FEED)) as feed:
             feed.set_variable("mask", (clients or len(packets)) - 1)
             feed.set_max_entries("frames", len(packets))
@@ -121,11 +128,11 @@ class _Measured:
             feeding = feed.program("feed_clients" if clients else "feed_frames")
             target = feed.map("measured")
             target.update(0, feed.program("nothing").fd)
-            empty_ns = min(_run(feeding, runs) for _ in range(_TRIES))
+            empty_ns = min(_run(feeding, runs, longest) for _ in range(_TRIES))
             own = self._program.object.program(balancer_program.PROGRAM_NAME)
             target.update(0, own.fd)
             before = self._counted()
-            whole_ns = min(_run(feeding, runs) for _ in range(tries))
+            whole_ns = min(_run(feeding, runs, longest) for _ in range(tries))
             grown = {each: count - before[each] for each, count in self._counted().items()
                      if count != before[each]}
             target.close()
@@ -144,9 +151,9 @@ class _Measured:
         return dict(self._program.reasons.totals())
 
 
-def _run(program: Program, runs: int) -> float:
-    """ns for a run, on average over so many."""
-    return program.test_run(bytes(64), repeat=runs).duration_ns
+def _run(program: Program, runs: int, longest: int) -> float:
+    """ns for a run, on average over so many. longest: of the frames that are fed."""
+    return program.test_run(bytes(max(64, longest - 1000)), repeat=runs).duration_ns
 
 
 @contextmanager
@@ -199,17 +206,31 @@ def _balancer_paths() -> Iterator[tuple[str, float]]:
     with _measured("tls.sni") as balancer:
         yield "balancer: first payload, ClientHello", _first_ns(
             balancer, clients, payloads.client_hello())
+        yield "balancer: first payload, a browser's ClientHello, first segment", _first_ns(
+            balancer, clients, *_first_segments())
+    for name, key in (("header", "http.header:x-session"), ("cookie", "http.cookie:session"),
+                      ("query", "http.query:session")):
+        with _measured(key) as balancer:
+            yield f"balancer: first payload, {name}, request of 500 octets", _first_ns(
+                balancer, clients, payloads.browsers_request())
     for count in _HITS:
         with _measured(max_flows=2 * count) as balancer:
             yield f"balancer: flow hit, {count:,} flows", _hit_ns(balancer, count)
 
 
-def _first_ns(balancer: _Measured, clients: Sequence[bytes], payload: bytes) -> float:
-    """Each opens a flow of its own."""
+def _first_segments() -> list[bytes]:
+    """Of browsers' hellos, those with the whole name."""
+    return [hello.octets[:hellos.SEGMENT_LEN] for hello in hellos.mix(_HELLOS, Random(7))
+            if hello.is_named_at_once]
+
+
+def _first_ns(balancer: _Measured, clients: Sequence[bytes], *first: bytes) -> float:
+    """Each opens a flow of its own, by one of the payloads in turn."""
     found = []
     for _ in range(16):
         balancer.forget_flows()
-        packets = [_after_cookie(client, payload) for client in clients]
+        packets = [_after_cookie(client, payload)
+                   for client, payload in zip(clients, cycle(first), strict=False)]
         found.append(balancer.ns(packets, Event.HANDOFF, len(packets), tries=1))
     return statistics.median(found)
 

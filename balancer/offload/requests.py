@@ -1,20 +1,32 @@
-"""What the program needs to choose by requests: kinds of keys, and Maglev's tables.
+"""What the program needs to choose by requests: keys, and the schedulers' tables.
 
-Twin: balancer/offload/bpf/request.h, balancer/offload/bpf/schedule.h
+Twin: balancer/offload/bpf/key.h, balancer/offload/bpf/schedule.h
 """
 
 from collections.abc import Iterable
+from enum import IntEnum
+from typing import Any, NamedTuple
 
 from balancer.config import Service
-from balancer.pool.schedule import Maglev
+from balancer.keys.request import KeySpec
+from balancer.pool.schedule import TABLE_SIZE, Maglev, Rendezvous, turns_of
+from balancer.pool.schedulers import HASHING
+from common.bpf.btf import Btf
 from common.bpf.objects import Object
 
-# By their names in `enum key_kind`; others, and keys with depth or len, are left to the portable
-# engine.
-_KINDS = {
-    "http.path": "KEY_PATH", "http.target": "KEY_TARGET", "http.host": "KEY_HOST",
-    "http.host+path": "KEY_HOST_AND_PATH", "tls.sni": "KEY_SERVER_NAME", "source": "KEY_SOURCE",
-}
+_KINDS = {"source": "KEY_SOURCE", "source+port": "KEY_SOURCE_AND_PORT", "payload": "KEY_PAYLOAD",
+          "tls.sni": "KEY_SERVER_NAME", "http.path": "KEY_PATH", "http.target": "KEY_TARGET",
+          "http.host": "KEY_HOST", "http.host+path": "KEY_HOST_AND_PATH",
+          "http.header": "KEY_HEADER", "http.cookie": "KEY_COOKIE", "http.query": "KEY_QUERY"}
+_LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz")
+
+
+class Choice(NamedTuple):
+    """How a service chooses. ids: its table; turns: how many of them are turns, not slots."""
+
+    scheduler: IntEnum
+    ids: bytes = b""
+    turns: int = 0
 
 
 def fill_requests(program_file: Object, services: Iterable[tuple[int, Service]]) -> None:
@@ -22,13 +34,78 @@ def fill_requests(program_file: Object, services: Iterable[tuple[int, Service]])
 
     services: each with its number.
     """
-    numbers = program_file.btf.enum("key_kind")
-    kinds = program_file.map("key_kinds")
+    plans = program_file.map("plans")
     tables = program_file.map("tables")
+    encode = _Encoder(program_file.btf)
+    table_len = program_file.btf.layout("ids").size
     for number, service in services:
-        if service.scheduler != "maglev" or service.hash_balance_factor is not None:
-            continue
-        tables.update(number, {"ids": bytes(list(Maglev(service.backends).table))})
-        kinds.update(number, numbers[_KINDS.get(str(service.key), "KEY_NONE")])
-    kinds.close()
+        choice = encode.choice(service)
+        tables.update(number, choice.ids.ljust(table_len, b"\0"))
+        plans.update(number, encode.plan(service, choice))
+    plans.close()
     tables.close()
+
+
+class _Encoder:
+    """Services as the program reads them."""
+
+    def __init__(self, btf: Btf) -> None:
+        self._kind = btf.enum("key_kind")
+        self._scheduler = btf.enum("scheduler")
+        self._plan, self._spec, self._name = map(btf.layout, ("plan", "key_spec", "name"))
+        self._tables: dict[tuple[Any, ...], bytes] = {}
+
+    def plan(self, service: Service, choice: Choice) -> bytes:
+        """Everything but the table."""
+        return self._plan.pack(self._plan(
+            key=self._encode_spec(service.key), fallback=self._encode_spec(service.fallback),
+            scheduler=choice.scheduler, turns=choice.turns))
+
+    def choice(self, service: Service) -> Choice:
+        """Scheduler and table; none where the portable engine alone can choose."""
+        kinds = self._scheduler
+        if service.hash_balance_factor is None and service.scheduler in HASHING:
+            return Choice(kinds["SCHEDULER_HASHING"], self._table(service))
+        if service.scheduler in ("round-robin", "random"):
+            kind = ("SCHEDULER_RANDOM" if service.scheduler == "random"
+                    else "SCHEDULER_ROUND_ROBIN")
+            turns = turns_of(service.backends, TABLE_SIZE)
+            if turns:
+                return Choice(kinds[kind], bytes(turns), len(turns))
+        return Choice(kinds["SCHEDULER_NONE"])
+
+    def _table(self, service: Service) -> bytes:
+        """A hashing scheduler's; made once for all services that have the same backends."""
+        key = service.scheduler, tuple((each.id, each.weight) for each in service.backends)
+        if key not in self._tables:
+            hashing = Maglev if service.scheduler == "maglev" else Rendezvous
+            self._tables[key] = bytes(list(hashing(service.backends).table))
+        return self._tables[key]
+
+    def _encode_spec(self, spec: KeySpec) -> bytes:
+        """A key; one that the program has no room for is left to the portable engine."""
+        header, name = _names_of(spec)
+        kind = self._kind[_KINDS[spec.kind]]
+        if max(len(header), len(name)) > self._name.offset("folds"):
+            header, name, kind = b"", b"", self._kind["KEY_NONE"]
+        return self._spec.pack(self._spec(
+            kind=kind, length=spec.length, depth=spec.depth, max_len=spec.max_len,
+            header=self._encode_name(header, ignores_case=True), name=self._encode_name(name)))
+
+    def _encode_name(self, name: bytes, *, ignores_case: bool = False) -> Any:
+        room = self._name.offset("folds")
+        folds = bytes(0x20 * (ignores_case and octet in _LETTERS) for octet in name)
+        return self._name(words=name.ljust(room, b"\0"), folds=folds.ljust(room, b"\0"),
+                          masks=(b"\xff" * len(name)).ljust(room, b"\0"), len=len(name))
+
+
+def _names_of(spec: KeySpec) -> tuple[bytes, bytes]:
+    """The header, and the parameter in it or in the query, with what follows their names."""
+    name = spec.name.encode()
+    if spec.kind in ("http.host", "http.host+path"):
+        return b"host:", b""
+    if spec.kind == "http.header":
+        return name.lower() + b":", b""
+    if spec.kind == "http.cookie":
+        return b"cookie:", name + b"="
+    return b"", name + b"="

@@ -2,8 +2,8 @@
 
 Tables are built from the backends' stable ids, never from the order of a list:
 the same backends give the same choices, on every balancer and after every
-reload. The hash of a key is MurmurHash3 (x86, 32 bits, seed 0); Maglev's slot
-is that hash modulo 65537.
+reload. The hash of a key is MurmurHash3 (x86, 32 bits, seed 0); its slot, which
+Maglev and rendezvous choose by, is that hash modulo 65537.
 
 When one of N backends leaves, Maglev moves that backend's keys and a small share
 of the others' keys, which `moved_share` measures. With equal weights that is
@@ -14,12 +14,13 @@ Rendezvous moves no other key at all.
 Source: Eisenbud et al., "Maglev", NSDI 2016, §3.4; Thaler and Ravishankar,
         "Using name-based mappings to increase hit rates", 1998 (rendezvous);
         Mirrokni et al., "Consistent hashing with bounded loads", 2018.
-Twin:   balancer/offload/bpf/maglev.h reads `Maglev.table`.
+Twin:   balancer/offload/bpf/schedule.h reads `table` and `turns_of`.
 """
 
 import math
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from random import Random as Randomness
 from typing import NamedTuple, Protocol
 
@@ -114,30 +115,44 @@ class Maglev:
 
 
 class Rendezvous:
-    """The backend with the highest score for the key; only a leaving backend's keys move."""
+    """The backend with the highest score for the key's slot; only a leaving backend's keys move.
+
+    Slots are Maglev's, so that programs choose by either's table alike.
+    """
 
     def __init__(self, backends: Sequence[BackendLike]) -> None:
         self._backends = _eligible(backends)
 
+    @cached_property
+    def table(self) -> array:
+        """TABLE_SIZE ids, or none without a backend. Each takes about 0.2 µs for each backend."""
+        slots = range(TABLE_SIZE) if self._backends else ()
+        return array("H", (self._best(slot) for slot in slots))
+
     def order(self, key: bytes) -> Iterator[int]:
         """Every backend once, from the highest score down."""
-        scored = ((self._score(key, backend), backend.id) for backend in self._backends)
+        name = _slot_name(hash_key(key) % TABLE_SIZE)
+        scored = ((self._score(name, backend), backend.id) for backend in self._backends)
         return (backend_id for _, backend_id in sorted(scored, reverse=True))
 
     def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """The id with the highest score."""
-        scored = ((self._score(key, backend), backend.id) for backend in self._backends)
-        return max(scored, default=(0.0, None))[1]
+        return self._best(hash_key(key) % TABLE_SIZE) if self._backends else None
 
     def explain(self, key: bytes) -> Explanation:
-        """Backend and the second in score."""
+        """Hash, slot, backend and the second in score."""
+        key_hash = hash_key(key)
         order = self.order(key)
-        return Explanation(hash_key(key), None, next(order, None), next(order, None))
+        return Explanation(key_hash, key_hash % TABLE_SIZE, next(order, None), next(order, None))
+
+    def _best(self, slot: int) -> int:
+        name = _slot_name(slot)
+        return max((self._score(name, backend), backend.id) for backend in self._backends)[1]
 
     @staticmethod
-    def _score(key: bytes, backend: BackendLike) -> float:
-        """weight / −ln(u), with u uniform in (0, 1) from key and id: shares follow the weights."""
-        uniform = (mmh3.hash(key, backend.id, signed=False) + 0.5) / 2**32
+    def _score(name: bytes, backend: BackendLike) -> float:
+        """weight / −ln(u), u uniform in (0, 1) from slot and id: shares follow the weights."""
+        uniform = (mmh3.hash(name, backend.id, signed=False) + 0.5) / 2**32
         return backend.weight / -math.log(uniform)
 
 
@@ -263,6 +278,19 @@ def make_scheduler(
     raise ValueError(f"one of {', '.join(SCHEDULERS)}, not {name!r}")
 
 
+def turns_of(backends: Sequence[BackendLike], limit: int) -> list[int]:
+    """A whole round of RoundRobin's, after which it begins anew; [] if that exceeds `limit` turns.
+
+    Each backend has as many turns in it as its weight, over the weights' common divisor.
+    """
+    eligible = _eligible(backends)
+    total = sum(backend.weight for backend in eligible)
+    if not total or total // (divisor := math.gcd(*(each.weight for each in eligible))) > limit:
+        return []
+    turn = RoundRobin(eligible)
+    return [turn.pick(b"") or 0 for _ in range(total // divisor)]
+
+
 def moved_share(backends: Sequence[BackendLike], leaving_id: int) -> float:
     """The share of the other backends' Maglev slots that move when one backend leaves.
 
@@ -272,6 +300,10 @@ def moved_share(backends: Sequence[BackendLike], leaving_id: int) -> float:
     after = Maglev([backend for backend in backends if backend.id != leaving_id]).table
     others = [(old, new) for old, new in zip(before, after, strict=True) if old != leaving_id]
     return sum(old != new for old, new in others) / len(others)
+
+
+def _slot_name(slot: int) -> bytes:
+    return slot.to_bytes(4, "big")
 
 
 def _ceil_div(numerator: int, denominator: int) -> int:

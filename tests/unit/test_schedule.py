@@ -1,5 +1,6 @@
 """Which backend a key gets, how evenly, and what moves when a backend leaves."""
 
+import math
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from balancer.pool.schedule import (
     hash_key,
     make_scheduler,
     moved_share,
+    turns_of,
 )
 from balancer.pool.schedulers import SCHEDULERS
 
@@ -95,7 +97,7 @@ def test_the_table_is_that_of_the_paper(ids: tuple[int, ...]) -> None:
 
 
 PINNED_MAGLEV = [3, 3, 3, 3, 3, 1, 1, 2, 2, 3, 1, 3]
-PINNED_RENDEZVOUS = [3, 1, 2, 3, 1, 3, 2, 3, 2, 1, 3, 2]
+PINNED_RENDEZVOUS = [3, 3, 3, 3, 1, 3, 3, 3, 1, 3, 2, 1]  # by slots since programs choose, too
 
 
 def test_no_release_moves_a_key() -> None:
@@ -188,6 +190,33 @@ def test_rendezvous_picks_the_first_of_its_order() -> None:
 
     for key in KEYS[:200]:
         assert rendezvous.pick(key) == next(rendezvous.order(key))
+
+
+def test_rendezvous_has_a_table_of_its_choices() -> None:
+    rendezvous = Rendezvous(weighted(1, 2, 3, 0))
+
+    assert len(rendezvous.table) == TABLE_SIZE
+    assert [rendezvous.table[hash_key(key) % TABLE_SIZE] for key in KEYS[:200]] == \
+        [rendezvous.pick(key) for key in KEYS[:200]]
+    assert not Rendezvous(weighted(0)).table
+
+
+# --- turns ---
+
+@pytest.mark.parametrize("weights", [(1,), (2, 2), (1, 2, 3), (5, 0, 10), (7, 1, 1), (4, 6)])
+def test_turns_are_a_round_of_round_robins(weights: tuple[int, ...]) -> None:
+    backends = weighted(*weights)
+    turn = RoundRobin(backends)
+    turns = turns_of(backends, TABLE_SIZE)
+
+    assert turns * 3 == [turn.pick(b"") for _ in range(3 * len(turns))]
+    assert len(turns) == sum(weights) // math.gcd(*weights)
+
+
+def test_there_are_no_turns_beyond_the_limit() -> None:
+    assert len(turns_of(weighted(2, 3), 5)) == 5
+    assert turns_of(weighted(2, 3), 4) == []
+    assert turns_of(weighted(0), 4) == []
 
 
 # --- bounded load ---
@@ -315,7 +344,7 @@ def test_the_runner_up_is_who_gets_the_key_if_the_backend_leaves(name: str) -> N
         rest = [backend for backend in backends if backend.id != told.backend_id]
 
         assert told.key_hash == hash_key(key)
-        assert told.slot == (hash_key(key) % TABLE_SIZE if name == "maglev" else None)
+        assert told.slot == hash_key(key) % TABLE_SIZE
         assert told.backend_id == scheduler.pick(key)
         assert told.runner_up_id == make_scheduler(name, rest, random=Random(0)).pick(key)
 

@@ -86,13 +86,17 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 					    __u64 now_ms)
 {
 	struct flow made = {.ends = segment->five_tuple, .seen_ms = now_ms};
+	struct request request = {
+		.off = segment->packet.off + segment->payload_off, .len = payload_len(segment),
+		.service = service, .source = segment->five_tuple.saddr,
+		.sport = segment->five_tuple.sport,
+	};
 	struct backend *backend;
 	int id;
 
 	if (segment->flags & (RST | FIN))
 		return XDP_PASS;
-	id = choose_backend(ctx, segment->packet.off + segment->payload_off, payload_len(segment),
-			    service, segment->five_tuple.saddr);
+	id = choose_backend(ctx, &request);
 	if (id <= 0)
 		return XDP_PASS;
 	backend = find_backend(service, id);

@@ -8,67 +8,80 @@
 #include "schedule.h"
 #include "tls.h"
 
-#define PASS_UP -1
+#define SOURCE_OFF 0 /* where the client's address and port are put in the scratch */
 
-/* KEY_NONE: left to the portable engine. */
-enum key_kind {
-	KEY_NONE, KEY_PATH, KEY_TARGET, KEY_HOST, KEY_HOST_AND_PATH, KEY_SERVER_NAME, KEY_SOURCE
+/* The first payload of a flow: `len` octets at `off` in the frame. source, sport: the client's. */
+struct request {
+	__u32 off;
+	__u32 len;
+	__u32 service;
+	__be32 source;
+	__be16 sport;
+	__u16 padding;
 };
 
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_SERVICES);
-	__type(key, __u32);
-	__type(value, enum key_kind);
-} key_kinds SEC(".maps");
-
-/* The key, of the scratch's octets. 0 as its end: not to be had here. */
-static __always_inline struct part read_key(struct scratch *scratch, __u32 kind, __u32 end)
+/* Find the key that a spec asks for. end: of the payload. Returns: WHOLE, NO_KEY or NEED_MORE. */
+static __always_inline int extract(struct scratch *scratch, const struct key_spec *spec, __u32 end)
 {
-	struct part key, host;
+	struct part part = {SOURCE_OFF, SOURCE_OFF + 4};
 
-	if (kind == KEY_SERVER_NAME) {
-		key = read_server_name(scratch, end);
-		if (key.end)
-			copy_lowered(key.off, key.off, key.end);
-		return key;
+	switch (spec->kind) {
+	case KEY_NONE:
+		return NEED_MORE;
+	case KEY_SOURCE:
+		return give(scratch, part, WHOLE);
+	case KEY_SOURCE_AND_PORT:
+		part.end += 2;
+		return give(scratch, part, WHOLE);
+	case KEY_PAYLOAD:
+		part = (struct part){PAYLOAD_OFF, PAYLOAD_OFF + spec->length};
+		return give(scratch, part, part.end <= end ? WHOLE : NEED_MORE);
+	case KEY_SERVER_NAME:
+		return find_name_in_hello(scratch, end);
+	default:
+		return find_in_request(scratch, spec, end);
 	}
-	key = read_path(scratch, end, kind == KEY_TARGET);
-	if (!key.end || kind == KEY_PATH || kind == KEY_TARGET)
-		return key;
-	host = read_host(scratch, key, end);
-	if (!host.end)
-		return host;
-	/* right before the path, over the method and the room before it */
-	key.off -= host.end - host.off;
-	host.end = copy_lowered(key.off, host.off, host.end);
-	if (kind == KEY_HOST)
-		key.end = host.end;
-	return key;
 }
 
-/* The id of the backend for a first payload of `len` octets at `off` in the frame, or PASS_UP.
- *
- * saddr: the client's address.
- */
-__noinline int choose_backend(struct xdp_md *ctx, __u32 off, __u32 len, __u32 service, __be32 saddr)
+/* Copy what a key may need of the payload. Returns: how many octets, 0 where it cannot be. */
+static __always_inline __u32 load(struct xdp_md *ctx, struct scratch *scratch, __u32 off, __u32 len)
 {
-	__u32 *kind = bpf_map_lookup_elem(&key_kinds, &service);
-	struct scratch *scratch = get_scratch();
-	struct part key;
+	__u32 loaded = len < PAYLOAD_MAX ? len : PAYLOAD_MAX;
 
-	if (!kind || !*kind || !scratch)
-		return PASS_UP;
-	if (*kind == KEY_SOURCE) {
-		*(__be32 *)at(scratch, PAYLOAD_OFF) = saddr;
-		return pick(service, hash_key(PAYLOAD_OFF, PAYLOAD_OFF + sizeof(saddr)));
-	}
-	if (!len || len > PAYLOAD_MAX)
-		return PASS_UP;
+	if (!loaded)
+		return 0;
+	len = loaded;
 	/* Linux 6.1 forgets that this is not 0 unless it is said in its own way */
 	asm volatile("%0 += -1\n%0 &= 2047\n%0 += 1" : "+r"(len));
-	if (bpf_xdp_load_bytes(ctx, off, scratch->octets + PAYLOAD_OFF, len))
+	return bpf_xdp_load_bytes(ctx, off, scratch->octets + PAYLOAD_OFF, len) ? 0 : loaded;
+}
+
+/* The id of the backend for a first payload, or PASS_UP. */
+__noinline int choose_backend(struct xdp_md *ctx, const struct request *request)
+{
+	struct scratch *scratch = get_scratch();
+	struct plan *plan;
+	__u32 service, end;
+	int result;
+
+	if (!request || !scratch)
 		return PASS_UP;
-	key = read_key(scratch, *kind, PAYLOAD_OFF + len);
-	return key.end > key.off ? pick(service, hash_key(key.off, key.end)) : PASS_UP;
+	service = request->service;
+	plan = bpf_map_lookup_elem(&plans, &service);
+	if (!plan || !plan->scheduler)
+		return PASS_UP;
+	*(__be32 *)(scratch->octets + SOURCE_OFF) = request->source;
+	*(__be16 *)(scratch->octets + SOURCE_OFF + 4) = request->sport;
+	end = PAYLOAD_OFF;
+	if (plan->key.kind >= KEY_PAYLOAD || plan->fallback.kind >= KEY_PAYLOAD) {
+		end += load(ctx, scratch, request->off, request->len);
+		if (end == PAYLOAD_OFF)
+			return PASS_UP;
+	}
+	result = extract(scratch, &plan->key, end);
+	if (result == NO_KEY)
+		result = extract(scratch, &plan->fallback, end);
+	if (result == NO_KEY)
+		scratch->key = (struct part){SOURCE_OFF, SOURCE_OFF + 4};
+	return result == NEED_MORE ? PASS_UP : pick(plan, service, scratch);
 }

@@ -10,12 +10,21 @@
 #include <bpf/bpf_helpers.h>
 
 #define SCRATCH_LEN 4096
-#define PAYLOAD_OFF 256 /* room before it, for a host that is to precede a path */
+#define PAYLOAD_OFF 512 /* room before it, for a host that is to precede a path */
 #define PAYLOAD_MAX 2048
 #define STEPS_OF_8 ((PAYLOAD_OFF + PAYLOAD_MAX) / 8 + 1)
+#define STEPS (STEPS_OF_8 + 128) /* where each that is found takes one more; beyond, go up */
 
+/* Octets of the scratch, from `off` to `end`. */
+struct part {
+	__u32 off;
+	__u32 end;
+};
+
+/* key: what has been found. */
 struct scratch {
 	__u8 octets[SCRATCH_LEN + 8];
+	struct part key;
 };
 
 struct {
@@ -51,27 +60,18 @@ static __always_inline __u32 number_at(struct scratch *scratch, __u32 off)
 #define BELOW(word, limit) (((word) - ONES * (limit)) & ~(word) & TOPS)
 #define EQUAL(word, octet) BELOW((word) ^ ONES * (octet), 1)
 
-/* Which octet the lowest top bit is of. (BPF has no instruction that counts zeros.) */
+/* Which octet the lowest top bit is of. Without a branch: in loops, the verifier follows each.
+ *
+ * (BPF has no instruction that counts zeros.) Octet n of the factor, from the top, is n.
+ */
 static __always_inline __u32 first_octet(__u64 tops)
 {
-	__u32 half = tops, octet = 0;
-
-	if (!half) {
-		half = tops >> 32;
-		octet = 4;
-	}
-	if (!(half & 0xffff)) {
-		half >>= 16;
-		octet += 2;
-	}
-	return octet + !(half & 0xff);
+	return ((tops & -tops) >> 7) * 0x0001020304050607ULL >> 56;
 }
 
 /* Where a request target ends: at a blank, a control, or a `stop`; `end` if it does not. */
-__noinline __u32 find_target_end(__u32 off, __u32 end, __u8 stop)
+__noinline __u32 find_target_end(struct scratch *scratch, __u32 off, __u32 end, __u8 stop)
 {
-	struct scratch *scratch = get_scratch();
-
 	if (!scratch)
 		return end;
 	for (int i = 0; i < STEPS_OF_8; i++) {
@@ -90,11 +90,9 @@ __noinline __u32 find_target_end(__u32 off, __u32 end, __u8 stop)
 	return off < end ? off : end;
 }
 
-/* The next line feed; `end` if there is none. */
-__noinline __u32 find_line_end(__u32 off, __u32 end)
+/* The next such octet; `end` if there is none. */
+__noinline __u32 find_octet(struct scratch *scratch, __u32 off, __u32 end, __u8 octet)
 {
-	struct scratch *scratch = get_scratch();
-
 	if (!scratch)
 		return end;
 	for (int i = 0; i < STEPS_OF_8; i++) {
@@ -103,7 +101,7 @@ __noinline __u32 find_line_end(__u32 off, __u32 end)
 		if (off >= end)
 			break;
 		word = *(__u64 *)at(scratch, off);
-		found = EQUAL(word, '\n');
+		found = EQUAL(word, octet);
 		if (found) {
 			off += first_octet(found);
 			break;
@@ -113,22 +111,35 @@ __noinline __u32 find_line_end(__u32 off, __u32 end)
 	return off < end ? off : end;
 }
 
-static __always_inline __u8 lowered(__u8 octet)
+/* The top bit of each octet that is a capital letter. */
+static __always_inline __u64 capitals(__u64 word)
 {
-	return octet >= 'A' && octet <= 'Z' ? octet | 0x20 : octet;
+	__u64 low = word & ~TOPS;
+
+	return ~word & TOPS & ((low + ONES * (0x80 - 'A')) ^ (low + ONES * (0x7f - 'Z')));
 }
 
-/* Copy octets in lower case; source and target may be the same. Returns: where the copy ends. */
-__noinline __u32 copy_lowered(__u32 target, __u32 off, __u32 end)
+/* Copy octets in lower case, the last of them first: the target may overlap them, behind.
+ *
+ * Up to 7 octets before the target are spoilt. Returns: where the copy ends.
+ */
+__noinline __u32 copy_lowered(struct scratch *scratch, __u32 target, __u32 off, __u32 end)
 {
-	struct scratch *scratch = get_scratch();
+	__u32 left = end - off, target_end = target + left;
 
 	if (!scratch)
-		return target;
-	for (int i = 0; i < PAYLOAD_OFF; i++) {
-		if (off >= end)
+		return target_end;
+	target = target_end;
+	for (int i = 0; i < STEPS_OF_8; i++) {
+		__u64 word;
+
+		if (!left)
 			break;
-		*at(scratch, target++) = lowered(*at(scratch, off++));
+		end -= 8;
+		target -= 8;
+		word = *(__u64 *)at(scratch, end);
+		*(__u64 *)at(scratch, target) = word | capitals(word) >> 2;
+		left = left > 8 ? left - 8 : 0;
 	}
-	return target;
+	return target_end;
 }
