@@ -125,7 +125,7 @@ class Rendezvous:
 
     @cached_property
     def table(self) -> array:
-        """TABLE_SIZE ids, or none without a backend. Each takes about 0.2 µs for each backend."""
+        """TABLE_SIZE ids, or none without a backend. Each takes some 0.3 µs for each backend."""
         slots = range(TABLE_SIZE) if self._backends else ()
         return array("H", (self._best(slot) for slot in slots))
 

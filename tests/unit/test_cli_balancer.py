@@ -445,7 +445,7 @@ def test_explain_takes_the_service_of_the_url_or_the_one_named(
              cli.main(["explain", "--config", two_services, "/a", "--service", "ftp"])]
 
     assert (by_url["service"], named["service"]) == ("web", "tls")
-    assert named["slot"] is None
+    assert named["slot"] is not None
     assert codes == [2, 2]
     assert capsys.readouterr().err.count("web, tls") == 2
 
