@@ -137,7 +137,8 @@ class Config(Shared):
     xdp: Annotated[str, Setting(
         choice("auto", "native", "generic"), "where the fast engine's program runs",
         "In the interface's driver (`native`), or in the kernel behind it (`generic`). `auto` "
-        "takes the driver where it can be had.", metavar="auto|native|generic",
+        "takes the driver where it can be had and no backend is behind an interface that takes no "
+        "redirected frames.", metavar="auto|native|generic",
     )] = "auto"
     hold_octets_total: Annotated[int, Setting(
         whole(0, 1 << 40, "octets"),

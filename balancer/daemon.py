@@ -40,7 +40,7 @@ def run(config: Config) -> int:
         if datapath.paths.set_routes(routes):
             measurement.soon()
 
-    watch = RouteWatch(datapath.paths, on_routes)
+    watch = RouteWatch(datapath.paths, on_routes, config.interface)
 
     def change(host: Host) -> str:
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
@@ -52,9 +52,8 @@ def run(config: Config) -> int:
         watch.look_up()
         datapath.fit_mss()
         if offload:
-            offload.tell_paths(datapath.paths)
-            offload.is_live = True
-            return f"{ready}, behind the fast one ({offload.program.attach().value} XDP)"
+            mode = offload.attach(config, datapath.paths)
+            return f"{ready}, behind the fast one ({mode.value} XDP)"
         instance.detach(config)  # of an earlier start
         return f"{ready} ({reason})"
 

@@ -19,12 +19,16 @@ log = logging.getLogger(__name__)
 
 
 class NextHop(NamedTuple):
-    """interface: its index, 0 where the way is not known. mtu: octets of an IP packet."""
+    """interface: its index, 0 where the way is not known. mtu: octets of an IP packet.
+
+    is_here: whether it is the interface, or the bond, that clients' packets come in by.
+    """
 
     interface: int
     mtu: int
     destination: bytes
     source: bytes
+    is_here: bool = True
 
 
 UNKNOWN = NextHop(0, 0, bytes(6), bytes(6))
@@ -36,11 +40,16 @@ class Route(NamedTuple):
     own_address: the source it would choose, 4 octets; empty where there is no way.
     mtu:         octets of an IP packet, of the first link or as the route says; 0: not known.
     hop:         UNKNOWN while the neighbour is not resolved.
+    device:      the name of the interface. is_here: as in NextHop.
+    takes_frames: whether frames that a program redirects there leave by it.
     """
 
     own_address: bytes
     mtu: int
     hop: NextHop
+    device: str = ""
+    is_here: bool = True
+    takes_frames: bool = True
 
 
 NO_ROUTE = Route(b"", 0, UNKNOWN)
@@ -113,8 +122,8 @@ class Paths:
         """The kernel says these now. Returns: whether it said something else before."""
         changed = False
         for address, route in routes.items():
-            path = self._paths[address]
-            if path.route != route:
+            path = self._paths.get(address)
+            if path is not None and path.route != route:
                 before = path.mtu
                 path.route = route
                 self._note(path, before)

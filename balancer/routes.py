@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterable
 
 from balancer.paths import NO_ROUTE, UNKNOWN, NextHop, Route
+from common.engine.devices import Devices
 from common.engine.netlink import ACK, Netlink, attributes_in
 from common.engine.sources import Source
 from common.engine.worker import Worker
@@ -20,11 +21,10 @@ from common.engine.worker import Worker
 PROBE_S = 10
 CALM_S = 0.2  # between two looks, where changes do not end
 _GROUPS = 0x1 | 0x4 | 0x40  # linux/rtnetlink.h: RTMGRP_LINK, _NEIGH, _IPV4_ROUTE
-_GETLINK, _GETROUTE, _NEWNEIGH, _GETNEIGH = 18, 26, 28, 30
+_GETROUTE, _NEWNEIGH, _GETNEIGH = 26, 28, 30
 _REPLACE = 0x100
 _RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PREFSRC, _RTA_METRICS = 1, 4, 5, 7, 8
 _RTAX_MTU = 2
-_IFLA_ADDRESS, _IFLA_MTU = 1, 4
 _NDA_DST, _NDA_LLADDR = 1, 2
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # NUD_REACHABLE .. PROBE, NOARP, PERMANENT
 _LASTING = 0x40 | 0x80
@@ -32,7 +32,6 @@ _PROBE = 0x10
 _MAC_LEN = 6
 _DISCARD_PORT = 9
 _ROUTE = struct.Struct("=BBBBBBBBI")  # rtmsg
-_LINK = struct.Struct("=BBHiII")  # ifinfomsg
 _NEIGHBOUR = struct.Struct("=BBHiHBB")  # ndmsg
 _U32 = struct.Struct("=I")
 log = logging.getLogger(__name__)
@@ -47,13 +46,16 @@ class RouteWatch:
     """
 
     def __init__(
-        self, addresses: Iterable[bytes], on_routes: Callable[[Routes], None]
+        self, addresses: Iterable[bytes], on_routes: Callable[[Routes], None], interface: str
     ) -> None:
-        """addresses: 4 octets each. Raises: OSError."""
-        self._addresses = sorted(set(addresses))
+        """addresses: 4 octets each, those that there are at each look.
+
+        interface: where clients' packets come in. Raises: OSError.
+        """
+        self._addresses = addresses
         self._on_routes = on_routes
         self._events = Netlink(groups=_GROUPS)
-        self._table = Table()
+        self._table = Table(interface)
         self._worker: Worker[Routes] = Worker("looking routes up", self._on_looked_up)
         self._is_looking = self._is_stale = False
         self._next_probe_s = 0.0
@@ -68,7 +70,7 @@ class RouteWatch:
     def look_up(self) -> None:
         """Look everything up now, and wait for it: before there are packets."""
         self._next_probe_s = time.monotonic() + PROBE_S
-        self._on_routes(self._table.look_up(self._addresses, probe=True))
+        self._on_routes(self._table.look_up(list(self._addresses), probe=True))
 
     # --- as sources.Source ---
 
@@ -90,7 +92,8 @@ class RouteWatch:
             self._next_probe_s = now_s + PROBE_S
         self._is_looking, self._is_stale = True, False
         self._calm_s = now_s + CALM_S
-        self._worker.start(lambda: self._table.look_up(self._addresses, probe))
+        addresses = list(self._addresses)
+        self._worker.start(lambda: self._table.look_up(addresses, probe))
         self._plan()
 
     def _on_looked_up(self, routes: Routes) -> None:
@@ -109,35 +112,48 @@ class RouteWatch:
 class Table:
     """Looks ways up, and waits for the kernel. What cannot be found is NO_ROUTE."""
 
-    def __init__(self) -> None:
-        """Raises: OSError."""
+    def __init__(self, interface: str) -> None:
+        """interface: where clients' packets come in. Raises: OSError."""
+        self._interface = interface
         self._netlink = Netlink()
+        self._devices = Devices()
 
     def look_up(self, addresses: Iterable[bytes], probe: bool) -> Routes:
         """The way to each address. probe: have the kernel ask the neighbours whether they live."""
-        return {address: self._look_up(address, probe) for address in addresses}
+        here = self._here()
+        return {address: self._look_up(address, here, probe) for address in addresses}
 
-    def _look_up(self, address: bytes, probe: bool) -> Route:
+    def _here(self) -> set[int]:
+        """The indices of the interface where packets come in, and of the bond that it is in."""
+        try:
+            device = self._devices.get(socket.if_nametoindex(self._interface))
+            if device.master and self._devices.get(device.master).kind == "bond":
+                return {device.ifindex, device.master}
+            return {device.ifindex}
+        except OSError:
+            return set()
+
+    def _look_up(self, address: bytes, here: set[int], probe: bool) -> Route:
         try:
             route = self._netlink.ask(
                 _GETROUTE, _ROUTE.pack(socket.AF_INET, 32, 0, 0, 0, 0, 0, 0, 0),
                 {_RTA_DST: address},
             )[0].attributes
             index = _U32.unpack(route[_RTA_OIF])[0]
-            link = self._netlink.ask(_GETLINK, _LINK.pack(0, 0, 0, index, 0, 0))[0].attributes
+            device = self._devices.get(index)
         except (OSError, LookupError):
             return NO_ROUTE
-        link_mtu = mtu = _U32.unpack(link[_IFLA_MTU])[0]
+        mtu = device.mtu
         metrics = attributes_in(route.get(_RTA_METRICS, b""))
         if _RTAX_MTU in metrics:
             mtu = min(mtu, _U32.unpack(metrics[_RTAX_MTU])[0])
         hop = UNKNOWN
-        own_mac = link.get(_IFLA_ADDRESS, b"")
-        if len(own_mac) == _MAC_LEN:
+        if len(device.mac) == _MAC_LEN:
             mac = self._neighbour(route.get(_RTA_GATEWAY, address), index, probe)
             if mac:
-                hop = NextHop(index, link_mtu, mac, own_mac)
-        return Route(route.get(_RTA_PREFSRC, b""), mtu, hop)
+                hop = NextHop(index, device.mtu, mac, device.mac, index in here)
+        return Route(route.get(_RTA_PREFSRC, b""), mtu, hop, device.name, index in here,
+                     device.takes_frames)
 
     def _neighbour(self, address: bytes, index: int, probe: bool) -> bytes:
         """The Ethernet address of a neighbour; empty if it is not known, and then asked for."""

@@ -42,7 +42,7 @@ FAR_SUBNET, BACKENDS_ROUTER = "192.168.35", "192.168.35.254"  # of backends behi
 DSCP = 3
 _MORE_CLIENTS_FROM = 100
 _JOURNALS = Path("/run/l3dsr")
-_OFFLOADS = ("tx", "tso", "gso", "gro")
+_OFFLOADS = ("tx", "tso", "gso", "gro", "txvlan", "rxvlan")
 _counter = itertools.count(1)
 
 

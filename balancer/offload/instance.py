@@ -3,6 +3,7 @@
 import logging
 
 from balancer.config import Config
+from balancer.offload import devices
 from balancer.offload.program import Program
 from common import settings
 from common.bpf import BpfError, build, features, pins
@@ -39,6 +40,8 @@ def prepare(config: Config, secrets: Secrets) -> tuple[Program | None, str]:
     Raises: ConfigError where the configuration asks for what cannot be.
     """
     reason = features.refusal(config.engine, config.interface)
+    if config.engine != "portable" and not reason:
+        reason = devices.refusal(config)
     if not reason:
         try:
             return Program(config, secrets, Pins(owner(config))), ""

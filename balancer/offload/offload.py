@@ -5,20 +5,24 @@ segment; all else it leaves alone, and the portable engine's rules bring it to t
 flow store is the program's table.
 """
 
+import logging
 from random import Random
 
 from balancer.config import Config
 from balancer.datapath import Datapath
+from balancer.offload import devices
 from balancer.offload.flow_store import MapStore
 from balancer.offload.held_marks import HeldMarks
 from balancer.offload.program import Program
-from balancer.paths import Paths
+from balancer.paths import UNKNOWN, Paths
 from balancer.pool.pool import Backend, Changes
 from balancer.services import Services, ServiceState
+from common.bpf.links import Mode
 from common.cluster.cookie import Secrets
 from common.counters import Counters
 
 REFRESH_MS = 1000
+log = logging.getLogger(__name__)
 
 
 class ProgramOffload:
@@ -30,6 +34,8 @@ class ProgramOffload:
         self.is_live = False
         self._services = services
         self._flows = flows
+        self._mode = Mode.GENERIC
+        self._lossy: set[str] = set()  # interfaces of which it has been said
         self._paths_told = -1
         self._old_flows_go = True
         self._next_refresh_ms = 0
@@ -74,10 +80,33 @@ class ProgramOffload:
             return
         self._paths_told = paths.version
         for backend in self._services.backends():
-            hop = paths[backend.address].hop
-            self.program.set_next_hop(backend.service.number, backend.id, hop)
+            path = paths[backend.address]
+            loses = self._mode is Mode.NATIVE and devices.loses_frames(path.route)
+            self.program.set_next_hop(
+                backend.service.number, backend.id, UNKNOWN if loses else path.hop)
+            if loses and self.is_live:
+                self._say_lossy(path.route.device)
         for service in self._services:
             self.program.set_mss(service.number, service.config, service.mss)
+
+    def attach(self, config: Config, paths: Paths) -> Mode:
+        """Let the program have the packets. Returns: how. Raises: BpfError."""
+        routes = [paths[address].route for address in paths]
+        wanted = devices.wanted_mode(config.xdp, config.interface, routes)
+        self._mode = wanted or Mode.NATIVE  # until it is known, nothing goes where it may vanish
+        self.tell_paths(paths)
+        self._mode = self.program.attach(wanted)
+        self.is_live = True
+        self._paths_told = -1
+        self.tell_paths(paths)
+        return self._mode
+
+    def _say_lossy(self, device: str) -> None:
+        """Say once that packets by an interface take the slow way."""
+        if device not in self._lossy:
+            self._lossy.add(device)
+            log.warning("%s takes no frames that are redirected to it, so packets by it go through "
+                        "the portable engine; xdp = \"generic\" is faster here", device)
 
     def add_counts(self, counters: Counters) -> None:
         """Add what the program has counted since the last call."""

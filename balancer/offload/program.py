@@ -153,7 +153,7 @@ class Program:
         self._next_hops[place] = hop
         self.backends.update(place, {
             "address": address, "index": hop.interface, "mtu": hop.mtu,
-            "is_configured": 1, "dscp": dscp,
+            "is_configured": 1, "is_here": hop.is_here, "dscp": dscp,
             "destination": hop.destination, "source": hop.source,
         })
 
@@ -169,16 +169,16 @@ class Program:
              "timestamps": service.timestamps},
         )
 
-    def attach(self) -> Mode:
-        """Let the program have the packets. Returns: how. Raises: BpfError."""
+    def attach(self, wanted: Mode | None) -> Mode:
+        """Let the program have the packets. wanted: None takes the first that can be had.
+
+        Returns: how. Raises: BpfError.
+        """
         assert self._pins is not None
         pins.sweep()
         self._pins.fill_maps(self.object)
         index = socket.if_nametoindex(self._config.interface)
         program = self.object.program(PROGRAM_NAME)
-        wanted = None if self._config.xdp == "auto" else Mode(self._config.xdp)
-        if wanted is None and _kind(self._config.interface) == "veth":
-            wanted = Mode.GENERIC  # in the driver, what it sends needs its peer's consent
         mode = self._pins.attach_xdp(program, index, wanted)
         self._pins.keep_links([f"xdp-{mode.value}-{index}"])
         self._pins.settle()
@@ -193,13 +193,3 @@ class Program:
             self.set_mss(number, service, service.mss)
             for backend in service.backends:
                 self.set_backend(number, backend.id, backend.address.packed, service.dscp)
-
-
-def _kind(interface: str) -> str | None:
-    """What makes the interface: `veth`, `bond` …; None for hardware."""
-    from pyroute2 import IPRoute
-
-    with IPRoute() as netlink:
-        link = netlink.get_links(ifname=interface)[0]
-        info = link.get_attr("IFLA_LINKINFO")
-        return info.get_attr("IFLA_INFO_KIND") if info else None

@@ -23,7 +23,7 @@ class Watch:
     def __init__(self, lab: Lab) -> None:
         self.said: list[dict[bytes, Route]] = []
         with inside(lab.balancer):
-            self.watch = RouteWatch([FIRST, FAR], self.said.append)
+            self.watch = RouteWatch([FIRST, FAR], self.said.append, "eth1")
             self.watch.look_up()
         self._sources = Sources(self.watch.sources, _raise)
         self._namespace = lab.balancer
@@ -93,7 +93,7 @@ def test_a_path_is_measured_to_be_narrow_and_to_be_whole_again() -> None:
         address = socket.inet_aton(lab.backend1.address)
         paths = Paths([address])
         with inside(lab.balancer):
-            watch = RouteWatch(paths, paths.set_routes)
+            watch = RouteWatch(paths, paths.set_routes, "eth1")
             watch.look_up()
             measurement = Measurement(paths)
         sources = Sources([*watch.sources, measurement], _raise)

@@ -58,5 +58,5 @@ static __always_inline int forward(struct xdp_md *ctx, const struct segment *seg
 		sent->handoffs += reason == REASON_HANDOFF;
 	}
 	note(reason);
-	return backend->index == ctx->ingress_ifindex ? XDP_TX : bpf_redirect(backend->index, 0);
+	return backend->is_here ? XDP_TX : bpf_redirect(backend->index, 0);
 }

@@ -53,7 +53,9 @@ struct service {
 	__u8 padding[3];
 };
 
-/* A backend and how to get there. index 0: the way is not known yet, packets go up. */
+/* A backend and how to get there. index 0: the way is not known yet, packets go up. is_here: it is
+ * where packets come in, as the daemon says: ingress_ifindex may be that of a bond's slave.
+ */
 struct backend {
 	__be32 address;
 	__u32 index;
@@ -62,7 +64,8 @@ struct backend {
 	__u8 dscp;
 	__u8 destination[ETH_ALEN];
 	__u8 source[ETH_ALEN];
-	__u8 padding[6];
+	__u8 is_here;
+	__u8 padding[5];
 };
 
 struct traffic {
