@@ -15,9 +15,9 @@ For a packet that is no SYN the tests come in this order:
    disagrees, the table is right only if the flow is old enough for the
    server's timestamps to have wrapped; otherwise the entry is stale.
 2. It repeats the flow's first segment: same backend.
-3. It follows a cookie: with payload it opens a flow (over whatever was there),
+3. It belongs to held segments, and may have to be acknowledged (hold.py).
+4. It follows a cookie: with payload it opens a flow (over whatever was there),
    without it is consumed, and with FIN alone it is answered.
-4. It belongs to held segments, and may have to be acknowledged (hold.py).
 5. It has a table entry.
 6. Nobody knows it: dropped, and a second later reset.
 
@@ -139,7 +139,7 @@ class Split:
             self._remove(flow)
         if not self._takeover_limit.allows(now_ms):
             return DROP[DropReason.TAKEOVER_LIMITED]
-        return _forward_to(segment, named, 0, Event.TAKEOVER)
+        return send(Event.TAKEOVER, _to_backend(segment, named, 0))
 
     def _on_unnamed(
         self, segment: Segment, service: ServiceState, flow: BackendFlow | None, key: bytes,
@@ -149,11 +149,13 @@ class Split:
         payload_len = segment.payload_len
         if flow is not None and payload_len and delta(segment.seq, 1) == flow.client_isn:
             return self._forward(segment, flow, now_ms)
-        if handshake.follows_cookie(segment, self.secrets, now_ms):
-            return self._on_first(segment, service, flow, now_ms)
         held = self.holds.get(key)
         if held is not None and held.is_continued_by(segment):
             return self._on_held(segment, held, flow, now_ms)
+        if handshake.follows_cookie(segment, self.secrets, now_ms):
+            if held is not None:
+                self.holds.remove(held)  # of an older connection on the same ports
+            return self._on_first(segment, service, flow, now_ms)
         if flow is not None:
             return self._forward(segment, flow, now_ms)
         if segment.flags & RST:
@@ -170,19 +172,8 @@ class Split:
         self, segment: Segment, service: ServiceState, old: BackendFlow | None, now_ms: int
     ) -> Verdict:
         """The first segment after a handshake of ours."""
-        key = segment.five_tuple
-        held = self.holds.get(key)
-        if held is not None and (
-            held.client_isn != delta(segment.seq, 1) or held.cookie_isn != delta(segment.ack, 1)
-        ):
-            self.holds.remove(held)  # of an older connection on the same ports
-            held = None
         if segment.flags & RST:
-            if held is not None:
-                self.holds.remove(held)
             return DROP[DropReason.RESET_UNANSWERED]
-        if held is not None:
-            return self._on_held(segment, held, old, now_ms)
         if not segment.payload_len:
             if segment.flags & FIN:
                 return send(Event.FIN_ANSWERED, handshake.answer_fin(segment))
@@ -190,8 +181,11 @@ class Split:
         chosen = _choose(service.config, segment, segment.payload, bool(segment.flags & FIN))
         if chosen is not None:
             return self._open(service, [segment], chosen, old, now_ms)
+        if not segment.checksum_holds():
+            return DROP[DropReason.BAD_CHECKSUM]
         held = hold.Held(service, service.config.hold, segment, now_ms)
-        return self._on_held(segment, held, old, now_ms)
+        self.holds.add(held, segment)
+        return self._wait(segment, held, old, now_ms)
 
     def _on_held(
         self, segment: Segment, held: hold.Held, old: BackendFlow | None, now_ms: int
@@ -209,6 +203,15 @@ class Split:
         chosen = _choose(held.service.config, segment, payload, ended)
         if chosen is not None:
             return self._open_held(held, chosen, old, now_ms)
+        return self._wait(segment, held, old, now_ms)
+
+    def _wait(
+        self, segment: Segment, held: hold.Held, old: BackendFlow | None, now_ms: int
+    ) -> Verdict:
+        """The key is not complete yet: wait for more, unless a bound is reached.
+
+        segment: the latest.
+        """
         if held.is_awaited:
             self.holds.take(held)  # joined, they may be within the bounds again
         if self.holds.is_at_bound(held):
@@ -265,8 +268,7 @@ class Split:
         self.unknown.forget(flow.key)
         backend.handoffs += 1
         verdict = send(Event.HANDOFF, *(
-            _forward_to(segment, backend, shift, Event.FORWARDED).packets[0]
-            for segment in segments
+            _to_backend(segment, backend, shift) for segment in segments
         ))
         if held and held.taken:
             self._deliver(flow, Delivery(verdict.packets, add(held.cookie_isn, 1), now_ms))
@@ -285,7 +287,7 @@ class Split:
             self.flows.move(flow, HALF_CLOSED, now_ms)
         elif now_ms - flow.seen_ms >= SEEN_MS:
             self.flows.touch(flow, now_ms)
-        return _forward_to(segment, flow.backend, flow.ts_shift, Event.FORWARDED)
+        return send(Event.FORWARDED, _to_backend(segment, flow.backend, flow.ts_shift))
 
     def _deliver(self, flow: BackendFlow, delivery: Delivery) -> None:
         """Repeat a flow's handoff, and see all its packets until the server has answered."""
@@ -337,7 +339,7 @@ def _choose(
     return None if isinstance(key, Missing) else key
 
 
-def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event) -> Verdict:
+def _to_backend(segment: Segment, backend: Backend, ts_shift: int) -> bytes:
     """`segment` with its backend's address, DSCP, TTL, and a TSecr that names the backend."""
     octets = bytearray(segment.octets)
     changes = backend.way.changes
@@ -351,4 +353,4 @@ def _forward_to(segment: Segment, backend: Backend, ts_shift: int, event: Event)
     tcp.patch_checksum(octets, segment.off, changes)
     backend.packets += 1
     backend.octets += len(octets)
-    return send(event, backend.way.wrap(octets))
+    return backend.way.wrap(octets)
