@@ -64,6 +64,13 @@ def _load(namespace: argparse.Namespace, view: host.HostView | None = None) -> c
                        cli.given(namespace, config.Config, config.Service), view)
 
 
+def _load_offline(namespace: argparse.Namespace) -> config.Config:
+    """For what is tried without the host."""
+    loaded = _load(namespace)
+    cli.warn_of_lab(PROGRAM, loaded, config.Service, namespace, config.DEFAULT_FILE)
+    return loaded
+
+
 def _serve(namespace: argparse.Namespace) -> int:
     loaded = _load(namespace, host.look())
     host.check_rights(PROGRAM)
@@ -196,8 +203,8 @@ def _add_explain(commands: Any) -> None:
     parser.add_argument("--header", metavar="'NAME: VALUE'", action="append", default=[],
                         help="a further header of the request, repeatable")
     parser.add_argument("--service", metavar="NAME", default=None,
-                        help="where there are several (default: the one with the URL's host "
-                             "and port)")
+                        help="where there are several (default: the one with the URL's VIP and "
+                             "port, or the only one with its port)")
     parser.add_argument("--source", metavar="ADDR[:PORT]", default=None,
                         help="the client, for keys that are made of its address")
     _add_config_flags(parser)
@@ -206,7 +213,7 @@ def _add_explain(commands: Any) -> None:
 
 
 def _explain(namespace: argparse.Namespace) -> int:
-    loaded = _load(namespace)
+    loaded = _load_offline(namespace)
     service = explain.choose_service(loaded, namespace.service, namespace.url)
     answer = explain.explain(service, _payload_of(namespace), _source_of(namespace.source))
     if namespace.json:
@@ -263,7 +270,7 @@ def _replay(namespace: argparse.Namespace) -> int:
     from balancer.datapath import Datapath
     from balancer.tools.rebase import Rebased
 
-    loaded = _load(namespace)
+    loaded = _load_offline(namespace)
     secrets = cli.replay_secrets(namespace, loaded.file, loaded.secret_file)
     datapath = Datapath(loaded, secrets, random=Random(namespace.seed))
     rebased = Rebased(datapath, loaded)

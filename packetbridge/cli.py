@@ -61,6 +61,13 @@ def _load(namespace: argparse.Namespace, view: host.HostView | None = None) -> c
                        cli.given(namespace, config.Config, config.Service), view)
 
 
+def _load_offline(namespace: argparse.Namespace) -> config.Config:
+    """For what is tried without the host."""
+    loaded = _load(namespace)
+    cli.warn_of_lab(PROGRAM, loaded, config.Service, namespace, config.DEFAULT_FILE)
+    return loaded
+
+
 def _serve(namespace: argparse.Namespace) -> int:
     loaded = _load(namespace, host.look())
     host.check_rights(PROGRAM)
@@ -157,7 +164,7 @@ def _replay(namespace: argparse.Namespace) -> int:
     from packetbridge.datapath import Datapath
     from packetbridge.tools.standin import StandIn
 
-    loaded = _load(namespace)
+    loaded = _load_offline(namespace)
     secrets = cli.replay_secrets(namespace, loaded.file, loaded.secret_file)
     address, has_server = _look_through(namespace.source, loaded)
     loaded = dataclasses.replace(loaded, address=address)

@@ -128,9 +128,10 @@ def _readable(spec: KeySpec, key: bytes) -> str:
 
 
 def choose_service(config: Config, name: str | None, url: str | None) -> Service:
-    """The service of that name, else the only one, else the one whose VIP and port the URL has.
+    """The service of that name, else the only one, else the one that the URL is for.
 
-    Raises: ConfigError, naming the services that there are.
+    That has the URL's VIP and port or, where the URL has a name, is the only one with its port.
+    Raises: ConfigError, naming the services that may be meant.
     """
     names = ", ".join(service.name for service in config.services)
     if name is not None:
@@ -143,9 +144,12 @@ def choose_service(config: Config, name: str | None, url: str | None) -> Service
     if url is not None:
         parts = _split(url)
         port = parts.port or (443 if parts.scheme == "https" else 80)
-        for service in config.services:
-            if (str(service.vip), service.port) == (parts.hostname, port):
-                return service
+        if parts.hostname:
+            at_port = [service for service in config.services if service.port == port]
+            found = [service for service in at_port if str(service.vip) == parts.hostname]
+            if len(found or at_port) == 1:
+                return (found or at_port)[0]
+            names = ", ".join(service.name for service in at_port) or names
     raise ConfigError(COMMAND_LINE, "--service", None, f"one of {names}")
 
 

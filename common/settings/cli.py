@@ -145,6 +145,14 @@ def print_fields(fields: Sequence[tuple[str, str]]) -> None:
         print(f"{name:<{width}}  {value}")
 
 
+def warn_of_lab(
+    program: str, loaded: shared.Shared, service: type, namespace: argparse.Namespace, file: Path
+) -> None:
+    """Say so where nothing says which services there are, and those of the lab are shown."""
+    if loaded.file == COMMAND_LINE and not given(namespace, service):
+        print_warnings(program, [f"there is no {file}: this is about the Vagrantfile's network"])
+
+
 def print_warnings(program: str, warnings: Sequence[str]) -> None:
     """To stderr, a line each."""
     for warning in warnings:

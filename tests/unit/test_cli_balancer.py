@@ -441,13 +441,49 @@ def test_explain_takes_the_service_of_the_url_or_the_one_named(
 ) -> None:
     by_url = explain(capsys, "--config", two_services, "http://192.0.2.10/a")
     named = explain(capsys, "--config", two_services, "https://h.example/", "--service", "tls")
-    codes = [cli.main(["explain", "--config", two_services, "http://h.example/"]),
+    codes = [cli.main(["explain", "--config", two_services, "/a"]),
+             cli.main(["explain", "--config", two_services, "http://h.example:8080/"]),
              cli.main(["explain", "--config", two_services, "/a", "--service", "ftp"])]
 
     assert (by_url["service"], named["service"]) == ("web", "tls")
     assert named["slot"] is not None
-    assert codes == [2, 2]
-    assert capsys.readouterr().err.count("web, tls") == 2
+    assert codes == [2, 2, 2]
+    assert capsys.readouterr().err.count("web, tls") == 3
+
+
+@pytest.mark.parametrize("url, service", [
+    ("http://h.example/a", "web"), ("https://h.example/a", "tls"),
+    ("https://h.example:80/", "web"), ("h.example:443", "tls"),
+])
+def test_explain_takes_the_only_service_with_the_urls_port(
+    url: str, service: str, two_services: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = explain(capsys, "--config", two_services, url, "--source", "192.0.2.1")
+
+    assert answer["service"] == service
+
+
+def test_explain_asks_which_of_several_services_with_the_urls_port(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "three.toml"
+    path.write_text(TWO_SERVICES + """
+[[service]]
+name = "shop"
+vip = "192.0.2.12"
+port = 80
+dscp = 11
+[[service.backend]]
+id = 1
+address = "192.0.2.20"
+""")
+
+    by_vip = explain(capsys, "--config", str(path), "http://192.0.2.12/")
+    code = cli.main(["explain", "--config", str(path), "http://h.example/"])
+
+    assert by_vip["service"] == "shop"
+    assert code == 2
+    assert "--service = None: expected one of web, shop" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments, what", [

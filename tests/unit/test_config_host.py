@@ -131,8 +131,10 @@ def test_what_uses_nothing_of_the_host_may_be_tried_anywhere(
 ) -> None:
     code = balancer_cli.main(["explain", "/a"])
 
+    out, err = capsys.readouterr()
     assert code == 0
-    assert "192.168.33.10:80" in capsys.readouterr().out
+    assert "192.168.33.10:80" in out
+    assert err.endswith("this is about the Vagrantfile's network\n")
 
 
 # --- what is on the host ---
