@@ -85,10 +85,10 @@ def _serve(namespace: argparse.Namespace) -> int:
 def _add_detach(commands: Any) -> None:
     parser = commands.add_parser(
         "detach", usage=f"{PROGRAM} detach [FLAG ...]",
-        help="end what goes on without the program, and undo its changes",
-        description="The fast engine goes on when the program was killed, or ended by SIGUSR2 "
-                    "for a restart. This takes it off and undoes all changes to the host. The "
-                    "program itself must have ended.",
+        help="take the fast engine off when the program has ended, undo all changes",
+        description="The fast engine keeps working when the program was killed, or ended by "
+                    "SIGUSR2 for a restart. This takes it off and undoes all changes to the host. "
+                    "The program itself must have ended.",
     )
     _add_config_flags(parser)
     parser.set_defaults(act=_detach)

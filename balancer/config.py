@@ -35,16 +35,17 @@ class Backend:
     """A bridge that flows are given to."""
 
     id: Annotated[int, Setting(
-        whole(1, (1 << MAX_ID_BITS) - 1), "names the backend for ever",
-        "Schedulers and timestamps go by it, so it never changes and is not given to another one.",
+        whole(1, (1 << MAX_ID_BITS) - 1), "the backend's permanent number",
+        "Schedulers and timestamps go by it: it never changes, and no other backend ever gets it.",
         kind="1 to 2^`id_bits` − 1",
     )]
     address: Annotated[IPv4Address, Setting(
         ipv4("the server's port goes into the bridge's `server`"),
-        "the bridge's own address, not the server's",
+        "the address of the bridge, not of the server",
     )]
     weight: Annotated[int, Setting(
-        whole(0, 65535), "share of new flows", "0: no new ones, while the open ones go on.",
+        whole(0, 65535), "share of new flows",
+        "With 0 it gets no new ones; its open ones continue.",
     )] = 1
 
 
@@ -53,12 +54,12 @@ class Hold:
     """Bounds on the segments of one flow that wait for the rest of their key."""
 
     segments: Annotated[int, Setting(
-        whole(1, 1024), "at most so many segments", "Repetitions do not count.")] = 512
-    octets: Annotated[int, Setting(whole(1, 1 << 20), "at most so many octets")] = 16384
-    time_ms: Annotated[int, Setting(seconds(0.1, 60), "at most so long")] = 10_000
+        whole(1, 1024), "how many segments are kept at most", "Repetitions do not count.")] = 512
+    octets: Annotated[int, Setting(whole(1, 1 << 20), "how many octets are kept at most")] = 16384
+    time_ms: Annotated[int, Setting(seconds(0.1, 60), "how long they are kept")] = 10_000
     policy: Annotated[str, Setting(
-        choice("hash", "reset"), "what happens at a bound",
-        "Take the key from what is there, or reset the connection.")] = "hash"
+        choice("hash", "reset"), "what happens when a limit is reached",
+        "Take the key from what is there (`hash`), or reset the connection.")] = "hash"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,8 +73,8 @@ class Service:
     )]
     port: Annotated[int, Setting(whole(1, 65535), "its port", metavar="N", flag_default=80)]
     dscp: Annotated[int, Setting(
-        whole(1, DSCP_MAX), "codepoint that names it",
-        "It names VIP and port towards the bridges, so it differs for each service. Codepoints "
+        whole(1, DSCP_MAX), "codepoint that marks its packets",
+        "The bridges know VIP and port by it, so each service has another one. Codepoints "
         "`xxxx11` (3, 7, 11 …) are for local use. The network to the bridges must not change it.",
         metavar="N",
     )] = DSCP_DEFAULT
@@ -92,24 +93,26 @@ class Service:
     )] = "maglev"
     hash_balance_factor: Annotated[int | None, Setting(
         whole(100, 65535, "percent"),
-        "with a hashing scheduler: most flows of a backend, in percent of its fair share",
-        "A backend that has them is passed over.", metavar="PERCENT",
+        "with a hashing scheduler: limit on a backend's flows, in percent of its fair share",
+        "A backend at its limit is skipped.", metavar="PERCENT",
     )] = None
     mss: Annotated[int, Setting(
-        whole(536, 3960, "octets"), "the SYN-ACK's at most",
-        "It is less where a path to a backend is narrow.",
+        whole(536, 3960, "octets"), "the largest maximum segment size that the SYN-ACK offers",
+        "It offers less where the path to a backend is narrower.",
     )] = 1460
     wscale: Annotated[int, Setting(
-        whole(0, WSCALE_MAX), "the SYN-ACK's window scale", "The bridges' `wscale` is the same.",
+        whole(0, WSCALE_MAX), "the window scale that the SYN-ACK offers",
+        "The bridges need the same `wscale`.",
     )] = 7
     sack: Annotated[bool, Setting(
-        flag, "whether to answer an offer of selective acknowledgements")] = True
+        flag, "whether to accept selective acknowledgements")] = True
     timestamps: Annotated[bool, Setting(
-        flag, "whether to answer an offer of timestamps",
+        flag, "whether to accept timestamps",
         "Without them, flows do not survive the loss of the flow table.")] = True
     hold: Annotated[Hold, Tables("hold", Hold)] = Hold()
     backends: Annotated[tuple[Backend, ...], Tables(
-        "backend", Backend, "address of a backend's packetbridge, repeatable; ids never change",
+        "backend", Backend,
+        "address of a backend's packetbridge, repeatable; ids must never change",
         metavar="ADDR[,id=N][,weight=W]", lab=("192.168.33.20,id=1", "192.168.33.21,id=2"),
     )]
     kind: str = "split"  # a name of balancer/modes/kinds.py: there is one, so no file need say it
@@ -136,13 +139,13 @@ class Config(Shared):
 
     xdp: Annotated[str, Setting(
         choice("auto", "native", "generic"), "where the fast engine's program runs",
-        "In the interface's driver (`native`), or in the kernel behind it (`generic`). `auto` "
-        "takes the driver where it can be had and no backend is behind an interface that takes no "
+        "In the interface's driver (`native`), or in the kernel after it (`generic`). `auto` "
+        "takes the driver if that is possible and no backend is behind an interface that takes no "
         "redirected frames.", metavar="auto|native|generic",
     )] = "auto"
     hold_octets_total: Annotated[int, Setting(
         whole(0, 1 << 40, "octets"),
-        "bound on all segments, of all flows, that wait for the rest of a key", metavar="N",
+        "limit on all segments, of all flows, that are kept for the rest of a key", metavar="N",
     )] = 64 << 20
     id_bits: Annotated[int, Setting(
         whole(1, MAX_ID_BITS), "bits of a backend's id",
@@ -152,13 +155,13 @@ class Config(Shared):
     )] = MAX_ID_BITS
     takeover_rate: Annotated[int, Setting(
         whole(0, 100_000_000, "packets a second"),
-        "how many packets of flows that are not in the table may be forwarded on their "
+        "how many packets of flows that are not in the table may be forwarded by their "
         "timestamps alone", metavar="N",
     )] = 100_000
     new_flow_rate: Annotated[int, Setting(
         whole(0, 100_000_000, "flows a second"),
-        "above how many new flows a full table evicts no open one",
-        "The new ones are reset instead (`table_full`).", metavar="N",
+        "rate of new flows from which a full table evicts no open one",
+        "New ones are then reset (`table_full`).", metavar="N",
     )] = 50_000
     queue: Queue = 33
     mark: Mark = 0x330

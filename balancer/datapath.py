@@ -177,8 +177,7 @@ class Datapath:
         """What there is to be seen besides `counters`."""
         samples = [
             Sample("flows", "gauge", "Flows in the table", {}, len(self.flows)),
-            Sample("evicted_flows", "counter", "Flows put out by newer ones", {},
-                   self.flows.evicted),
+            Sample("evicted_flows", "counter", "Flows evicted", {}, self.flows.evicted),
         ]
         for mode in self.modes.values():
             samples += mode.samples()
@@ -188,13 +187,13 @@ class Datapath:
         for backend in self.services.backends():
             labels = {"service": backend.service.config.name, "backend": str(backend.id)}
             samples += [
-                Sample("backend_flows", "gauge", "Flows of a backend", labels,
+                Sample("backend_flows", "gauge", "Flows in the table, by backend", labels,
                        self.flows.count(backend)),
-                Sample("backend_handoffs", "counter", "Flows given to a backend", labels,
+                Sample("backend_handoffs", "counter", "New flows sent to a backend", labels,
                        backend.handoffs),
-                Sample("backend_packets", "counter", "Packets to a backend", labels,
+                Sample("backend_packets", "counter", "Packets sent to a backend", labels,
                        backend.packets),
-                Sample("backend_octets", "counter", "Octets to a backend", labels,
+                Sample("backend_octets", "counter", "Bytes sent to a backend", labels,
                        backend.octets),
             ]
         return samples

@@ -30,12 +30,12 @@ class Service:
 
     name: Annotated[str, Setting(text, "in logs", default='`"VIP:PORT"`')]
     dscp: Annotated[int, Setting(
-        whole(1, DSCP_MAX), "as the balancer has it for this VIP and port",
+        whole(1, DSCP_MAX), "the codepoint that the balancer has for this VIP and port",
         "The flag is `--vip DSCP=ADDR:PORT`.",
     )] = DSCP_DEFAULT
     vip: Annotated[IPv4Address, Setting(
         ipv4_port, "the virtual IP that the server answers for, and its port",
-        "The flag has the DSCP before it and is repeatable.", fields=("vip", "port"),
+        "The flag begins with the DSCP, and is repeatable.", fields=("vip", "port"),
         metavar="DSCP=ADDR:PORT", repeated=True, lab=("3=192.168.33.10:80",),
     )]
     port: int
@@ -45,7 +45,7 @@ class Service:
     )]
     server_port: int
     wscale: Annotated[int, Setting(
-        whole(0, WSCALE_MAX), "as the balancer's `wscale`, which its SYN-ACKs offer",
+        whole(0, WSCALE_MAX), "the same as the balancer's `wscale`",
     )] = 7
 
     @property
@@ -62,7 +62,7 @@ class Timeouts:
     closing_ms: Annotated[int, Setting(
         seconds(1, 1e6), "both sides have sent and acknowledged a FIN")] = 10_000
     reset_ms: Annotated[int, Setting(
-        seconds(1, 1e6), "one side has sent a RST, or the server was given up")] = 10_000
+        seconds(1, 1e6), "one side has sent a RST, or the server did not answer")] = 10_000
     replay_ms: Annotated[int, Setting(
         seconds(1, 600), "how long a server may take to answer a SYN before its client is reset",
     )] = 15_000
@@ -79,10 +79,10 @@ class Config(Shared):
     )] = None
     mode: Annotated[str, Setting(
         choice("auto", "splice", "adopt"), "how connections reach the server",
-        "`adopt`: the server's own stack takes them over with the cookie's numbers, and nothing of "
-        "them passes the bridge again; it needs Linux 6.9 and a listener of this host that is not "
-        "MPTCP's. `splice`: the bridge translates every packet. `auto` adopts where it can, for "
-        "each service, and the line with `ready` says why where it cannot.",
+        "`adopt`: the server's own stack takes them over with the cookie's numbers, and the "
+        "bridge no longer touches them; it needs Linux 6.9, and a server that listens on this "
+        "host and not with MPTCP. `splice`: the bridge translates every packet. `auto` adopts "
+        "where it can, decided for each service; where it cannot, the line with `ready` says why.",
         metavar="auto|splice|adopt",
     )] = "auto"
     queue: Queue = 34

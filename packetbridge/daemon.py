@@ -129,7 +129,8 @@ def _foreign_servers(config: Config) -> set[IPv4Address]:
     servers = {service.server for service in config.services}
     foreign = {server for server in servers if not host.is_local(str(server))}
     for server in sorted(foreign):
-        logger.info("%s is no address of this host: taken for a server behind it", server)
+        logger.info("%s is not an address of this host; assuming a server behind it, such as a "
+                    "container", server)
     return foreign
 
 

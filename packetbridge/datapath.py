@@ -149,7 +149,7 @@ class Datapath:
         return [
             Sample("flows", "gauge", "Flows in the table", {}, flows),
             *self.splice.samples(),
-            Sample("evicted_flows", "counter", "Flows put out by newer ones", {}, evicted),
+            Sample("evicted_flows", "counter", "Flows evicted", {}, evicted),
         ]
 
     def _decide(self, packet: Packet, now_ms: int) -> Verdict:

@@ -40,7 +40,7 @@ class Program:
         self, config: Config, secrets: Secrets, instance: Pins | None = None, *,
         for_tests: bool = False,
     ) -> None:
-        """instance: whose maps are gone on with. for_tests: its time is set, not the kernel's.
+        """instance: its pinned maps are taken over. for_tests: its time is set, not the kernel's.
 
         Raises: BpfError; build.BuildError.
         """

@@ -124,7 +124,7 @@ def _run(
         return 1
     finally:
         if stays:
-            log.info("connections go on without this process; `%s detach` ends that",
+            log.info("connections continue without this process; `%s detach` stops that",
                      host.program)
         else:
             if lasting:
@@ -156,10 +156,10 @@ def _make_engine(
 
     def take(read: Secrets | ConfigError) -> None:
         if isinstance(read, ConfigError):
-            log.error("the secrets stay as they were: %s", read)
+            log.error("the secrets in use are kept: %s", read)
             return
         datapath.secrets = read
-        log.info("the secrets of %s are in use", config.secret_file)
+        log.info("the secrets in %s are now in use", config.secret_file)
 
     reader = Worker("reading the secrets", take)  # disks may take their time; packets may not
     try:

@@ -52,7 +52,7 @@ class Host:
                 if path == self._path or not lock.is_taken(_owner(path))]
         self._changes = [change for path in dead for change in _read(path)]
         if self._changes:
-            log.warning("undoing what a killed %s left on this host", self.program)
+            log.warning("undoing the changes that a killed %s left on this host", self.program)
             self._write()  # from now on they are ours, whatever happens
         for path in set(dead) - {self._path}:
             path.unlink()
@@ -68,7 +68,7 @@ class Host:
             change = {"kind": "address", "interface": interface, "address": address}
             if address in _addresses(netlink, index):
                 if change not in self._changes:
-                    log.info("%s is on %s already and will stay", address, interface)
+                    log.info("%s is already on %s, and will stay there", address, interface)
                 return
             self._note(change)
             netlink.addr("add", index=index, address=address, prefixlen=32)
@@ -218,7 +218,7 @@ def _announce(interface: str, address: bytes) -> None:
         try:
             link.send(frame + mac + address + bytes(6) + address)
         except OSError as error:
-            log.warning("neighbours on %s were not told the new address: %s", interface, error)
+            log.warning("cannot announce the new address on %s: %s", interface, error)
 
 
 def _read(path: Path) -> list[Change]:

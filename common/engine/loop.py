@@ -107,12 +107,12 @@ class Engine:
     def samples(self) -> list[Sample]:
         """What there is to be seen besides `counters`: the data path's, and the engine's own."""
         queue_full, socket_full = self._queue.losses()
-        text = "Packets lost before they were looked at"
+        text = "Packets lost before the program could read them"
         return [
             *self._datapath.samples(),
             Sample("lost_packets", "counter", text, {"where": "queue"}, queue_full),
             Sample("lost_packets", "counter", text, {"where": "socket"}, socket_full),
-            Sample("send_failures", "counter", "Packets that the kernel did not send", {},
+            Sample("send_failures", "counter", "Packets that the kernel refused to send", {},
                    self._sender.failures),
         ]
 
@@ -176,7 +176,7 @@ class Engine:
             self._unlogged_faults += 1
             return
         self._next_log_ms = now_ms + _FAULT_LOG_MS
-        log.exception("a packet or event was dropped by a fault of this program (%d more "
-                      "since the last)",
+        log.exception("an internal error lost a packet or an event (%d more since the "
+                      "last message)",
                       self._unlogged_faults)
         self._unlogged_faults = 0

@@ -28,7 +28,7 @@ class Collector:
     def collect(self) -> Iterator[Metric]:
         """All metrics, as they are now."""
         packets = CounterMetricFamily(
-            self._prefix + "packets", "Packets by what became of them", labels=["reason"]
+            self._prefix + "packets", "Packets by outcome", labels=["reason"]
         )
         for reason, count in list(self._observed.counters.items()):
             packets.add_metric([reason.value], count)

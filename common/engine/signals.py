@@ -53,7 +53,7 @@ def notify(state: str) -> None:
         try:
             channel.sendto(state.encode(), address)
         except OSError as error:
-            log.warning("systemd cannot be told %s: %s", state, error)
+            log.warning("cannot notify systemd of %s: %s", state, error)
 
 
 class Watchdog:

@@ -74,11 +74,12 @@ def add_config_flags(
 def add_replay_flags(parser: Parser) -> None:
     """What `replay` takes besides the configuration."""
     parser.add_argument("source", metavar="IN.pcap", help="pcap or pcapng, as tcpdump -w writes")
-    parser.add_argument("target", metavar="OUT.pcap", help="gets what would be sent, as raw IP")
+    parser.add_argument("target", metavar="OUT.pcap",
+                        help="where to write the packets that would be sent, as raw IP")
     parser.add_argument("--secret", metavar="HEX",
                         help="the secret itself, instead of --secret-file")
     parser.add_argument("--seed", metavar="N", type=int, default=0,
-                        help="of what is left to chance (default 0)")
+                        help="seed of random choices (default 0)")
     parser.add_argument("--verbose", action="store_true", default=False,
                         help="a line for each packet")
     add_json(parser)
@@ -92,7 +93,7 @@ def add_commands(parser: Parser) -> Any:
 
 def add_json(parser: Parser) -> None:
     """`--json`."""
-    parser.add_argument("--json", action="store_true", default=False, help="print for programs")
+    parser.add_argument("--json", action="store_true", default=False, help="print JSON")
 
 
 def run(program: str, parser: Parser, arguments: Sequence[str] | None) -> int:

@@ -17,7 +17,7 @@ LOOPBACK = "lo"
 
 Interface = Annotated[str, Setting(
     text, "where packets come in",
-    "The balancer's gets the VIPs while it runs. It has another address of its own.",
+    "The balancer adds the VIPs to it while it runs. It needs another address of its own.",
     metavar="NAME",
 )]
 Queue = Annotated[int, Setting(
@@ -25,9 +25,9 @@ Queue = Annotated[int, Setting(
 )]
 Mark = Annotated[int, Setting(
     whole(1, 0xFFFFFFFE, show=hex), "firewall mark of the packets that the program sends",
-    "Connection tracking leaves them alone. The bridge's are those to the server, which its "
-    "sockets inherit; its packets to clients have the next mark. Change it if something else on "
-    "the host uses it.", metavar="N",
+    "It exempts them from connection tracking. The bridge marks packets to the server with it, "
+    "and packets to clients with the next number. Change it if something else on the host uses "
+    "it.", metavar="N",
 )]
 
 
@@ -42,9 +42,9 @@ class Shared:
     )] = DEFAULT_SECRET
     engine: Annotated[str, Setting(
         choice("auto", "portable", "fast"), "what handles packets",
-        "`fast` is eBPF in the kernel, with the portable engine behind it for what is unusual; "
-        "`portable` is Python alone. `auto` takes the fast one where the kernel and the interface "
-        "allow it, and the line with `ready` says why where they do not.",
+        "`fast` is eBPF in the kernel, with the portable engine behind it for unusual packets; "
+        "`portable` is Python alone. `auto` takes the fast one if the kernel and the interface "
+        "allow it; if not, the line with `ready` says why.",
         metavar="auto|portable|fast",
     )] = "auto"
     max_flows: Annotated[int, Setting(

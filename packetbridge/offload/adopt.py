@@ -44,7 +44,7 @@ def refusal_of_kernel() -> str:
     """Why no connection can be adopted on this host; empty if they can be."""
     try:
         if features.missing_kfuncs(KFUNC):
-            return f"the kernel has no {KFUNC} (Linux 6.9 and later have)"
+            return f"the kernel lacks {KFUNC}, which Linux 6.9 and later have"
         build.object_of("packetbridge", "adopt")
     except (BpfError, build.BuildError) as error:
         return str(error).splitlines()[0]
@@ -54,7 +54,7 @@ def refusal_of_kernel() -> str:
 def refusal_of_service(service: Service) -> str:
     """Why a service's connections cannot be adopted; empty if nothing is seen to be against it."""
     if service.server_port in set(_mptcp_ports()):
-        return "the server listens by MPTCP"
+        return "the server's socket is an MPTCP listener"
     return ""
 
 
@@ -128,7 +128,8 @@ def detach(config: Config) -> None:
         try:
             subprocess.run(words, check=True, capture_output=True, text=True)
         except (OSError, subprocess.CalledProcessError) as error:
-            log.warning("clients of %s are not reset, and will time out: %s", service.name, error)
+            log.warning("cannot reset the clients of %s, which will time out: %s", service.name,
+                        error)
 
 
 def owner(config: Config) -> str:

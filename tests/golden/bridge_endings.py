@@ -257,7 +257,7 @@ def an_idle_flow_leaves_after_its_timeout(case: Case) -> None:
 
 @book.case(max_flows=2)
 def a_full_table_gives_up_the_flow_that_was_idle_longest(case: Case) -> None:
-    """One flow more than fit puts out an ended one, and only then the longest idle."""
+    """One flow more than fit evicts an ended one, and only then the longest idle."""
     first, second, third, fourth = (
         Splice(Client(port, **PLAIN)) for port in range(40000, 40004)
     )

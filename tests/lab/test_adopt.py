@@ -344,7 +344,8 @@ def test_a_server_that_listens_by_mptcp_is_spliced_and_the_start_says_why(lab):
     answers = lab.client.run(_REQUESTS)
 
     assert answers.splitlines() == ["by mptcp GET", "by mptcp 2", "by mptcp 3"]
-    assert re.search(r"ready: .*: splice, .*\(the server listens by MPTCP\)", bridge.log())
+    assert re.search(r"ready: .*: splice, .*\(the server's socket is an MPTCP listener\)",
+                     bridge.log())
 
 
 def test_a_server_that_turns_to_mptcp_later_is_spliced(lab):

@@ -75,7 +75,7 @@ def test_the_next_start_cleans_up_after_a_killed_one(lab: Lab, name: str) -> Non
     code = again.stop()
 
     assert left == running != before
-    assert f"undoing what a killed {name} left on this host" in again.log()
+    assert f"undoing the changes that a killed {name} left on this host" in again.log()
     assert code == 0
     assert state(host) == before
 
@@ -134,7 +134,7 @@ def test_a_secret_that_cannot_be_read_leaves_the_old_one_in_use(lab: Lab) -> Non
 
     lab.secret_file.write_text("nonsense")
     for daemon in (balancer, bridge):
-        _reload(daemon, "the secrets stay as they were")
+        _reload(daemon, "the secrets in use are kept")
 
     assert "backend1" in lab.client.curl(f"http://{VIP}/")
 

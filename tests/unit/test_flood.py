@@ -1,4 +1,4 @@
-"""A flood of new flows: it is noticed, and puts out no flow that is open."""
+"""A flood of new flows: it is noticed, and evicts no open flow."""
 
 from balancer.modes.split.flood import Flood
 from common.flow.memory import MemoryStore

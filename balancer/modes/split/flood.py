@@ -1,4 +1,4 @@
-"""Whether new flows come faster than they should: then they put out none that are open."""
+"""Whether new flows come faster than they should: then no open one is evicted for them."""
 
 _WINDOW_MS = 2000  # the program's counters are collected once a second
 

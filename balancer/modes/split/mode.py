@@ -108,7 +108,7 @@ class Split:
 
     def samples(self) -> list[Sample]:
         """What there is to be seen besides what is counted."""
-        return [Sample("held_flows", "gauge", "Flows whose key is not complete", {},
+        return [Sample("held_flows", "gauge", "Flows waiting for the rest of their key", {},
                        len(self.holds))]
 
     # --- what a segment is ---
