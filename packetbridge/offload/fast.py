@@ -141,7 +141,7 @@ class _Refusals:
         if self.of_mode[mode]:
             return self.of_mode[mode]
         if service.server in self._foreign:
-            return f"{service.server} is no address of this host"
+            return f"{service.server} is not an address of this host"
         return adopt.refusal_of_service(service) if mode == "adopt" else ""
 
 

@@ -439,4 +439,4 @@ def test_what_cannot_be_adopted_is_refused_where_it_must_be(lab):
     )
 
     assert process.popen.wait(20) == 2
-    assert f"{BALANCER} is no address of this host" in process.log()
+    assert f"--server = '{BALANCER}:80': expected an address of this host" in process.log()
