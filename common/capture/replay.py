@@ -115,13 +115,14 @@ class Summary:
         """What else an operator should know."""
         notes = []
         if self.sent_by_timers:
-            notes.append(f"{self.sent_by_timers} of the packets written were sent by timers")
-        notes += [f"{count} frames are of a link type that cannot be read here: {link}"
+            notes.append(f"{self.sent_by_timers} of the packets written were sent when a timer "
+                         "ran out")
+        notes += [f"{count} frames have a link type that is not supported: {link}"
                   for link, count in self.unread.most_common()]
         if self.not_ipv4:
-            notes.append(f"{self.not_ipv4} frames hold no IPv4 and were passed over")
+            notes.append(f"{self.not_ipv4} frames do not contain IPv4 and were skipped")
         if self.cut:
-            notes.append(f"{self.cut} packets were cut short by the capture: take it with a "
+            notes.append(f"{self.cut} packets were cut short by the capture; take it with a "
                          "larger snap length (tcpdump -s 0)")
         return notes
 

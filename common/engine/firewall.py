@@ -236,7 +236,7 @@ def none_works(refusals: dict[str, str]) -> FirewallError:
     reasons = "; ".join(
         f"{name}: {WAYS[name].missing() or refusal}" for name, refusal in refusals.items()
     )
-    return FirewallError(f"packets cannot be queued; one of these ways must work: {reasons}")
+    return FirewallError(f"cannot queue packets, since none of these ways works: {reasons}")
 
 
 def _table(owner: str) -> str:

@@ -96,10 +96,10 @@ def test_a_link_type_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
     assert packets == [bytes(PLAIN), None, None, None, None]
     assert summary.notes() == [
-        "2 frames are of a link type that cannot be read here: BSD loopback (0)",
-        "1 frames are of a link type that cannot be read here: "
+        "2 frames have a link type that is not supported: BSD loopback (0)",
+        "1 frames have a link type that is not supported: "
         "IEEE 802.11 with radiotap header (127)",
-        "1 frames hold no IPv4 and were passed over",
+        "1 frames do not contain IPv4 and were skipped",
     ]
     assert summary.as_json()["unread_link_types"] == {
         "BSD loopback (0)": 2, "IEEE 802.11 with radiotap header (127)": 1}
