@@ -145,7 +145,8 @@ class Splice:
     def samples(self) -> list[Sample]:
         """What there is to be seen besides what is counted."""
         return [
-            Sample("held_octets", "gauge", "Bytes waiting for a server to answer", {}, self.held_octets),
+            Sample("held_octets", "gauge", "Bytes waiting for a server to answer", {},
+                   self.held_octets),
         ]
 
     def _follows_cookie(self, segment: Segment, service: ServiceState, now_ms: int) -> bool:
