@@ -8,7 +8,6 @@ A flow links its neighbours and they it; a removed flow is unlinked at once, so
 that no cycle outlives it and memory is freed without the garbage collector.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from typing import Generic
 
@@ -34,7 +33,7 @@ class MemoryStore(Generic[F]):
         self._heads = [_head(state) for state in range(len(self._timeouts_ms))]
         self._on_remove = on_remove
         self._owner = owner
-        self._counts: Counter[object] = Counter()
+        self._counts: dict[object, int] = {}
         self._flows: dict[bytes, F] = {}
         self.get = self._flows.get
         self.evicted = 0
@@ -53,7 +52,8 @@ class MemoryStore(Generic[F]):
         elif len(self._flows) >= self._max_flows and not self._evict(spares_open):
             return False
         self._flows[flow.key] = flow
-        self._counts[self._owner(flow)] += 1
+        owner = self._owner(flow)
+        self._counts[owner] = self._counts.get(owner, 0) + 1
         self._link(flow)
         return True
 
@@ -77,9 +77,9 @@ class MemoryStore(Generic[F]):
         del self._flows[flow.key]
         self._unlink(flow)
         owner = self._owner(flow)
-        self._counts[owner] -= 1
-        if not self._counts[owner]:
-            del self._counts[owner]
+        count = self._counts.pop(owner) - 1
+        if count:
+            self._counts[owner] = count
         self._on_remove(flow)
 
     def expire(self, now_ms: int, limit: int = 10_000) -> list[F]:
@@ -96,7 +96,7 @@ class MemoryStore(Generic[F]):
 
     def count(self, owner: object) -> int:
         """As FlowStore."""
-        return self._counts[owner]
+        return self._counts.get(owner, 0)
 
     def _evict(self, spares_open: bool) -> bool:
         for head in reversed(self._heads[1:] if spares_open else self._heads):

@@ -261,15 +261,15 @@ class Split:
             arrived_ms = held.arrived_ms if held else now_ms
             shift = takeover.ts_shift(backend.ts_start, timestamps[1], arrived_ms)
         flow = BackendFlow(first.five_tuple, backend, delta(first.seq, 1), shift, now_ms)
-        if any(segment.flags & FIN for segment in segments):
-            flow.state = HALF_CLOSED
+        for segment in segments:
+            if segment.flags & FIN:
+                flow.state = HALF_CLOSED
         if not self.flows.insert(flow, spares_open=self._flood.is_on):
             return send(DropReason.TABLE_FULL, tcp.reset_for(first))
         self.unknown.forget(flow.key)
         backend.handoffs += 1
-        verdict = send(Event.HANDOFF, *(
-            _to_backend(segment, backend, shift) for segment in segments
-        ))
+        packets = [_to_backend(segment, backend, shift) for segment in segments]
+        verdict = send(Event.HANDOFF, *packets)
         if held and held.taken:
             self._deliver(flow, Delivery(verdict.packets, add(held.cookie_isn, 1), now_ms))
         return verdict
