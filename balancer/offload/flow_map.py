@@ -28,8 +28,9 @@ _COUNT = struct.Struct("=Q")
 _HASHED = struct.Struct("=IIHH")  # a five-tuple's fields as the program has them
 _U64 = (1 << 64) - 1
 _OCCUPIED = re.compile(rb"[^\0]")
-_GOES_UP = 0x80
-_CREATED_MASK = (1 << 40) - 1
+GOES_UP = 0x80  # in a state: the portable engine waits for the flow's packets
+CREATED_BITS = 40  # of created_ms
+_CREATED_MASK = (1 << CREATED_BITS) - 1
 
 
 class Entry(NamedTuple):
@@ -53,7 +54,7 @@ class Entry(NamedTuple):
         return _row().pack(
             self.key, self.client_isn, self.ts_shift, self.created_ms & 0xFFFFFFFF,
             self.seen_ms & 0xFFFFFFFF, self.service, self.backend,
-            self.state | _GOES_UP * self.goes_up, self.created_ms >> 32 & 0xFF,
+            self.state | GOES_UP * self.goes_up, self.created_ms >> 32 & 0xFF,
         )
 
     @classmethod
@@ -64,7 +65,7 @@ class Entry(NamedTuple):
         age_ms = now_ms - (high << 32 | created) & _CREATED_MASK
         idle_ms = (now_ms - seen & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
         return cls(key, isn, ts_shift, now_ms - age_ms, now_ms - idle_ms, service, backend,
-                   state & ~_GOES_UP, bool(state & _GOES_UP))
+                   state & ~GOES_UP, bool(state & GOES_UP))
 
 
 @cache

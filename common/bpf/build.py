@@ -1,15 +1,21 @@
 """Compile eBPF programs: `compile(source)` gives the object file, fresh.
 
 Also run by the package's build (setup.py), so it needs nothing but the standard library.
+
+Constants that both languages need are Python's. C gets them from headers that are made here, from
+the text of the modules: nothing of them need be installed.
 """
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 PACKAGES = ("balancer", "packetbridge")
@@ -17,6 +23,36 @@ NEEDED = "clang, llvm, libbpf-dev and linux-libc-dev"
 # v3: 32-bit registers and jumps, which every kernel since 5.1 verifies. Strict aliasing: clang 14
 # moved a read of a header around the write of its `tos`.
 FLAGS = ("-O2", "-g", "-target", "bpf", "-mcpu=v3", "-fno-strict-aliasing", "-Wall")
+
+# Headers of constants: for each the modules, a prefix for C, and which of a module's constants.
+CONSTANTS = {
+    "common/bpf/include/constants.h": (
+        ("common/cluster/cookie.py", "", ("EPOCH_S", "WSCALE_NONE", "MSS_IPV4")),
+        ("common/cluster/stamps.py", "", ("MIN_ROUND_TRIP_MS", "MAX_ROUND_TRIP_MS")),
+        ("common/wire/tcp.py", "", ("FIN", "SYN", "RST", "PSH", "ACK")),
+        ("common/wire/options.py", "", ("WSCALE_MAX", "MSS_DEFAULT")),
+        ("common/wire/options.py", "OPTION_", (
+            "END", "NOP", "MSS", "WSCALE", "SACK_PERMITTED", "SACK", "TIMESTAMPS")),
+        ("common/wire/icmp.py", "ICMP_", (
+            "DEST_UNREACHABLE", "TIME_EXCEEDED", "PARAMETER_PROBLEM")),
+    ),
+    "balancer/offload/bpf/constants.h": (
+        ("common/flow/store.py", "", ("SEEN_MS",)),
+        ("balancer/flows.py", "", ("OPEN", "HALF_CLOSED", "RESET")),
+        ("balancer/modes/split/handshake.py", "", ("WINDOW", "CLOCK_MASK")),
+        ("balancer/modes/split/takeover.py", "", ("WRAP_SLACK_MS",)),
+        ("balancer/offload/flow_map.py", "", (
+            "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "CREATED_BITS")),
+        ("balancer/offload/maps.py", "", ("MAX_BACKENDS",)),
+        ("balancer/pool/schedule.py", "", ("TABLE_SIZE",)),
+    ),
+    "packetbridge/offload/bpf/constants.h": (
+        ("packetbridge/flows.py", "", (
+            "CLIENT_FIN", "SERVER_FIN", "CLIENT_FIN_ACKED", "SERVER_FIN_ACKED")),
+        ("packetbridge/offload/splice.py", "", ("WAS_RESET",)),
+        ("packetbridge/modes/splice.py", "", ("PLAUSIBLE_LEN",)),
+    ),
+}
 
 
 class BuildError(Exception):
@@ -31,6 +67,7 @@ def compile(source: Path, output: Path | None = None) -> Path:
     Raises: BuildError.
     """
     output = output or source.with_suffix(".o")
+    write_constants()
     if output.exists() and not _is_stale(source, output):
         return output
     clang = os.environ.get("CLANG") or shutil.which("clang")
@@ -86,6 +123,47 @@ def object_of(package: str, name: str) -> Path:
     if not made.exists():
         raise BuildError(f"{made.name} is not there: this package was built without {NEEDED}")
     return made
+
+
+@cache
+def write_constants() -> None:
+    """Make the headers of constants, where they are not as they shall be."""
+    for header, parts in CONSTANTS.items():
+        lines = ["/* Made by common/bpf/build.py of Python's constants. */", "#pragma once"]
+        for module, prefix, names in parts:
+            values = constants_of(ROOT / module)
+            lines += ["", f"/* {module} */"]
+            lines += [_in_c(prefix + name, values[name]) for name in names]
+        text, path = "\n".join(lines) + "\n", ROOT / header
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            draft = path.with_name(f"{path.name}.{os.getpid()}")
+            draft.write_text(text, encoding="utf-8")
+            draft.replace(path)
+
+
+def constants_of(module: Path) -> dict[str, Any]:
+    """What a module's first level makes of literals and of other such constants."""
+    found: dict[str, Any] = {}
+    for node in ast.parse(module.read_text(encoding="utf-8")).body:
+        if not isinstance(node, ast.Assign):
+            continue
+        try:
+            value = eval(ast.unparse(node.value), {"__builtins__": {"range": range}}, found)
+        except (NameError, TypeError):  # not of constants alone
+            continue
+        target = node.targets[0]
+        if isinstance(target, ast.Tuple):
+            found.update(zip((each.id for each in target.elts if isinstance(each, ast.Name)), value,
+                             strict=True))
+        elif isinstance(target, ast.Name):
+            found[target.id] = value
+    return found
+
+
+def _in_c(name: str, value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"#define {name} {{{', '.join(map(str, value))}}}"
+    return f"#define {name} {value}"
 
 
 def _is_stale(source: Path, output: Path) -> bool:

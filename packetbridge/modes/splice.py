@@ -48,7 +48,7 @@ from packetbridge.modes import replay, translate
 from packetbridge.modes.replay import Replay
 from packetbridge.modes.translate import ServiceState
 
-_PLAUSIBLE_LEN = 1 << 20  # how far from the last octet seen a client's segment may lie
+PLAUSIBLE_LEN = 1 << 20  # how far from the last octet seen a client's segment may lie
 _HELD_OCTETS = 64 << 20  # of all flows that wait for their server
 
 
@@ -323,9 +323,9 @@ class Splice:
 
 def _is_plausible(segment: Segment, flow: BridgeFlow) -> bool:
     """Whether the numbers fit the flow so well that it can be no other connection."""
-    distance = segment.seq - flow.client_next + _PLAUSIBLE_LEN & 0xFFFFFFFF
+    distance = segment.seq - flow.client_next + PLAUSIBLE_LEN & 0xFFFFFFFF
     unacked_len = flow.server_next - flow.server_acked & 0xFFFFFFFF
     return (
-        distance <= 2 * _PLAUSIBLE_LEN
+        distance <= 2 * PLAUSIBLE_LEN
         and segment.ack - flow.server_acked & 0xFFFFFFFF <= unacked_len
     )

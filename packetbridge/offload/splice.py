@@ -38,7 +38,7 @@ from packetbridge.offload import fast_maps
 _READS_SUMMED = "bpf_cast_to_kern_ctx"
 _CLIENT_TELLS = CLIENT_FIN | SERVER_FIN_ACKED
 _SERVER_TELLS = SERVER_FIN | CLIENT_FIN_ACKED
-_WAS_RESET = 16  # in either half of an entry's `ending`
+WAS_RESET = 16  # in either half of an entry's `ending`
 _REPLAY_S = 2  # a server's stack answers at once, or the portable engine has taken over
 _SWEEP_S = 5.0
 _ROOM_S = 1.0
@@ -101,7 +101,7 @@ class Entry(NamedTuple):
     @property
     def was_reset(self) -> bool:
         """Whether either side has reset the connection."""
-        return bool((self.client_ending | self.server_ending) & _WAS_RESET)
+        return bool((self.client_ending | self.server_ending) & WAS_RESET)
 
     def write_to(self, flow: BridgeFlow) -> None:
         """Give a flow all that the entry says."""

@@ -11,11 +11,11 @@ Twin:   balancer/offload/bpf/takeover.h
 """
 
 from balancer.modes.split.handshake import CLOCK_MASK, clock
+from common.cluster.stamps import MAX_ROUND_TRIP_MS, MIN_ROUND_TRIP_MS
 from common.wire.seq import MASK, delta
 
 _TOP_BIT = 31  # never set by an id: PAWS would reject the jump from T0
-_ROUND_TRIP_MS = range(1, 334)
-_WRAP_SLACK_MS = 2000
+WRAP_SLACK_MS = 2000
 
 
 def id_shift(id_bits: int) -> int:
@@ -34,13 +34,13 @@ def ts_shift(start: int, tsecr: int, now_ms: int) -> int:
     start: the backend's id, shifted. tsecr: the first segment's, i.e. T0.
     """
     round_trip_ms = clock(now_ms) - tsecr & CLOCK_MASK
-    round_trip_ms = min(max(round_trip_ms, _ROUND_TRIP_MS.start), _ROUND_TRIP_MS.stop - 1)
+    round_trip_ms = min(max(round_trip_ms, MIN_ROUND_TRIP_MS), MAX_ROUND_TRIP_MS)
     return delta(start + round_trip_ms, tsecr)
 
 
 def may_have_wrapped(start: int, tsecr: int, age_ms: int) -> bool:
     """Whether a flow of this age can echo `tsecr` although it began at `start`."""
-    return tsecr - start & MASK <= age_ms + _WRAP_SLACK_MS
+    return tsecr - start & MASK <= age_ms + WRAP_SLACK_MS
 
 
 class RateLimit:

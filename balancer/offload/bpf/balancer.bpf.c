@@ -9,7 +9,6 @@
 
 #include "common/bpf/include/allowance.h"
 
-#define SEEN_MS 1000 /* common/flow/store.py: a flow's time is exact to a second */
 /* Packets of unknown flows that go up in a period: second segments of long requests are such, too,
  * until the first one is known to be held.
  */

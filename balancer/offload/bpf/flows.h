@@ -16,9 +16,6 @@
 #include "maps.h"
 
 #define BUCKET_FLOWS 2
-#define GOES_UP 0x80 /* in state: the portable engine waits for its packets */
-#define IDLE 3 /* as a rank: more ready to go than any state */
-#define CREATED_BITS 40
 #define BUCKET_COUNTS 8 /* of backends' flows in the room of a bucket */
 
 /* backend: 0 where there is no flow. state: of balancer/flows.py, and GOES_UP. */
@@ -76,9 +73,6 @@ struct {
 
 const volatile __u32 bucket_mask; /* how many buckets, a power of two, less one */
 const volatile __u64 max_flows;
-
-/* What became of an attempt to enter a flow. */
-enum { ENTERED, TABLE_FULL, CROWDED };
 
 /* Only who knows the seed knows which flows share a bucket. */
 static __always_inline __u64 hash_of(const struct five_tuple *ends, __u64 seed)

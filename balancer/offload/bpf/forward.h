@@ -1,6 +1,6 @@
 /* A packet on its way to a backend: destination, DSCP, TTL, an echo that names the backend.
  *
- * Twin: balancer/datapath.py:_forward_to
+ * Twin: balancer/modes/split/mode.py:_to_backend
  */
 #pragma once
 

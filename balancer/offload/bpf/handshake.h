@@ -6,9 +6,6 @@
 
 #include "segment.h"
 
-#define WINDOW 65535
-#define CLOCK_MASK ((1 << 22) - 1)
-#define MSS_DEFAULT 536
 #define NO_WSCALE 255
 
 /* What a SYN offers. Twin: common/wire/options.py:Options */

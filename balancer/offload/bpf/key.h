@@ -9,8 +9,10 @@
 #define NAME_WORDS 8
 #define MAX_BLANKS 16 /* around a value; more go up */
 
-/* How a search ends, where it does not with an offset (which is greater). Twin:
- * balancer/keys/http.py:Missing. What needs more octets goes up, and so does what is too unusual.
+/* How a search ends, where it does not with an offset (which is greater). What needs more octets goes
+ * up, and so does what is too unusual.
+ *
+ * Twin: balancer/keys/http.py:Missing
  */
 enum { NO_KEY, NEED_MORE, WHOLE };
 

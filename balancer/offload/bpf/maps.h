@@ -10,17 +10,14 @@
 
 #include <bpf/bpf_helpers.h>
 
+#include "balancer/offload/bpf/constants.h"
 #include "common/bpf/include/cookie.h"
 #include "common/bpf/include/tcp.h"
 #include "common/bpf/include/verdict.h"
 
 #define MAX_SERVICES 64
-#define MAX_BACKENDS 128 /* of a service; ids have 7 bits at most */
 #define MAX_HELD 65536
-#define STATES 3
-
-/* States of a flow. Twin: balancer/flows.py */
-enum { OPEN, HALF_CLOSED, RESET };
+#define STATES 3 /* OPEN, HALF_CLOSED, RESET */
 
 /* base_ms: unix time when the kernel's tick was base_tick. tick_ms: of 2^-20 ms.
  * id_shift: balancer/modes/split/takeover.py. timeouts_ms: by state. flow_seed: of the flow table.

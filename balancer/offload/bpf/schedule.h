@@ -9,7 +9,6 @@
 #include "maps.h"
 
 #define PASS_UP -1
-#define TABLE_SIZE 65537
 
 /* NONE: left to the portable engine. HASHING: by the key's slot. */
 enum scheduler { SCHEDULER_NONE, SCHEDULER_HASHING, SCHEDULER_ROUND_ROBIN, SCHEDULER_RANDOM };

@@ -6,10 +6,6 @@
 
 #include "handshake.h"
 
-#define MIN_ROUND_TRIP_MS 1
-#define MAX_ROUND_TRIP_MS 333
-#define WRAP_SLACK_MS 2000
-
 /* What to add to the client's first echoes so that they name the backend. */
 static __always_inline __u32 ts_shift(__u32 start, __u32 tsecr, __u64 now_ms)
 {

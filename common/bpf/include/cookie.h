@@ -14,11 +14,12 @@
 
 #include <bpf/bpf_endian.h>
 
+#include "common/bpf/include/constants.h"
 #include "common/bpf/include/siphash.h"
 
-#define EPOCH_MS 64000
-#define WSCALE_NONE 15
-#define WSCALE_MAX 14
+#define EPOCH_MS (EPOCH_S * 1000)
+
+#define MSS_COUNT 8 /* three bits say which */
 
 /* keys: current, previous. count: how many there are. */
 struct secrets {
@@ -49,10 +50,12 @@ static __always_inline __u32 cookie_mac(const __u64 key[2], const struct handsha
 /* The low octet: what the client offered. mss: octets; wscale: as offered, or WSCALE_NONE. */
 static __always_inline __u8 encode_offer(__u16 mss, bool sack, __u8 wscale)
 {
-	/* ascending; an offer is rounded down to an entry, never up */
-	__u32 index = (mss >= 1200) + (mss >= 1300) + (mss >= 1360) + (mss >= 1400) +
-		      (mss >= 1440) + (mss >= 1460) + (mss >= 8960);
+	static const __u16 table[] = MSS_IPV4; /* ascending */
+	__u32 index = 0;
 
+#pragma unroll
+	for (int i = 1; i < MSS_COUNT; i++) /* rounded down to an entry, never up */
+		index += mss >= table[i];
 	return index << 5 | sack << 4 | wscale;
 }
 
@@ -63,11 +66,11 @@ static __always_inline __u8 encode_offer(__u16 mss, bool sack, __u8 wscale)
  */
 static __always_inline __u16 cookie_mss(__u32 cookie_isn)
 {
-	static const __u16 table[] = {536, 1200, 1300, 1360, 1400, 1440, 1460, 8960};
+	static const __u16 table[] = MSS_IPV4;
 	__u16 mss = table[0];
 
 #pragma unroll
-	for (int index = 1; index < 8; index++)
+	for (int index = 1; index < MSS_COUNT; index++)
 		if ((cookie_isn >> 5 & 7) >= index)
 			mss = table[index];
 	return mss;

@@ -8,11 +8,9 @@
 #include <linux/tcp.h>
 
 #include "common/bpf/include/checksum.h"
+#include "common/bpf/include/constants.h"
 #include "common/bpf/include/packet.h"
 
-enum { FIN = 1, SYN = 2, RST = 4, PSH = 8, ACK = 16 };
-enum { OPTION_END, OPTION_NOP, OPTION_MSS, OPTION_WSCALE, OPTION_SACK_PERMITTED, OPTION_SACK };
-#define OPTION_TIMESTAMPS 8
 #define HEADERS_LEN (sizeof(struct iphdr) + sizeof(struct tcphdr))
 #define MAX_OPTIONS_LEN 40
 /* How common stacks lay them out: NOP, NOP, then the option; SACK's length is in the last octet. */

@@ -19,7 +19,6 @@
 #include "common/bpf/include/allowance.h"
 
 #define REQUEUED 0x5ce1 /* in tc_index: the packet has been here before */
-#define MAX_ROUND_TRIP_MS 333
 #define NO_LISTENER 1
 #define MAX_UNKNOWN 1000 /* packets of unknown flows that go up in a period */
 #define FLAGS_OFF 12 /* in the TCP header: data offset and flags, 16 bits */
@@ -254,10 +253,11 @@ static __always_inline int on_segment(struct __sk_buff *skb, const struct iphdr 
 	return up();
 }
 
-/* Twin: common/wire/icmp.py:ERRORS (linux/icmp.h needs headers of the C library) */
+/* Twin: common/wire/icmp.py:ERRORS */
 static __always_inline bool is_error(__u8 icmp_type)
 {
-	return icmp_type == 3 || icmp_type == 11 || icmp_type == 12;
+	return icmp_type == ICMP_DEST_UNREACHABLE || icmp_type == ICMP_TIME_EXCEEDED ||
+	       icmp_type == ICMP_PARAMETER_PROBLEM;
 }
 
 /* An error about a packet of the stack's own, which then acts on it (RFC 1191 §6.3). */

@@ -17,6 +17,7 @@
 #include <bpf/bpf_helpers.h>
 
 #include "common/bpf/include/checksum.h"
+#include "common/bpf/include/constants.h"
 #include "common/bpf/include/verdict.h"
 
 #define NEXT -1 /* TCX_NEXT and TC_ACT_UNSPEC: whoever comes after us decides */
@@ -60,8 +61,6 @@ struct segment {
 	__u32 ack;
 	__u8 flags;
 };
-
-enum { FIN = 1, SYN = 2, RST = 4, ACK = 16 };
 
 /* Where the packet begins and ends. By hand: clang 14 else moves these pointers through 32-bit
  * registers, and the verifier then takes them for numbers.

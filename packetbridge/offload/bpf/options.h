@@ -7,7 +7,6 @@
 #include "bridge.h"
 
 #define MAX_OPTIONS_LEN 40
-enum { OPTION_END = 0, OPTION_NOP = 1, OPTION_WSCALE = 3, OPTION_TIMESTAMPS = 8 };
 enum { WSCALE_LEN = 3, TIMESTAMPS_LEN = 10 }; /* of the whole option */
 
 struct timestamps {

@@ -10,16 +10,14 @@
  * Twin: packetbridge/datapath.py
  */
 #include "bridge.h"
+#include "constants.h"
 #include "checksum.h"
 #include "cookie.h"
 #include "translate.h"
 
-#define PLAUSIBLE_LEN (1 << 20)
 #define HOST 0 /* PACKET_HOST: for this host, whatever the frame's address is */
 
-/* What has been seen of the end of a flow. Source: packetbridge/flows.py */
-enum { CLIENT_FIN = 1, SERVER_FIN = 2, CLIENT_FIN_ACKED = 4, SERVER_FIN_ACKED = 8, ENDED = 15 };
-enum { WAS_RESET = 16 };
+#define BOTH_ENDED (CLIENT_FIN | SERVER_FIN | CLIENT_FIN_ACKED | SERVER_FIN_ACKED)
 
 const volatile __u32 server_mark; /* of packets to servers, and of their answers */
 
@@ -265,7 +263,7 @@ int on_egress(struct __sk_buff *skb)
 
 /* For how long flows stay without a packet, seconds. left: how many are there afterwards.
  *
- * Twin: packetbridge/offload/splice.py:_SWEEP
+ * Twin: packetbridge/offload/splice.py:Splice.sweep
  */
 struct sweep {
 	__u32 now_s;
@@ -283,7 +281,7 @@ static __u64 sweep_flow(void *map, const struct flow_key *key, const struct flow
 
 	if (flow->state == REPLAYING)
 		most_s = sweep->replay_s;
-	else if (ending & WAS_RESET || (ending & ENDED) == ENDED)
+	else if (ending & WAS_RESET || (ending & BOTH_ENDED) == BOTH_ENDED)
 		most_s = sweep->closing_s;
 	/* those of the portable engine leave when it forgets them; a second may have begun since */
 	if (flow->state != PORTABLE && (__s32)(sweep->now_s - flow->seen_s) > (__s32)most_s)
