@@ -4,7 +4,6 @@ import socket
 
 from common.bpf.libbpf import libbpf, take_log
 
-SCHED_CLS, XDP = 3, 6  # enum bpf_prog_type
 _FUNC = 12  # BTF_KIND_FUNC
 _ETHERNET = 1  # linux/if_arp.h
 
@@ -33,10 +32,3 @@ def missing_kfuncs(*names: str) -> list[str]:
                 if libbpf().btf__find_by_name_kind(btf, name.encode(), _FUNC) < 0]
     finally:
         libbpf().btf__free(btf)
-
-
-def has_helper(program_type: int, helper: int) -> bool:
-    """Whether programs of a type may call a helper (number of enum bpf_func_id)."""
-    found = libbpf().libbpf_probe_bpf_helper(program_type, helper, None) == 1
-    take_log()
-    return found

@@ -4,7 +4,6 @@ import ctypes
 import errno
 import os
 from enum import Enum
-from typing import Protocol
 
 from common.bpf.libbpf import BpfError, LinkOptions, TcHook, TcOptions, check, libbpf, take_log
 from common.bpf.maps import get_pinned, pin
@@ -29,14 +28,6 @@ class Direction(Enum):
 
     INGRESS = "ingress"
     EGRESS = "egress"
-
-
-class Attachment(Protocol):
-    """A program at its hook."""
-
-    def replace(self, program: Program) -> None: ...
-    def detach(self) -> None: ...
-    def close(self) -> None: ...
 
 
 class Link:

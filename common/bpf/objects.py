@@ -4,7 +4,6 @@ import ctypes
 import errno
 import os
 import struct
-from collections.abc import Iterator
 from contextlib import closing
 from functools import cache, cached_property
 from pathlib import Path
@@ -246,10 +245,6 @@ class Object:
             raise BpfError(errno.ENODATA, f"reading the types of {self.name}",
                            [str(error)]) from error
 
-    def map_names(self) -> list[str]:
-        """All maps; those of global variables (.rodata, .bss, .data) are known by section."""
-        return [name for name, _ in self._maps()]
-
     def program_names(self) -> list[str]:
         """All programs, by the names of their functions."""
         names, handle = [], None
@@ -305,12 +300,6 @@ class Object:
         handle = libbpf().bpf_object__find_program_by_name(self._handle, name.encode())
         check(0 if handle else None, f"finding program {name} in {self.name}")
         return handle
-
-    def _maps(self) -> Iterator[tuple[str, int]]:
-        handle = None
-        while handle := libbpf().bpf_object__next_map(self._handle, handle):
-            name = libbpf().bpf_map__name(handle).decode()
-            yield name[name.find("."):] if "." in name else name, handle
 
 
 @cache

@@ -284,14 +284,16 @@ def test_writers_on_several_processors_spoil_no_entry(
         churn, table = program_file.program("churn"), program_file.map("flows")
         with ThreadPoolExecutor(4) as pool:
             written = list(pool.map(lambda _: churn.call(ctypes.create_string_buffer(8)), range(8)))
-        memory = table.map_memory()
-        flows = [memory[place:place + 32] for place in range(0, BUCKETS * 64, 32)]
-        counted = int.from_bytes(memory[BUCKETS * 64 + 8:BUCKETS * 64 + 16], "little")
-        memory.close()
+        flow, header = (program_file.btf.layout(name) for name in ("flow", "table"))
+        *buckets, last = (table.value.pack(bucket) for _, bucket in table.items())
+        flows = [bucket[place:place + flow.size] for bucket in buckets
+                 for place in range(0, len(bucket), flow.size)]
+        counted = header.unpack(last).count
         table.close()
 
     assert min(written) > 10_000  # a place that stays claimed would soon let none in
-    there = [Entry.unpack(flow, NOW_MS) for flow in flows if any(flow[28:])]
+    entries = [Entry.unpack(octets, NOW_MS) for octets in flows]
+    there = [entry for entry in entries if entry.backend or entry.service]
     assert counted == len(there) > 0
     assert {entry.backend for entry in there} == {1}  # no place is left claimed
     for entry in there:

@@ -352,13 +352,6 @@ def test_the_kernel_s_functions_are_known() -> None:
     assert missing == ["no_such_function"]
 
 
-def test_helpers_are_known() -> None:
-    ktime_get_ns, no_such_helper = 5, 9999
-
-    assert features.has_helper(features.XDP, ktime_get_ns)
-    assert not features.has_helper(features.XDP, no_such_helper)
-
-
 # --- attachments ---
 
 
