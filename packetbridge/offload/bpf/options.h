@@ -32,9 +32,23 @@ static __always_inline bool read_usual_timestamps(const struct __sk_buff *skb,
 	return true;
 }
 
+/* With room for as many as the verifier believes that there are. */
 struct option_octets {
-	__u8 at[MAX_OPTIONS_LEN];
+	__u8 at[64];
 };
+
+/* All options of a segment. Returns: how many octets they are, 0 if there are none. */
+static __always_inline __u32 read_options(struct __sk_buff *skb, const struct segment *segment,
+					  struct option_octets *octets)
+{
+	__u32 len = segment->payload_off - HEADERS_LEN, bounded = len;
+
+	if (!len || len > MAX_OPTIONS_LEN)
+		return 0;
+	/* 1..64, said where the verifier of 6.1 sees it */
+	asm volatile("%0 += -1; %0 &= 63; %0 += 1" : "+r"(bounded));
+	return bpf_skb_load_bytes(skb, IP_OFF + HEADERS_LEN, octets->at, bounded) ? 0 : len;
+}
 
 /* Where the first option of that kind and length begins, or -1.
  *
@@ -72,13 +86,14 @@ static __always_inline struct timestamps read_timestamps(struct __sk_buff *skb,
 {
 	struct timestamps timestamps = {};
 	struct option_octets octets = {};
-	__u32 len = segment->payload_off - HEADERS_LEN;
 	__be32 values[2];
+	__u32 len;
 	int off;
 
-	if (!len || len > MAX_OPTIONS_LEN || read_usual_timestamps(skb, segment, &timestamps))
+	if (read_usual_timestamps(skb, segment, &timestamps))
 		return timestamps;
-	if (bpf_skb_load_bytes(skb, IP_OFF + HEADERS_LEN, octets.at, len))
+	len = read_options(skb, segment, &octets);
+	if (!len)
 		return timestamps;
 	off = option_off(&octets, len, OPTION_TIMESTAMPS, TIMESTAMPS_LEN);
 	if (off < 0 || bpf_skb_load_bytes(skb, IP_OFF + HEADERS_LEN + off + 2, values, 8))

@@ -185,12 +185,12 @@ static __always_inline struct answer read_answer(struct __sk_buff *skb,
 {
 	struct answer answer = {.wscale = WSCALE_NONE};
 	struct option_octets octets = {};
-	__u32 len = segment->payload_off - HEADERS_LEN, place = IP_OFF + HEADERS_LEN;
+	__u32 len = read_options(skb, segment, &octets), place = IP_OFF + HEADERS_LEN;
 	__u8 wscale;
 	__be32 tsval;
 	int off;
 
-	if (!len || len > MAX_OPTIONS_LEN || bpf_skb_load_bytes(skb, place, octets.at, len))
+	if (!len)
 		return answer;
 	off = option_off(&octets, len, OPTION_TIMESTAMPS, TIMESTAMPS_LEN);
 	if (off >= 0 && !bpf_skb_load_bytes(skb, place + off + 2, &tsval, sizeof(tsval))) {
