@@ -164,6 +164,10 @@ class FlowMap:
         """All flows, part by part of the table; of a part there may be none."""
         return self._chunks(self._memory, self._end)
 
+    def row(self, *fields: str) -> Row:
+        """Some fields of a flow, by C's names."""
+        return self._flow.row(*fields)
+
     def forget_service(self, number: int) -> None:
         """Remove all flows of the service of that number."""
         off = self._flow.offset("tag.service")

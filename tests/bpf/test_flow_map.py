@@ -165,6 +165,26 @@ def test_a_flow_that_has_lived_on_since_it_was_met_stays(table: Table) -> None:
     assert table.keys() == {key(1)}
 
 
+def test_a_walk_makes_nothing_of_the_flows_that_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ten times a second the daemon is at it, and whatever else has the processor waits."""
+    table = Table(5000)
+    for number in range(3000):
+        table.enter(number)
+    table.insert(5000, age_ms=TIMEOUTS_MS[OPEN])
+    made: list[bytes] = []
+    make = MapStore._flow
+    monkeypatch.setattr(MapStore, "_flow", lambda store, octets: made.append(octets) or make(
+        store, octets))
+
+    gone = []
+    while not table.flows.walks:
+        gone += table.flows.expire(NOW_MS)
+
+    assert [flow.client_isn for flow in gone] == [5000]
+    assert {key_of(octets) for octets in made} == {key(5000)}
+    table.program.close()
+
+
 def test_flows_of_a_backend_that_is_configured_no_more_leave(table: Table) -> None:
     table.enter(1, backend=9)
 
