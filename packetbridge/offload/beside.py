@@ -20,6 +20,7 @@ from packetbridge.flows import CLOSING, ENDED, OPEN, RESET, BridgeFlow
 from packetbridge.modes.translate import ServiceState
 from packetbridge.offload.splice import Entry, Splice, states
 
+REFRESH_MS = 1000  # between two looks at what the programs have counted; the server waits for each
 _ROUNDS = 4  # how often in its timeout an idle flow is looked at
 
 
@@ -45,7 +46,7 @@ class Beside:
         self._splice = next((part for part in parts if isinstance(part, Splice)), None)
         self._known: tuple[object, ...] | None = None  # of the flow that is decided about
         self._round_ms = config.timeouts.idle_ms // _ROUNDS
-        self._next_round_ms = 0
+        self._next_round_ms = self._next_refresh_ms = 0
         self.apply(datapath.secrets)
 
     def restore(self) -> None:
@@ -88,8 +89,10 @@ class Beside:
 
     def on_tick(self, counters: Counters, now_ms: int) -> None:
         """As datapath.Offload."""
-        for part in self._parts:
-            part.on_tick(counters)
+        if not 0 <= self._next_refresh_ms - now_ms <= REFRESH_MS:
+            self._next_refresh_ms = now_ms + REFRESH_MS
+            for part in self._parts:
+                part.on_tick(counters)
         if self._splice is not None and now_ms >= self._next_round_ms:
             self._next_round_ms = now_ms + self._round_ms
             self.touch_live(self._splice, now_ms)

@@ -40,7 +40,7 @@ _CLIENT_TELLS = CLIENT_FIN | SERVER_FIN_ACKED
 _SERVER_TELLS = SERVER_FIN | CLIENT_FIN_ACKED
 WAS_RESET = 16  # in either half of an entry's `ending`
 _REPLAY_S = 2  # a server's stack answers at once, or the portable engine has taken over
-_SWEEP_S = 5.0
+_SWEEP_S = 1.0  # at least between two sweeps; else half of the shortest timeout
 _ROOM_S = 1.0
 _FULL = 0.9  # of the map, after flows had to go for new ones
 _SHARE = 100  # of the time, sweeping takes at most one part in so many
@@ -150,6 +150,8 @@ class Splice:
         self._told_s = self._object.shared_variable("current_s")
         self.count = self.evicted = self._replayed = 0
         self._next_sweep_s = self._next_room_s = 0.0
+        shortest_ms = min(config.timeouts.idle_ms, config.timeouts.closing_ms)
+        self._sweep_s = max(_SWEEP_S, shortest_ms / 2000)
         self.tell_time()
 
     def attach(self, changes: Host) -> None:
@@ -190,7 +192,7 @@ class Splice:
             self._replayed = replayed
             self.sweep()
             self._next_sweep_s = start_s + max(
-                _SWEEP_S, _SHARE * (time.monotonic() - start_s))
+                self._sweep_s, _SHARE * (time.monotonic() - start_s))
 
     def program(self, name: str) -> Program:
         """`on_ingress` or `on_egress`, for test runs."""
