@@ -23,6 +23,7 @@ from common.counters import new_counters
 from common.verdict import DropReason, Event
 from common.wire import options, tcp
 from common.wire.options import Options
+from common.wire.seq import MASK
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN
 from packetbridge.config import Config, Service, Timeouts
 from packetbridge.datapath import Datapath
@@ -284,7 +285,7 @@ def test_time_takes_flows_that_have_ended_or_gone_silent(
     key = bytes(range(12))
     programs.write(key, Entry(0, 0, 1, 1, VIP.packed, b"\0\x50", 3, 7, 7, 0,
                               states()[state], False,
-                              5, 5, 5, programs.now_s() - idle_s, *ending))
+                              5, 5, 5, programs.now_s() - idle_s & MASK, *ending))
 
     programs.sweep()
 
@@ -298,7 +299,7 @@ def test_a_full_map_makes_room_by_those_that_have_ended_first(
     def flow(number: int, idle_s: int, *ending: int) -> tuple[bytes, Entry]:
         return number.to_bytes(12), Entry(
             0, 0, 1, 1, VIP.packed, b"\0\x50", 3, 7, 7, 0, states().OPEN, False, 5, 5, 5,
-            programs.now_s() - idle_s, *ending)
+            programs.now_s() - idle_s & MASK, *ending)
 
     for number in range(CONFIG.max_flows):
         programs.write(*flow(number, 5, *(ENDED if number % 4 == 0 else (0, 0))))
