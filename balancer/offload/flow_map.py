@@ -8,7 +8,6 @@ itself, as shared memory, which takes no system call.
 import ctypes
 import os
 import re
-import struct
 import sys
 import time
 from collections.abc import Iterator
@@ -24,8 +23,7 @@ ENTERED, TABLE_FULL, CROWDED = range(3)  # what becomes of an attempt to enter a
 IDLE = 3  # a rank that no state has
 _LEAST_BUCKETS = 4096
 _CHUNK_FLOWS = 4096
-_COUNT = struct.Struct("=Q")
-_HASHED = struct.Struct("=IIHH")  # a five-tuple's fields as the program has them
+_COUNT_LEN = 8  # of a backend's flows
 _U64 = (1 << 64) - 1
 _OCCUPIED = re.compile(rb"[^\0]")
 GOES_UP = 0x80  # in a state: the portable engine waits for the flow's packets
@@ -105,6 +103,8 @@ class FlowMap:
         self._flow, self._bucket, self._table, self._request = (
             btf.layout(name) for name in ("flow", "bucket", "table", "flow_request"))
         self._fields = self._request.row("flow", "now_ms", "least")
+        self._numbers = btf.layout("five_tuple").row(
+            "saddr", "daddr", "sport", "dport", as_numbers=True).unpack
         table = program_file.map("flows")
         self._memory = table.map_memory()
         self._end = (table.shape.max_entries - _beyond(program_file)) * self._bucket.size
@@ -130,9 +130,8 @@ class FlowMap:
 
     def count(self, place: int) -> int:
         """How many flows the backend at a place in arrays has."""
-        off = self._end + self._bucket_len + place * _COUNT.size
-        count: int = _COUNT.unpack_from(self._memory, off)[0]
-        return count
+        off = self._end + self._bucket_len + place * _COUNT_LEN
+        return int.from_bytes(self._memory[off:off + _COUNT_LEN], sys.byteorder)
 
     def lookup(self, key: bytes) -> bytes | None:
         """The flow of a five-tuple. Twin: balancer/offload/bpf/flows.h:look_up"""
@@ -178,7 +177,7 @@ class FlowMap:
 
     def _hash(self, key: bytes) -> int:
         """Twin: balancer/offload/bpf/flows.h:hash_of"""
-        saddr, daddr, sport, dport = _HASHED.unpack(key)
+        saddr, daddr, sport, dport = self._numbers(key)
         number = (saddr << 32 | sport << 16 | dport) ^ self.seed
         number = number * 0x9E3779B97F4A7C15 & _U64
         number ^= number >> 32 ^ daddr
@@ -221,5 +220,5 @@ class FlowMap:
 
 def _beyond(program_file: Object) -> int:
     """How much room there is beyond the buckets, in buckets: the table's own, and the counts."""
-    in_bucket = program_file.btf.layout("bucket").size // _COUNT.size
+    in_bucket = program_file.btf.layout("bucket").size // _COUNT_LEN
     return 1 + program_file.shape("backends").max_entries // in_bucket

@@ -278,12 +278,13 @@ class Layout:
         """Where a field lies; of a struct in it: `tag.backend`. Raises: BtfError."""
         return self._find(path)[0]
 
-    def row(self, *paths: str) -> "Row":
+    def row(self, *paths: str, as_numbers: bool = False) -> "Row":
         """Some fields, in this order, as a bare tuple; structs among them as their octets.
 
+        as_numbers: 1, 2, 4 or 8 octets as the number that C computes with, in the host's order.
         Raises: BtfError.
         """
-        return Row(self.size, [self._find(path) for path in paths])
+        return Row(self.size, [self._find(path) for path in paths], as_numbers)
 
     # --- inside ---
 
@@ -362,12 +363,16 @@ class Layout:
 class Row:
     """Some fields of a struct: `pack(*values)` and `unpack(octets)`, as fast as struct's."""
 
-    def __init__(self, size: int, fields: Sequence[tuple[int, Layout]]) -> None:
+    def __init__(
+        self, size: int, fields: Sequence[tuple[int, Layout]], as_numbers: bool = False
+    ) -> None:
         """fields: where each lies, and what it is."""
         order = sorted(range(len(fields)), key=lambda index: fields[index][0])
         format_, end = "=", 0
         for offset, part in (fields[index] for index in order):
             code = part._format if part.is_field else f"{part.size}s"
+            if as_numbers and code.endswith("s"):
+                code = _CODES.get(part.size, code)
             format_ += "x" * (offset - end) + code
             end = offset + part.size
         made = struct.Struct(format_ + "x" * (size - end))

@@ -1,6 +1,7 @@
 """What Python knows of C's types, by an object's BTF."""
 
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -170,6 +171,8 @@ def test_a_row_has_the_fields_asked_for_in_their_order(types: Btf) -> None:
         tag=(0, 9, 0), below=-1, ends=(b"\x0a\0\0\1", b"\0P"), wide=3)
     assert octets[layout.offset("tag.high")] == 9
     assert layout.row("wide").unpack(octets) == (3,)
+    port, = types.layout("ends").row("port", as_numbers=True).unpack(b"\x0a\0\0\1\0P\0\0")
+    assert port == int.from_bytes(b"\0P", sys.byteorder)
 
 
 def test_enumerators_have_their_names_and_numbers(types: Btf) -> None:
