@@ -56,7 +56,7 @@ class RouteWatch:
         self._on_routes = on_routes
         self._events = Netlink(groups=_GROUPS)
         self._table = Table(interface)
-        self._worker: Worker[Routes] = Worker("looking routes up", self._on_looked_up)
+        self._worker: Worker[Routes | None] = Worker("looking routes up", self._on_looked_up)
         self._is_looking = self._is_stale = False
         self._next_probe_s = 0.0
         self._calm_s = 0.0
@@ -70,7 +70,9 @@ class RouteWatch:
     def look_up(self) -> None:
         """Look everything up now, and wait for it: before there are packets."""
         self._next_probe_s = time.monotonic() + PROBE_S
-        self._on_routes(self._table.look_up(list(self._addresses), probe=True))
+        routes = self._look(list(self._addresses), probe=True)
+        if routes is not None:
+            self._on_routes(routes)
 
     # --- as sources.Source ---
 
@@ -93,13 +95,22 @@ class RouteWatch:
         self._is_looking, self._is_stale = True, False
         self._calm_s = now_s + CALM_S
         addresses = list(self._addresses)
-        self._worker.start(lambda: self._table.look_up(addresses, probe))
+        self._worker.start(lambda: self._look(addresses, probe))
         self._plan()
 
-    def _on_looked_up(self, routes: Routes) -> None:
+    def _look(self, addresses: list[bytes], probe: bool) -> Routes | None:
+        """What is found; None after a fault: what was known is kept, and the watch goes on."""
+        try:
+            return self._table.look_up(addresses, probe)
+        except Exception:
+            log.exception("the ways to the backends cannot be looked up; those known are kept")
+            return None
+
+    def _on_looked_up(self, routes: Routes | None) -> None:
         self._is_looking = False
         self._plan()
-        self._on_routes(routes)
+        if routes is not None:
+            self._on_routes(routes)
 
     def _plan(self) -> None:
         """Say when to look next: never while the last look is not over."""
@@ -110,7 +121,10 @@ class RouteWatch:
 
 
 class Table:
-    """Looks ways up, and waits for the kernel. What cannot be found is NO_ROUTE."""
+    """Looks ways up, and waits for the kernel. What cannot be found is NO_ROUTE.
+
+    Where the kernel does not answer, BlockingIOError is raised: that says nothing of a way.
+    """
 
     def __init__(self, interface: str) -> None:
         """interface: where clients' packets come in. Raises: OSError."""
@@ -130,6 +144,8 @@ class Table:
             if device.master and self._devices.get(device.master).kind == "bond":
                 return {device.ifindex, device.master}
             return {device.ifindex}
+        except BlockingIOError:
+            raise
         except OSError:
             return set()
 
@@ -141,6 +157,8 @@ class Table:
             )[0].attributes
             index = _U32.unpack(route[_RTA_OIF])[0]
             device = self._devices.get(index)
+        except BlockingIOError:
+            raise
         except (OSError, LookupError):
             return NO_ROUTE
         mtu = device.mtu
@@ -162,6 +180,8 @@ class Table:
                 _GETNEIGH, _NEIGHBOUR.pack(socket.AF_INET, 0, 0, index, 0, 0, 0),
                 {_NDA_DST: address},
             )[0]
+        except BlockingIOError:
+            raise
         except (OSError, LookupError):
             found = None
         state = _NEIGHBOUR.unpack(found.fixed)[4] if found else 0
