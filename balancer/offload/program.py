@@ -53,9 +53,13 @@ class Program:
         self.object.set_variable("in_test", for_tests)
         FlowMap.size(self.object, config.max_flows)
         if instance is not None:
+            numbers = Kept("service_numbers")
             instance.reuse_maps(self.object, [
-                Kept("flows", copy=lambda old, replace: self.flows.take_over(old, replace)),
-                Kept("service_numbers"),
+                # flows name services by these numbers, and mean nothing without them
+                Kept("flows", beside=("table", "backend_counts"),
+                     meaning=str(numbers.version(self.object)),
+                     copy=lambda old, replace: self.flows.take_over(old, replace)),
+                numbers,
                 reasons.kept(lambda: self.reasons),
             ])
         self.object.load()

@@ -109,14 +109,18 @@ class Btf:
                 return (self._pointee(fields.get("key", 0)), self._pointee(fields.get("value", 0)))
         return 0, 0
 
-    def digest_of_map(self, name: str, keyed_by: str = "") -> tuple[str, str]:
+    def digest_of_map(
+        self, name: str, keyed_by: str = "", beside: Iterable[str] = ()
+    ) -> tuple[str, str]:
         """What its keys and its values are, in 8 hex digits each: equal where they mean the same.
 
         name: also of a section of variables (`.bss`), whose value they are together.
         keyed_by: the enum that an array's places are named by; arrays must have keys of plain
                   integers, so their own type does not say it.
+        beside: structs at places of their own, which are other than its values.
         """
         names = self._describe(self._named(keyed_by, _ENUM)) if keyed_by else ""
+        names += "".join(self._describe(self._named(each, _STRUCT)) for each in beside)
         if name.startswith("."):
             value = ",".join(f"{offset}:{label}:{self._describe(number)}"
                              for label, number, offset, _ in self._variables(name))

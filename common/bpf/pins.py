@@ -56,6 +56,7 @@ class Kept:
     """A map to be kept.
 
     keyed_by: the enum that names an array's places.
+    beside:   the structs that have places of their own in it; where they differ, values move.
     meaning:  whatever else its octets are true for.
     copy:     (old map, whether what it has goes first) → None, for a map whose entries are more
               than keys and values; in place of copying these, wherever the values agree.
@@ -63,12 +64,13 @@ class Kept:
 
     name: str
     keyed_by: str = ""
+    beside: tuple[str, ...] = ()
     meaning: str = ""
     copy: Callable[[Map, bool], None] | None = None
 
     def version(self, program_file: Object) -> "Version":
         """Its layout in an object."""
-        key, value = program_file.btf.digest_of_map(self.name, self.keyed_by)
+        key, value = program_file.btf.digest_of_map(self.name, self.keyed_by, self.beside)
         meaning = hashlib.sha256(self.meaning.encode()).hexdigest()[:8] if self.meaning else ""
         return Version(key, value + meaning)
 

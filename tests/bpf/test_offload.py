@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from random import Random
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,9 @@ from balancer.offload.offload import beside
 from balancer.offload.program import PROGRAM_NAME, Program
 from balancer.paths import NextHop, Route
 from common.bpf import BpfError, build
-from common.bpf.objects import XDP_PASS, XDP_TX
+from common.bpf.btf import Btf
+from common.bpf.objects import XDP_PASS, XDP_TX, Object
+from common.bpf.pins import Kept, Version
 from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
 from common.cluster.service import Endpoint
@@ -83,6 +86,28 @@ class Pair:
 
     def counts(self) -> dict[int, int]:
         return {each.id: self.datapath.flows.count(each) for each in self.service.pool}
+
+
+class Versions:
+    """Pins of which nothing is found. known: the versions of the maps that are to be kept."""
+
+    known: dict[str, Version]
+
+    def reuse_maps(self, program_file: Object, kept: list[Kept]) -> None:
+        self.known = {each.name: each.version(program_file) for each in kept}
+
+
+def versions() -> dict[str, Version]:
+    """Those of the balancer's kept maps."""
+    found = Versions()
+    service = config.Service(name="web", vip=VIP, port=80, dscp=3,
+                             key=KeySpec.parse("http.path"), backends=(backend(1),))
+    configured = config.Config(services=(service,), max_flows=1000)
+    try:
+        Program(configured, SECRETS, found).close()  # type: ignore[arg-type]
+    except (BpfError, build.BuildError) as error:
+        pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
+    return found.known
 
 
 def ends(number: int) -> bytes:
@@ -176,3 +201,34 @@ def test_a_service_that_left_gives_its_number_back_when_its_flows_have_gone(pair
 
     assert list(names.known()) == list(pair.program.numbers)
     assert [flow.key for flow in pair.datapath.flows] == [ends(2)]
+
+
+def test_flows_are_not_used_on_without_the_numbers_that_they_name_services_by(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, digest_of_map = versions(), Btf.digest_of_map
+
+    def changed(types: Btf, name: str, *more: Any) -> tuple[str, str]:
+        key, value = digest_of_map(types, name, *more)
+        return ("0" * 8, value) if name == "service_numbers" else (key, value)
+
+    monkeypatch.setattr(Btf, "digest_of_map", changed)
+
+    assert versions()["flows"].value != before["flows"].value
+
+
+@pytest.mark.parametrize("struct", ["table", "backend_counts"])
+def test_where_the_tables_own_room_has_changed_its_flows_move(
+    monkeypatch: pytest.MonkeyPatch, struct: str
+) -> None:
+    before, describe = versions()["flows"], Btf._describe
+
+    def changed(types: Btf, number: int) -> str:
+        is_it = types._types[number].name == struct
+        return "another" if is_it else describe(types, number)
+
+    monkeypatch.setattr(Btf, "_describe", changed)
+    after = versions()["flows"]
+
+    assert after.key != before.key
+    assert after.value == before.value

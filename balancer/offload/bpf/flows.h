@@ -63,6 +63,8 @@ struct backend_counts {
 	__u64 flows[BUCKET_COUNTS];
 };
 
+SHARE_TYPE(backend_counts, struct backend_counts);
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE); /* begins at a page, so buckets are whole cache lines */
