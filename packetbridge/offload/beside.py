@@ -50,15 +50,19 @@ class Beside:
         self.apply(datapath.secrets)
 
     def restore(self) -> None:
-        """Take over the flows that an earlier instance has left to the programs."""
+        """Take over the flows that an earlier instance has left to the programs.
+
+        A handshake that these were replaying when the flow was read is over by now.
+        """
         if self._splice is None:
             return
         for key, entry in list(self._splice.entries()):
             service = self._service_of(key, entry)
-            if entry.state != states().OPEN or service is None:
+            if entry.state == states().PORTABLE or service is None:
                 self._splice.forget(key)
-            elif entry.dscp != service.config.dscp:
+            elif entry.state == states().OPEN and entry.dscp != service.config.dscp:
                 self._splice.write(key, entry._replace(dscp=service.config.dscp))
+        self._splice.begin_anew()
         self._splice.sweep()
 
     def before(self, key: bytes, now_ms: int) -> None:
@@ -66,8 +70,13 @@ class Beside:
         flow = self._flows.get(key)
         if self._splice is None or (flow is not None and not self._has(flow)):
             self._known = None
-        else:
-            self._known = _known(self.learn(key, now_ms))
+            return
+        entry = self._splice.look_up(key)
+        flow = self._learn(key, entry, now_ms)
+        self._known = _known(flow)
+        if flow and entry and (entry.state, entry.client_isn) == (states().REPLAYING,
+                                                                  flow.client_isn):
+            self._known = ()  # they wait for what is here already
 
     def after(self, key: bytes) -> None:
         """As datapath.Offload."""
@@ -123,8 +132,10 @@ class Beside:
 
     def learn(self, key: bytes, now_ms: int) -> BridgeFlow | None:
         """A flow of the store, with what the programs know of it, or as only they know it."""
+        return self._learn(key, self._splice.look_up(key) if self._splice else None, now_ms)
+
+    def _learn(self, key: bytes, entry: Entry | None, now_ms: int) -> BridgeFlow | None:
         flow = self._flows.get(key)
-        entry = self._splice.look_up(key) if self._splice is not None else None
         if entry is None or entry.state != states().OPEN:
             return flow
         if flow is not None and flow.is_open and flow.client_isn == entry.client_isn:

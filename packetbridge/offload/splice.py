@@ -43,6 +43,7 @@ _REPLAY_S = 2  # a server's stack answers at once, or the portable engine has ta
 _SWEEP_S = 1.0  # at least between two sweeps; else half of the shortest timeout
 _ROOM_S = 1.0
 _FULL = 0.9  # of the map, after flows had to go for new ones
+_FOR_EVER_MS = 1000 * (1 << 31) - 1000
 _SHARE = 100  # of the time, sweeping takes at most one part in so many
 
 
@@ -149,6 +150,7 @@ class Splice:
         self._sweep = self._object.btf.layout("sweep")
         self._told_s = self._object.shared_variable("current_s")
         self.count = self.evicted = self._replayed = 0
+        self._began_s: int | None = None
         self._next_sweep_s = self._next_room_s = 0.0
         shortest_ms = min(config.timeouts.idle_ms, config.timeouts.closing_ms)
         self._sweep_s = max(_SWEEP_S, shortest_ms / 2000)
@@ -258,16 +260,23 @@ class Splice:
         """What the programs note in a flow with each packet."""
         self._told_s[:] = self.now_s().to_bytes(4, sys.byteorder)
 
+    def begin_anew(self) -> None:
+        """Let flows be idle from now on at most: while nobody told the time, none was noted."""
+        self._began_s = self.now_s()
+
     def sweep(self, idle_ms: int | None = None, closing_ms: int | None = None) -> None:
         """Remove flows that have ended or gone silent, and count those that stay.
 
         idle_ms, closing_ms: for how long they may; as configured, unless given.
         """
-        timeouts = self._config.timeouts
-        idle_ms = timeouts.idle_ms if idle_ms is None else idle_ms
+        timeouts, now_s = self._config.timeouts, self.now_s()
+        if idle_ms is None:
+            idle_ms = timeouts.idle_ms
+            if self._began_s is not None and now_s - self._began_s <= idle_ms // 1000:
+                idle_ms = _FOR_EVER_MS
         closing_ms = timeouts.closing_ms if closing_ms is None else closing_ms
         told = ctypes.create_string_buffer(self._sweep.pack({
-            "now_s": self.now_s(), "idle_s": idle_ms // 1000, "closing_s": closing_ms // 1000,
+            "now_s": now_s, "idle_s": idle_ms // 1000, "closing_s": closing_ms // 1000,
             "replay_s": _REPLAY_S,
         }), self._sweep.size)
         self._object.program("sweep_flows").call(told)
@@ -283,7 +292,7 @@ class Splice:
         while self.count > _FULL * self._config.max_flows and idle_ms:
             self.sweep(idle_ms, 0)
             idle_ms //= 2
-        self.evicted += before - self.count
+        self.evicted += max(0, before - self.count)  # new ones come meanwhile
 
 
 def detach(config: Config) -> None:

@@ -27,6 +27,7 @@ from common.wire.seq import MASK
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN
 from packetbridge.config import Config, Service, Timeouts
 from packetbridge.datapath import Datapath
+from packetbridge.offload.beside import Beside
 from packetbridge.offload.splice import Entry, Splice, states
 
 VIP, BRIDGE, SERVER = (IPv4Address(f"192.168.33.{host}") for host in (10, 20, 30))
@@ -223,6 +224,59 @@ def test_another_answer_opens_nothing_and_reaches_nobody(
     assert waiting is not None
     assert waiting.state == states().REPLAYING
     assert counted(programs, DropReason.REPLAY_PENDING) == 1
+
+
+def test_what_the_portable_engine_has_already_is_not_waited_for(
+    programs: Splice, random: Random
+) -> None:
+    """Where the map was full, the flow is known up there alone; then its handoff comes again."""
+    client, engine = Client(random, 5000), portable()
+    packet = client.handoff(bytes(99))
+    engine.on_packet(packet, client.now_ms)
+    engine.on_packet(client.answer(), client.now_ms)
+    engine.offload = Beside(CONFIG, engine, [programs])
+    way_in(programs, packet)
+
+    engine.on_packet(packet, client.now_ms)
+
+    found = programs.look_up(client.key)
+    assert found is not None
+    assert found.state == states().OPEN
+    reply = tcp.emit(SERVER.packed + client.address + struct.pack("!H", 8080) + client.port,
+                     client.server_isn + 1, client.isn + 100, ACK, payload=b"x")
+    assert way_out(programs, reply).retval == TC_ACT_UNSPEC
+
+
+def restored(programs: Splice, key: bytes, entry: Entry) -> Entry | None:
+    """What is left of a flow after a restart of the daemon."""
+    programs.write(key, entry)
+    made = portable()
+    Beside(CONFIG, made, [programs]).restore()
+    return programs.look_up(key)
+
+
+@pytest.mark.parametrize(("state", "stays"), [("OPEN", True), ("REPLAYING", True),
+                                              ("PORTABLE", False)])
+def test_a_restart_takes_nothing_from_handshakes_that_are_being_replayed(
+    programs: Splice, random: Random, state: str, stays: bool
+) -> None:
+    """They go on meanwhile: by the time that an entry is looked at, its flow may be open."""
+    client = Client(random, 5000)
+    entry = Entry(0, 0, 1, 1, VIP.packed, b"\0\x50", 3, 7, 7, 0, states()[state], False,
+                  5, 5, 5, programs.now_s(), 0, 0)
+
+    assert restored(programs, client.key, entry) == (entry if stays else None)
+
+
+def test_no_flow_is_idle_because_nobody_has_told_the_time(
+    programs: Splice, random: Random
+) -> None:
+    """What programs note while there is no daemon is the time of its death."""
+    client = Client(random, 5000)
+    entry = Entry(0, 0, 1, 1, VIP.packed, b"\0\x50", 3, 7, 7, 0, states().OPEN, False,
+                  5, 5, 5, programs.now_s() - 3600 & MASK, 0, 0)
+
+    assert restored(programs, client.key, entry) == entry
 
 
 def test_a_segment_that_overtakes_waits_behind_the_handoff(
