@@ -209,21 +209,40 @@ def test_a_cookie_that_is_not_ours_opens_nothing(programs: Splice, random: Rando
     assert programs.look_up(client.key) is None
 
 
-@pytest.mark.parametrize(("flags", "acked"), [(ACK, 77), (RST | ACK, 1), (SYN | ACK, 2)],
-                         ids=["an old connection's", "refused", "another's"])
-def test_another_answer_opens_nothing_and_reaches_nobody(
-    programs: Splice, random: Random, flags: int, acked: int
+@pytest.mark.parametrize(("flags", "acked", "retval", "counts"), [
+    (ACK, 77, TC_ACT_REDIRECT, 0), (RST | ACK, 1, TC_ACT_SHOT, 1), (SYN | ACK, 2, TC_ACT_SHOT, 1),
+], ids=["an old connection's, which has to be ended", "refused", "another's"])
+def test_another_answer_opens_nothing_and_does_not_reach_the_client(
+    programs: Splice, random: Random, flags: int, acked: int, retval: int, counts: int
 ) -> None:
     client = Client(random, 5000)
     way_in(programs, client.handoff(bytes(99)))
 
     ran = way_out(programs, client.answer(flags, acked))
 
-    assert ran.retval == TC_ACT_SHOT
+    assert ran.retval == retval
     waiting = programs.look_up(client.key)
     assert waiting is not None
     assert waiting.state == states().REPLAYING
-    assert counted(programs, DropReason.REPLAY_PENDING) == 1
+    assert counted(programs, DropReason.REPLAY_PENDING) == counts
+
+
+def test_a_handoff_that_comes_twice_is_asked_for_twice_and_noted_once(
+    programs: Splice, lo: socket.socket, random: Random
+) -> None:
+    """Its flow may become open at any time; a copy must not make it wait again."""
+    client = Client(random, 5000)
+    packet = client.handoff(bytes(99))
+    way_in(programs, packet)
+    waiting = programs.look_up(client.key)
+    assert waiting is not None
+    noted = waiting._replace(server_next=waiting.server_next + 1 & MASK)
+    programs.write(client.key, noted)
+
+    assert way_in(programs, packet).retval == TC_ACT_REDIRECT
+
+    assert programs.look_up(client.key) == noted
+    assert counted(programs, Event.REPLAYED) == 2
 
 
 def test_what_the_portable_engine_has_already_is_not_waited_for(

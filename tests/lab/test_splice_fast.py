@@ -95,6 +95,30 @@ def test_a_server_that_is_not_there_refuses_at_once(lab):
     assert code.strip().endswith("56")  # reset by the peer
 
 
+def test_a_connection_that_the_client_has_forgotten_costs_its_successor_no_timeout(lab):
+    """The server says once that it has it, and no more for half a second (RFC 5961 §10)."""
+    start(lab)
+    lab.client.run(["iptables", "-A", "OUTPUT", "-p", "tcp", "--tcp-flags", "RST", "RST",
+                    "-j", "DROP"])
+    lab.backend1.run(["iptables", "-A", "INPUT", "-p", "tcp", "--syn"])
+    twice = (
+        "import socket, struct, sys\n"
+        "for _ in range(2):\n"
+        "    s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)\n"
+        "    s.bind(('', 4567)); s.connect((sys.argv[1], 80))\n"
+        "    s.sendall(b'GET / HTTP/1.1\\r\\nHost: x\\r\\n\\r\\n'); print(s.recv(4096)[:15])\n"
+        "    s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack('ii', 1, 0))\n"
+        "    s.close()\n"
+    )
+
+    answers = lab.client.run(python(twice, VIP))
+
+    assert answers.count("200 OK") == 2
+    syns = lab.backend1.run(["iptables", "-nvxL", "INPUT"]).splitlines()[2].split()[0]
+    # the second: the programs', the portable engine's, and one when it has ended the first
+    assert int(syns) == 1 + 3
+
+
 def test_half_close_keeps_the_reply_coming(lab):
     """nginx ends a long reply when its client has closed, so this server is another one."""
     server = (

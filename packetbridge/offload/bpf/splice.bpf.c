@@ -9,6 +9,8 @@
  *
  * Twin: packetbridge/datapath.py
  */
+#include <linux/errno.h>
+
 #include "bridge.h"
 #include "constants.h"
 #include "checksum.h"
@@ -109,10 +111,19 @@ static __always_inline bool is_handoff(const struct service *service,
 	       is_ours(&flow, segment->ack - 1);
 }
 
+/* Whether a handoff has come again. The flow stays as it is: it may become open meanwhile. */
+static __always_inline bool is_same_replay(const struct flow *found, const struct flow *flow)
+{
+	return found->client_isn == flow->client_isn && found->cookie_isn == flow->cookie_isn &&
+	       (found->state != REPLAYING || found->ts_delta == flow->ts_delta);
+}
+
 /* The segment that opens a flow, over whatever flow of this service was there (a reused port). */
 static __noinline int on_handoff(struct __sk_buff *skb, const struct service *service,
-				 const struct segment *segment, const struct flow_key *key, __u8 dscp)
+				 const struct segment *segment, const struct flow *found, __u8 dscp)
 {
+	struct flow_key key = key_of(service, segment);
+	int error;
 	struct timestamps timestamps = read_timestamps(skb, segment);
 	struct flow flow = {
 		.ts_delta = timestamps.tsecr,
@@ -134,8 +145,12 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 		count(REASON_BAD_CHECKSUM);
 		return DROP;
 	}
-	if (bpf_map_update_elem(&flows, key, &flow, BPF_ANY))
-		return NEXT;
+	if (found && is_same_replay(found, &flow))
+		return send_syn(skb, service, segment, &timestamps);
+	/* another processor may have had a copy just now, and its flow may be open already */
+	error = bpf_map_update_elem(&flows, &key, &flow, found ? BPF_ANY : BPF_NOEXIST);
+	if (error)
+		return error == -EEXIST ? requeue(skb) : NEXT;
 	return send_syn(skb, service, segment, &timestamps);
 }
 
@@ -149,20 +164,18 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 	bool is_waiting = flow && flow->state == REPLAYING;
 	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
 	struct segment segment;
-	struct flow_key key;
 	__u8 dscp;
 
 	if (!ip || !read_segment(skb, ip, &segment))
 		return NEXT;
 	dscp = ip->tos >> 2;
-	key = key_of(service, &segment);
 	if (flow && (flow->state == PORTABLE || flow->dscp != dscp))
 		return NEXT;
 	if (skb->tc_index == REQUEUED && (!flow || is_waiting))
 		return NEXT; /* the server has not answered at once */
 	if ((!flow || is_waiting || flow->client_isn != segment.seq - 1) &&
 	    is_handoff(service, &segment))
-		return on_handoff(skb, service, &segment, &key, dscp);
+		return on_handoff(skb, service, &segment, flow, dscp);
 	if (!is_waiting)
 		return NEXT;
 	if (has_payload(&segment) || segment.flags & (FIN | RST))
@@ -213,7 +226,9 @@ int on_ingress(struct __sk_buff *skb)
 }
 
 /* The server's answer to the replayed SYN. Whatever it is, the client need not see it: what opens
- * no flow makes the handoff go up, and the portable engine asks again.
+ * no flow makes the handoff go up, and the portable engine asks again. An ACK is from an older
+ * connection, which it has to end first; it goes up behind the handoff, since the server says no
+ * such thing twice in half a second (RFC 5961 §10).
  */
 static __noinline int on_answer(struct __sk_buff *skb, struct flow *flow)
 {
@@ -228,6 +243,8 @@ static __noinline int on_answer(struct __sk_buff *skb, struct flow *flow)
 		answer = read_answer(skb, &segment);
 		open_flow(flow, segment.seq, &answer);
 		count(REASON_OPENED);
+	} else if ((segment.flags & (SYN | ACK | RST)) == ACK) {
+		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 	} else {
 		count(REASON_REPLAY_PENDING);
 	}
