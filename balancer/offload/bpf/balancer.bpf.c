@@ -18,9 +18,10 @@ char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
 /* A flow that has not been idle for too long. */
 static __always_inline struct flow *find_flow(const struct settings *settings,
-					      const struct segment *segment, __u64 now_ms)
+					      const struct segment *segment, __u64 hash,
+					      __u64 now_ms)
 {
-	struct flow *flow = look_up(&segment->five_tuple, settings->flow_seed);
+	struct flow *flow = look_up(&segment->five_tuple, hash);
 
 	return flow && !is_idle(settings, flow, now_ms) ? flow : NULL;
 }
@@ -82,7 +83,7 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 /* The first payload after a handshake of ours: choose, enter the flow, hand it over. */
 static __always_inline int on_first_payload(struct xdp_md *ctx, const struct settings *settings,
 					    __u32 service, const struct segment *segment,
-					    __u64 now_ms)
+					    __u64 hash, __u64 now_ms)
 {
 	struct flow made = {.ends = segment->five_tuple, .seen_ms = now_ms};
 	struct request request = {
@@ -108,7 +109,7 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 	if (segment->has_timestamps)
 		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), segment->tsecr,
 					 now_ms);
-	if (enter_flow(&made, now_ms, IDLE) != ENTERED)
+	if (enter_flow(&made, hash, now_ms, IDLE) != ENTERED)
 		return XDP_PASS; /* the table is full: the daemon makes room */
 	return forward(ctx, segment, backend, place_of(service, id),
 		       made.ts_shift, REASON_HANDOFF);
@@ -126,7 +127,7 @@ static __always_inline int on_unknown(void)
 /* A segment whose echo, if it has one, names no backend. */
 static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings *settings,
 				      __u32 service, const struct segment *segment,
-				      struct flow *flow, __u64 now_ms)
+				      struct flow *flow, __u64 hash, __u64 now_ms)
 {
 	struct backend *backend = flow ? find_backend(service, flow->tag.backend) : NULL;
 
@@ -136,7 +137,8 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		return XDP_PASS;
 	if (follows_cookie(settings, segment, now_ms)) {
 		if (payload_len(segment)) {
-			int verdict = on_first_payload(ctx, settings, service, segment, now_ms);
+			int verdict = on_first_payload(ctx, settings, service, segment, hash,
+						       now_ms);
 
 			if (flow && verdict == XDP_PASS) /* of an older connection on these ports: */
 				send_up(flow); /* the next segment must not follow it */
@@ -181,7 +183,7 @@ int on_packet(struct xdp_md *ctx)
 	struct backend *named;
 	struct flow *flow;
 	__u32 id, number;
-	__u64 now_ms;
+	__u64 hash, now_ms;
 
 	settings = get_settings();
 	if (!settings || !read_frame(ctx, &segment))
@@ -189,7 +191,8 @@ int on_packet(struct xdp_md *ctx)
 	if (segment.flags & SYN)
 		return on_syn(ctx, settings, &segment);
 	now_ms = clock_ms(settings);
-	flow = find_flow(settings, &segment, now_ms);
+	hash = hash_of(&segment.five_tuple, settings->flow_seed);
+	flow = find_flow(settings, &segment, hash, now_ms);
 	if (flow) { /* most are, and that tells the service, too */
 		number = flow->tag.service;
 	} else {
@@ -205,7 +208,7 @@ int on_packet(struct xdp_md *ctx)
 		     : 0;
 	named = find_backend(number, id);
 	return named ? on_named(ctx, settings, number, &segment, flow, id, named, now_ms)
-		     : on_unnamed(ctx, settings, number, &segment, flow, now_ms);
+		     : on_unnamed(ctx, settings, number, &segment, flow, hash, now_ms);
 }
 
 /* Not for packets: tells the daemon the kernel's tick. */

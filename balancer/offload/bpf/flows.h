@@ -126,10 +126,8 @@ static __always_inline struct flow *find_in(struct bucket *bucket, const struct 
 }
 
 /* A flow, however long it has been idle, or NULL. */
-static __always_inline struct flow *look_up(const struct five_tuple *ends, __u64 seed)
+static __always_inline struct flow *look_up(const struct five_tuple *ends, __u64 hash)
 {
-	__u64 hash = hash_of(ends, seed);
-
 	return find_in(bucket_at(hash & bucket_mask), ends)
 		       ?: find_in(bucket_at(hash >> 32 & bucket_mask), ends);
 }
@@ -259,14 +257,16 @@ static __always_inline __u64 readiness(const struct settings *settings, const st
 }
 
 /* Enter a flow in place of another one, the readiest to go. least: what rank that must have. */
-static __always_inline int displace(const struct settings *settings, struct bucket *first,
-				    struct bucket *second, const struct flow *made, __u64 now_ms,
-				    __u32 least)
+static __always_inline int displace(struct bucket *first, struct bucket *second,
+				    const struct flow *made, __u64 now_ms, __u32 least)
 {
+	const struct settings *settings = get_settings();
 	struct flow *leaving = NULL;
 	union tag tag = FREE;
 	__u64 most = 0;
 
+	if (!settings)
+		return CROWDED;
 	for (int i = 0; i < 2 * BUCKET_FLOWS; i++) {
 		struct flow *flow = i < BUCKET_FLOWS ? &first->flows[i]
 						     : &second->flows[i - BUCKET_FLOWS];
@@ -287,21 +287,19 @@ static __always_inline int displace(const struct settings *settings, struct buck
 
 /* Enter a flow, in place of one with the same ends if there is one.
  *
- * least: the rank that another flow must have to go for it. Global, so that it is verified once.
+ * hash: of its ends. least: the rank that another flow must have to go for it. Global, so that it is
+ * verified once.
  */
-__noinline int enter_flow(const struct flow *made, __u64 now_ms, __u32 least)
+__noinline int enter_flow(const struct flow *made, __u64 hash, __u64 now_ms, __u32 least)
 {
-	struct settings *settings = get_settings();
 	struct table *table = get_table();
 	struct bucket *first, *second;
 	struct flow *place;
 	union tag was;
-	__u64 hash;
 	int result;
 
-	if (!made || !settings || !table)
+	if (!made || !table)
 		return TABLE_FULL;
-	hash = hash_of(&made->ends, settings->flow_seed);
 	first = bucket_at(hash & bucket_mask);
 	second = bucket_at(hash >> 32 & bucket_mask);
 	if (!first || !second)
@@ -324,7 +322,7 @@ __noinline int enter_flow(const struct flow *made, __u64 now_ms, __u32 least)
 			return fill(place, made);
 		}
 	}
-	result = displace(settings, first, second, made, now_ms, least);
+	result = displace(first, second, made, now_ms, least);
 	return result == CROWDED && table->count >= max_flows ? TABLE_FULL : result;
 }
 
@@ -332,11 +330,12 @@ __noinline int enter_flow(const struct flow *made, __u64 now_ms, __u32 least)
 static __always_inline bool remove_from(struct table *table, const struct five_tuple *ends,
 					__u64 seed)
 {
+	__u64 hash = hash_of(ends, seed);
 	bool has_gone = false;
 	union tag was;
 
 	for (int i = 0; i < 2 * BUCKET_FLOWS; i++) { /* two, if two have entered it at once */
-		struct flow *found = look_up(ends, seed);
+		struct flow *found = look_up(ends, hash);
 
 		if (!found)
 			break;
@@ -363,9 +362,13 @@ struct flow_request {
 SEC("syscall")
 int write_flow(struct flow_request *request)
 {
+	struct settings *settings = get_settings();
 	struct flow made = request->flow;
 
-	return enter_flow(&made, request->now_ms, request->least);
+	if (!settings)
+		return TABLE_FULL;
+	return enter_flow(&made, hash_of(&made.ends, settings->flow_seed),
+			  request->now_ms, request->least);
 }
 
 /* Remove the flow of the same ends. Returns: whether there was one. */

@@ -151,7 +151,7 @@ __noinline __u32 find_header(struct scratch *scratch, const struct name *name, _
 		}
 		off += first_octet(found) + 1;
 		word = *(__u64 *)at(scratch, off);
-		if (begins(name, word, 0) && is_at(scratch, name, off, end))
+		if (is_at(scratch, name, word, off, end))
 			return off + name->len;
 		if ((__u8)word == '\n')
 			return off < end ? NO_KEY : NEED_MORE;
@@ -178,7 +178,7 @@ __noinline __u32 find_parameter(struct scratch *scratch, const struct name *name
 		}
 		if (off >= end)
 			return NO_KEY;
-		if (begins(name, *(__u64 *)at(scratch, off), 0) && is_at(scratch, name, off, end))
+		if (is_at(scratch, name, *(__u64 *)at(scratch, off), off, end))
 			return off + name->len;
 		off = find_octet(scratch, off, end, separator) + 1;
 	}

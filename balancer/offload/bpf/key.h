@@ -71,12 +71,12 @@ static __always_inline bool begins(const struct name *name, __u64 word, int inde
 	return ((word | name->folds[index]) & name->masks[index]) == name->words[index];
 }
 
-/* Whether a name is at `off`, whose first octets have been compared. Global, so that the loops that
- * ask are verified without it.
+/* Whether the rest of a name is at `off`, whose first word has been compared. Global, so that the
+ * loops that ask are verified without it.
  */
-__noinline int is_at(struct scratch *scratch, const struct name *name, __u32 off, __u32 end)
+__noinline int goes_on(struct scratch *scratch, const struct name *name, __u32 off)
 {
-	if (!scratch || !name || off + name->len > end)
+	if (!scratch || !name)
 		return false;
 	for (int i = 1; i < NAME_WORDS; i++) {
 		if (i * 8 >= name->len)
@@ -85,6 +85,14 @@ __noinline int is_at(struct scratch *scratch, const struct name *name, __u32 off
 			return false;
 	}
 	return true;
+}
+
+/* Whether a name is at `off`. word: what is there. Most names are no longer than that: no call. */
+static __always_inline bool is_at(struct scratch *scratch, const struct name *name, __u64 word,
+				  __u32 off, __u32 end)
+{
+	return begins(name, word, 0) && off + name->len <= end &&
+	       (name->len <= 8 || goes_on(scratch, name, off));
 }
 
 static __always_inline bool is_blank(__u8 octet)
@@ -118,11 +126,22 @@ __noinline __u32 cut_blanks(struct scratch *scratch, __u32 off, __u32 end)
 	return end;
 }
 
-/* Take away the blanks around a part. Returns: whether there were not too many of them. */
+/* Take away the blanks around a part. Returns: whether there were not too many of them.
+ *
+ * Nearly always there is one on either side, of a header's value and its line's end: no call.
+ */
 static __always_inline bool strip(struct scratch *scratch, struct part *part)
 {
-	part->off = skip_blanks(scratch, part->off, part->end);
-	part->end = cut_blanks(scratch, part->off, part->end);
+	if (part->off < part->end && is_blank(*at(scratch, part->off)))
+		part->off++;
+	if (part->off < part->end && is_blank(*at(scratch, part->end - 1)))
+		part->end--;
+	if (part->off >= part->end)
+		return true;
+	if (is_blank(*at(scratch, part->off)))
+		part->off = skip_blanks(scratch, part->off, part->end);
+	if (part->off < part->end && is_blank(*at(scratch, part->end - 1)))
+		part->end = cut_blanks(scratch, part->off, part->end);
 	return part->off >= part->end || (!is_blank(*at(scratch, part->off)) &&
 					  !is_blank(*at(scratch, part->end - 1)));
 }

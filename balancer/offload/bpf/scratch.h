@@ -7,6 +7,7 @@
 
 #include <linux/bpf.h>
 
+#include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
 #define SCRATCH_LEN 4096
@@ -50,7 +51,7 @@ static __always_inline __u8 *at(struct scratch *scratch, __u32 off)
 
 static __always_inline __u32 number_at(struct scratch *scratch, __u32 off)
 {
-	return *at(scratch, off) << 8 | *at(scratch, off + 1);
+	return bpf_ntohs(*(__be16 *)at(scratch, off));
 }
 
 #define ONES 0x0101010101010101ULL

@@ -69,18 +69,20 @@ __noinline int find_name_in_hello(struct scratch *scratch, __u32 end)
 	__u32 extension_end;
 	struct hello hello;
 	struct part name;
+	__u8 *head;
 
 	if (!scratch || end <= PAYLOAD_OFF)
 		return NEED_MORE;
-	if (*at(scratch, PAYLOAD_OFF) != TLS_HANDSHAKE)
+	head = scratch->octets + PAYLOAD_OFF; /* whose place is known: nothing to mask */
+	if (head[0] != TLS_HANDSHAKE)
 		return NO_KEY;
 	if (PAYLOAD_OFF + 2 > end)
 		return NEED_MORE;
-	if (*at(scratch, PAYLOAD_OFF + 1) != TLS_MAJOR)
+	if (head[1] != TLS_MAJOR)
 		return NO_KEY;
 	if (off > end)
 		return NEED_MORE;
-	record_len = number_at(scratch, PAYLOAD_OFF + 3);
+	record_len = head[3] << 8 | head[4];
 	if (!record_len || record_len > MAX_RECORD_LEN)
 		return NO_KEY;
 	record_end = off + record_len;
@@ -88,11 +90,11 @@ __noinline int find_name_in_hello(struct scratch *scratch, __u32 end)
 		end = record_end; /* what comes behind goes up, if it is needed */
 	if (off + 1 > end)
 		return NEED_MORE;
-	if (*at(scratch, off) != TLS_CLIENT_HELLO)
+	if (head[TLS_RECORD_LEN] != TLS_CLIENT_HELLO)
 		return NO_KEY;
 	if (off + 4 > end)
 		return NEED_MORE;
-	hello_end = off + 4 + (*at(scratch, off + 1) << 16 | number_at(scratch, off + 2));
+	hello_end = off + 4 + (head[6] << 16 | head[7] << 8 | head[8]);
 	if (hello_end > off + MAX_HELLO_LEN)
 		return NO_KEY;
 	hello.end = hello_end < end ? hello_end : end;
