@@ -100,7 +100,7 @@ def test_what_a_killed_instance_left_is_undone(node: Node, caplog) -> None:
     left = text(node)
     assert not has_vip(node)
     assert "net.ipv4.tcp_fwmark_accept = 0" in left
-    assert "undoing what a killed test left" in caplog.text
+    assert "undoing the changes that a killed test left" in caplog.text
     changes.undo()
 
 
@@ -330,7 +330,7 @@ def test_rules_of_a_killed_instance_made_another_way_are_removed(node: Node, mon
 
 def test_a_name_is_taken_once_and_its_holder_is_known(lab: Lab, node: Node) -> None:
     holder = node.popen(python(
-        "from common.lock import Locks; locks = Locks(); locks.take('vip/x'); input()"
+        "from common.engine.lock import Locks; locks = Locks(); locks.take('vip/x'); input()"
     ), stdin=subprocess.PIPE)
     wait_until(lambda: lock.is_taken("vip/x"), 5, "it has the name")
 
