@@ -189,7 +189,7 @@ class Splice:
         self.tell_time()
         self._secrets.keep_time()
         self._counts.add_to(counters)
-        start_s, replayed = time.monotonic(), counters[Event.REPLAYED]
+        start_s, replayed = time.monotonic(), counters.get(Event.REPLAYED, 0)
         if start_s >= self._next_sweep_s and (self.count or replayed != self._replayed):
             self._replayed = replayed
             self.sweep()

@@ -6,6 +6,8 @@ and forgeries in test_pair_attacks.py.
 """
 
 import re
+import subprocess
+import sys
 
 import pytest
 from traffic import (
@@ -19,9 +21,9 @@ from traffic import (
     segments_sent,
     send_alone,
     until_end,
-    upload,
 )
 
+from lab.node import READY_S, wait_until
 from lab.topology import VIP, Lab
 
 
@@ -64,16 +66,38 @@ def test_a_narrow_link_on_the_path_makes_itself_known_by_icmp() -> None:
         assert any(forwarded[1:])
 
 
-def test_a_narrow_link_to_the_backend_makes_itself_known_to_the_client() -> None:
+_UPLOADER = """
+import socket, sys
+content = sys.stdin.buffer.read(int(sys.argv[2]))
+head = f"PUT /upload/it HTTP/1.1\\r\\nHost: it\\r\\nContent-Length: {len(content)}\\r\\n\\r\\n"
+with socket.create_connection((sys.argv[1], 80), 30) as connection:
+    connection.sendall(head.encode() + content[:1000])
+    print("begun", flush=True)
+    sys.stdin.buffer.readline()
+    connection.sendall(content[1000:])
+    print(connection.recv(4096).split()[1].decode(), flush=True)
+"""
+
+
+def test_a_link_to_the_backend_that_becomes_narrow_makes_itself_known_to_the_client() -> None:
     sent = bytes(range(256)) * 10_000
     with Lab(backends=1) as lab:
-        lab.start_all()
+        balancer, _ = lab.start_all()
+        client = lab.client.popen([sys.executable, "-c", _UPLOADER, VIP, str(len(sent))],
+                                  stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        client.stdin.write(sent)
+        client.stdin.flush()
+        begun = client.stdout.readline()
         lab.balancer.run(["ip", "route", "add", f"{lab.backend1.address}/32", "dev", "eth1",
                           "mtu", "lock", "1300"])
-
-        uploaded = upload(lab, "it", sent)
+        wait_until(lambda: 1260 in [value for name, value in balancer.metrics().items()
+                                    if name.startswith("l3dsr_balancer_mss{")],
+                   READY_S, "the balancer has seen it")
+        rest, _ = client.communicate(b"\n", timeout=60)
+        uploaded = [path.read_bytes() for path in lab.directory.glob("nginx-*/upload/it")]
         learnt = lab.client.run(["ip", "route", "get", VIP])
 
+    assert (begun, rest) == (b"begun\n", b"201\n")
     assert uploaded == [sent]
     assert "mtu 1300" in learnt
 
