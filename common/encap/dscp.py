@@ -1,7 +1,7 @@
 """The DSCP field names the service, and the destination is the bridge's: no octet is added.
 
 Source: RFC 2474 §3 (field), §6 (pool 2, `xxxx11`, for local use); RFC 3168 §5 (ECN).
-Twin:   balancer/offload/bpf/forward.h:rewrite_ip, packetbridge/offload/bpf/bridge.h:rewrite
+Twin:   common/bpf/include/packet.h:rewrite_ipv4, packetbridge/offload/bpf/bridge.h:rewrite
 """
 
 from collections.abc import Mapping

@@ -6,19 +6,6 @@
 
 #include "takeover.h"
 
-static __always_inline void rewrite_ip(struct iphdr *ip, const struct backend *backend)
-{
-	__u8 tos = backend->dscp << 2 | (ip->tos & 3), ttl = ip->ttl - 1;
-	__u64 changes = changed(0, ip->daddr, backend->address);
-
-	changes = changed(changes, bpf_htons(ip->tos), bpf_htons(tos));
-	changes = changed(changes, bpf_htons(ip->ttl << 8), bpf_htons(ttl << 8));
-	ip->check = patched(ip->check, changes);
-	ip->tos = tos;
-	ip->ttl = ttl;
-	ip->daddr = backend->address;
-}
-
 /* Send a segment to a backend. shift: for echoes of the SYN-ACK's TSval.
  *
  * Nothing is changed unless all can be: what cannot leave here goes up unchanged.
@@ -48,7 +35,7 @@ static __always_inline int forward(struct xdp_md *ctx, const struct segment *seg
 		*tsecr = named;
 	}
 	tcp->check = patched(tcp->check, changes);
-	rewrite_ip(ip, backend);
+	rewrite_ipv4(ip, backend->address, backend->dscp << 2 | (ip->tos & 3));
 	__builtin_memcpy(eth->h_dest, backend->destination, ETH_ALEN);
 	__builtin_memcpy(eth->h_source, backend->source, ETH_ALEN);
 	sent = bpf_map_lookup_elem(&traffic, &place);

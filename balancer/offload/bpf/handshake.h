@@ -72,15 +72,15 @@ __noinline int read_offer(struct syn_options *options)
 		option_len = kind == OPTION_NOP ? 1 : OCTET(options, off + 1);
 		if ((kind != OPTION_NOP && option_len < 2) || off + option_len > options->len)
 			break;
-		if (kind == OPTION_MSS && option_len == 4) {
+		if (kind == OPTION_MSS && option_len == MSS_LEN) {
 			offer->mss = OCTET(options, off + 2) << 8 | OCTET(options, off + 3);
-		} else if (kind == OPTION_WSCALE && option_len == 3) {
+		} else if (kind == OPTION_WSCALE && option_len == WSCALE_LEN) {
 			__u8 shift = OCTET(options, off + 2);
 
 			offer->wscale = shift > WSCALE_MAX ? WSCALE_MAX : shift;
-		} else if (kind == OPTION_SACK_PERMITTED && option_len == 2) {
+		} else if (kind == OPTION_SACK_PERMITTED && option_len == SACK_PERMITTED_LEN) {
 			offer->sack = 1;
-		} else if (kind == OPTION_TIMESTAMPS && option_len == 10) {
+		} else if (kind == OPTION_TIMESTAMPS && option_len == TIMESTAMPS_LEN) {
 			offer->timestamps = 1;
 			offer->tsval = OCTET(options, off + 2) << 24 | OCTET(options, off + 3) << 16 |
 				       OCTET(options, off + 4) << 8 | OCTET(options, off + 5);
@@ -102,8 +102,9 @@ static __always_inline bool read_usual_offer(struct xdp_md *ctx, const struct se
 		return false;
 	mss = bpf_ntohl(words[0]);
 	wscale = bpf_ntohl(words[4]);
-	if (mss >> 16 != (OPTION_MSS << 8 | 4) || words[1] != bpf_htonl(0x0402080a) ||
-	    wscale >> 8 != (OPTION_NOP << 16 | OPTION_WSCALE << 8 | 3))
+	if (mss >> 16 != USUAL_MSS >> 16 ||
+	    words[1] != bpf_htonl(USUAL_SACK_PERMITTED_TIMESTAMPS) ||
+	    wscale >> 8 != USUAL_WSCALE >> 8)
 		return false;
 	wscale &= 0xff;
 	offer->mss = mss;
@@ -140,24 +141,23 @@ static __always_inline void write_options(struct tcp_words *made, const struct o
 {
 	__u32 count = sizeof(struct tcphdr) / 4;
 
-	made->words[count++] = bpf_htonl(OPTION_MSS << 24 | 4 << 16 | mss);
+	made->words[count++] = bpf_htonl(USUAL_MSS | mss);
 	if (accepted->timestamps) {
-		made->words[count++] = accepted->sack ? bpf_htonl(0x0402080a)
-						      : bpf_htonl(0x0101080a);
+		made->words[count++] = accepted->sack ? bpf_htonl(USUAL_SACK_PERMITTED_TIMESTAMPS)
+						      : bpf_htonl(USUAL_TIMESTAMPS);
 		made->words[count++] = bpf_htonl(clock);
 		made->words[count++] = bpf_htonl(accepted->tsval);
 	} else if (accepted->sack) {
-		made->words[count++] = bpf_htonl(0x01010402);
+		made->words[count++] = bpf_htonl(USUAL_SACK_PERMITTED);
 	}
 	if (accepted->wscale != NO_WSCALE)
-		made->words[count++] = bpf_htonl(OPTION_NOP << 24 | OPTION_WSCALE << 16 | 3 << 8 |
-						 wscale);
+		made->words[count++] = bpf_htonl(USUAL_WSCALE | wscale);
 	made->count = count;
 }
 
 static __always_inline __u16 tcp_checksum(const struct tcp_words *made, __be32 saddr, __be32 daddr)
 {
-	__u64 sum = (__u64)saddr + daddr + bpf_htons(IPPROTO_TCP) + bpf_htons(made->count * 4);
+	__u64 sum = pseudo_sum(saddr, daddr, made->count * 4);
 
 #pragma unroll
 	for (int i = 0; i < 10; i++) /* the rest is never used, and zero */

@@ -25,6 +25,7 @@ static __always_inline struct iphdr *ip_at(struct xdp_md *ctx, __u32 ip_off, __u
 static __always_inline bool read_timestamps(struct xdp_md *ctx, struct segment *segment)
 {
 	__u32 options_len = segment->payload_off - HEADERS_LEN;
+	struct timestamps timestamps;
 	struct iphdr *ip;
 	__be32 *words;
 
@@ -36,9 +37,10 @@ static __always_inline bool read_timestamps(struct xdp_md *ctx, struct segment *
 	if (!ip || options_len < 12)
 		return false;
 	words = (void *)ip + HEADERS_LEN;
-	if (words[0] == bpf_htonl(USUAL_TIMESTAMPS)) {
+	timestamps = read_usual_timestamps(words, words + USUAL_TIMESTAMPS_WORDS, options_len);
+	if (timestamps.found) {
 		segment->has_timestamps = true;
-		segment->tsecr = bpf_ntohl(words[2]);
+		segment->tsecr = timestamps.tsecr;
 		return true;
 	}
 	/* SACK and nothing else: a client without timestamps */

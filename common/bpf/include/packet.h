@@ -15,6 +15,8 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "common/bpf/include/checksum.h"
+
 /* at: the next header. end: of the octets at hand. A program makes it from its context, and anew
  * after a helper that may move the packet.
  */
@@ -80,4 +82,21 @@ static __always_inline struct iphdr *read_ipv4(struct cursor *cursor, struct pac
 	packet->ttl = ip->ttl;
 	cursor->at = ip + 1;
 	return ip;
+}
+
+/* A new destination and TOS, one hop more.
+ *
+ * Twin: common/wire/ipv4.py:Rewrite
+ */
+static __always_inline void rewrite_ipv4(struct iphdr *ip, __be32 destination, __u8 tos)
+{
+	__u8 ttl = ip->ttl - 1;
+	__u64 changes = changed(0, ip->daddr, destination);
+
+	changes = changed(changes, bpf_htons(ip->tos), bpf_htons(tos));
+	changes = changed(changes, bpf_htons(ip->ttl << 8), bpf_htons(ttl << 8));
+	ip->check = patched(ip->check, changes);
+	ip->daddr = destination;
+	ip->tos = tos;
+	ip->ttl = ttl;
 }

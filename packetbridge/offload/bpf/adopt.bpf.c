@@ -8,7 +8,7 @@
  * What cannot be decided here goes on as it is, to the portable engine: unknown flows, listeners
  * that refuse (MPTCP), whatever is malformed.
  *
- * Twin: packetbridge/datapath.py, as far as the verdicts are the same.
+ * Twin: packetbridge/modes/splice.py, as far as the verdicts are the same.
  */
 #include "bridge.h"
 #include "checksum.h"
@@ -18,7 +18,6 @@
 
 #include "common/bpf/include/allowance.h"
 
-#define REQUEUED 0x5ce1 /* in tc_index: the packet has been here before */
 #define NO_LISTENER 1
 #define MAX_UNKNOWN 1000 /* packets of unknown flows that go up in a period */
 #define FLAGS_OFF 12 /* in the TCP header: data offset and flags, 16 bits */
@@ -92,8 +91,8 @@ static __always_inline struct bpf_sock *find_listener(struct __sk_buff *skb,
 						      const struct segment *segment)
 {
 	struct bpf_sock_tuple tuple = {
-		.ipv4 = {segment->src, service->server, segment->sport,
-			 service->server_port},
+		.ipv4 = {segment->five_tuple.saddr, service->server,
+			 segment->five_tuple.sport, service->server_port},
 	};
 	struct bpf_sock *sk;
 	__u32 state;
@@ -128,13 +127,6 @@ static __noinline int open_connection(struct __sk_buff *skb, const struct servic
 		error = bpf_sk_assign_tcp_reqsk(skb, (struct sock *)sk, &attrs, sizeof(attrs));
 	bpf_sk_release(listener);
 	return error;
-}
-
-/* Let the packet come in once more, behind those that wait. */
-static __always_inline int requeue(struct __sk_buff *skb)
-{
-	skb->tc_index = REQUEUED;
-	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
 /* End the old connection on these ports by the client's own RST, then let the packet come again.
@@ -173,7 +165,8 @@ static __always_inline bool is_handoff(const struct service *service,
 				       const struct segment *segment)
 {
 	struct handshake flow = {
-		segment->src, service->vip, segment->sport, service->vip_port, segment->seq - 1,
+		segment->five_tuple.saddr, service->vip, segment->five_tuple.sport,
+		service->vip_port, segment->seq - 1,
 	};
 
 	return has_payload(segment) && (segment->flags & (SYN | RST | ACK)) == ACK &&
@@ -219,38 +212,47 @@ static __always_inline int on_handoff(struct __sk_buff *skb, struct service *ser
 static __always_inline bool echoes_the_server(const struct __sk_buff *skb,
 					      const struct segment *segment)
 {
-	struct timestamps timestamps;
+	struct timestamps timestamps = usual_timestamps(skb, segment);
 
-	return read_usual_timestamps(skb, segment, &timestamps) && timestamps.tsecr >> 24 &&
+	return timestamps.found && timestamps.tsecr >> 24 &&
 	       (timestamps.tsecr & 0xffffff) > 2 * MAX_ROUND_TRIP_MS;
 }
 
-static __always_inline int on_segment(struct __sk_buff *skb, const struct iphdr *ip,
+/* A segment that is no connection's of the stack. */
+static __noinline int on_other(struct __sk_buff *skb, struct service *service,
+			       const struct segment *segment, const struct stack *stack,
+			       __u32 dscp)
+{
+	struct flow_key key = {segment->five_tuple.saddr, segment->five_tuple.sport, dscp};
+
+	if (service->has_refused && bpf_map_lookup_elem(&refused, &key))
+		return NEXT;
+	if (is_handoff(service, segment))
+		return on_handoff(skb, service, segment, stack, &key);
+	if (stack->state == ODD)
+		return to_stack(skb, service, REASON_TO_SERVER);
+	if (has_payload(segment) && skb->tc_index != REQUEUED)
+		return requeue(skb); /* the first one may be just before it, not yet at the stack */
+	return up();
+}
+
+static __always_inline int on_segment(struct __sk_buff *skb, struct iphdr *ip,
 				      struct service *service)
 {
-	struct flow_key key = {.dscp = ip->tos >> 2};
-	struct segment segment;
+	__u32 dscp = ip->tos >> 2;
+	struct segment segment, other;
 	struct stack stack;
 
-	if (ip->ttl <= 1 || !read_segment(skb, ip, &segment) || segment.flags & SYN ||
-	    segment.dport != service->vip_port)
+	if (ip->ttl <= 1 || !read_frame(skb, ip, &segment) || segment.flags & SYN ||
+	    segment.five_tuple.dport != service->vip_port)
 		return NEXT;
 	if (!service->has_refused && echoes_the_server(skb, &segment))
 		return to_stack(skb, service, REASON_TO_SERVER);
 	stack = look_up(skb, service, &segment);
 	if (stack.state == CONNECTED)
 		return to_stack(skb, service, REASON_TO_SERVER);
-	key.client = segment.src;
-	key.client_port = segment.sport;
-	if (service->has_refused && bpf_map_lookup_elem(&refused, &key))
-		return NEXT;
-	if (is_handoff(service, &segment))
-		return on_handoff(skb, service, &segment, &stack, &key);
-	if (stack.state == ODD)
-		return to_stack(skb, service, REASON_TO_SERVER);
-	if (has_payload(&segment) && skb->tc_index != REQUEUED)
-		return requeue(skb); /* the first one may be just before it, not yet at the stack */
-	return up();
+	other = segment; /* a copy: given the first, clang would keep it in memory from the start */
+	return on_other(skb, service, &other, &stack, dscp);
 }
 
 /* Twin: common/wire/icmp.py:ERRORS */
@@ -264,13 +266,15 @@ static __always_inline bool is_error(__u8 icmp_type)
 static __always_inline int on_icmp(struct __sk_buff *skb, const struct service *service)
 {
 	struct iphdr *ip = pulled_ip_header(skb, QUOTE_LEN);
+	struct cursor cursor = cursor_of(ip);
 	struct bpf_sock_tuple tuple = {};
 	const struct iphdr *quoted;
+	struct packet packet;
 	const __be16 *ports;
 	struct bpf_sock *sk;
 	__u32 state;
 
-	if (!ip || !is_whole(ip) || ip->ttl <= 1 || !is_error(*(__u8 *)(ip + 1)))
+	if (!ip || !read_ipv4(&cursor, &packet) || packet.ttl <= 1 || !is_error(*(__u8 *)(ip + 1)))
 		return NEXT;
 	quoted = (void *)(ip + 1) + ICMP_LEN;
 	ports = (const void *)(quoted + 1);

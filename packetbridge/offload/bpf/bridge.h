@@ -1,31 +1,21 @@
-/* What both programs of the bridge start from: services by DSCP, and a view of a tagged segment.
+/* What both programs of the bridge start from: services by DSCP, and the segment of an skb.
  *
  * A service's DSCP is unique on a bridge, so it is the index of an array. Whatever is unusual
  * (IP options, fragments, headers out of bounds) is left to the portable engine, which counts it.
  */
 #pragma once
 
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/in.h>
-#include <linux/ip.h>
-#include <linux/tcp.h>
-#include <stdbool.h>
 #include <stddef.h>
 
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
-#include "common/bpf/include/checksum.h"
-#include "common/bpf/include/constants.h"
+#include "common/bpf/include/tcp.h"
 #include "common/bpf/include/verdict.h"
 
 #define NEXT -1 /* TCX_NEXT and TC_ACT_UNSPEC: whoever comes after us decides */
 #define DROP 2 /* TC_ACT_SHOT */
+#define REQUEUED 0x5ce1 /* in tc_index: the packet has been here before */
 #define MAX_DSCP 64
 #define IP_OFF ETH_HLEN
 #define TCP_OFF (IP_OFF + sizeof(struct iphdr))
-#define HEADERS_LEN (sizeof(struct iphdr) + sizeof(struct tcphdr))
 
 /* Twin: packetbridge/modes/translate.py:ServiceState */
 struct service {
@@ -45,22 +35,6 @@ struct {
 	__type(key, __u32);
 	__type(value, struct service);
 } services SEC(".maps");
-
-/* A segment, in host byte order but for addresses and ports.
- *
- * len: of the IP packet. payload_off: from the IP header on. flags: FIN..CWR, as on the wire.
- */
-struct segment {
-	__be32 src;
-	__be32 dst;
-	__be16 sport;
-	__be16 dport;
-	__u16 payload_off;
-	__u32 len;
-	__u32 seq;
-	__u32 ack;
-	__u8 flags;
-};
 
 /* Where the packet begins and ends. By hand: clang 14 else moves these pointers through 32-bit
  * registers, and the verifier then takes them for numbers.
@@ -110,54 +84,47 @@ static __always_inline struct service *service_of(const struct iphdr *ip)
 	return service && service->bridge && service->bridge == ip->daddr ? service : NULL;
 }
 
-static __always_inline bool is_whole(const struct iphdr *ip)
+/* For headers that a check has shown to be at hand: without an end, so that the readers' checks of
+ * bounds cost nothing. Should one read further than that, the verifier refuses it.
+ */
+static __always_inline struct cursor cursor_of(struct iphdr *ip)
 {
-	return ip->ihl == 5 && ip->version == 4 && !(ip->frag_off & bpf_htons(0x3fff));
+	return (struct cursor){ip, (void *)~0UL};
 }
 
-/* False: the headers do not hold. ip: with HEADERS_LEN octets at hand. */
-static __always_inline bool read_segment(const struct __sk_buff *skb, const struct iphdr *ip,
-					 struct segment *segment)
+/* Read the segment of a packet. False: it is unusual, or its headers do not hold.
+ *
+ * ip: with HEADERS_LEN octets at hand.
+ */
+static __always_inline bool read_frame(const struct __sk_buff *skb, struct iphdr *ip,
+				       struct segment *segment)
 {
-	const struct tcphdr *tcp = (const void *)(ip + 1);
-	__u32 len = bpf_ntohs(ip->tot_len);
+	struct cursor cursor = cursor_of(ip);
 
-	if (!is_whole(ip))
+	*segment = (struct segment){.packet = {.off = IP_OFF}};
+	if (!read_ipv4(&cursor, &segment->packet))
 		return false;
-	if (!len && skb->gso_size)
-		len = skb->len - IP_OFF; /* coalesced to more than 16 bits can say */
-	segment->len = len;
-	segment->src = ip->saddr;
-	segment->dst = ip->daddr;
-	segment->sport = tcp->source;
-	segment->dport = tcp->dest;
-	segment->payload_off = sizeof(*ip) + tcp->doff * 4;
-	segment->seq = bpf_ntohl(tcp->seq);
-	segment->ack = bpf_ntohl(tcp->ack_seq);
-	segment->flags = ((const __u8 *)tcp)[13];
-	return tcp->doff >= 5 && segment->payload_off <= segment->len &&
-	       segment->len <= skb->len - IP_OFF;
+	if (!segment->packet.len && skb->gso_size)
+		segment->packet.len = skb->len - IP_OFF; /* coalesced: more than 16 bits can say */
+	segment->five_tuple.saddr = ip->saddr;
+	segment->five_tuple.daddr = ip->daddr;
+	return read_tcp(&cursor, segment) && segment->packet.len <= skb->len - IP_OFF;
 }
 
 static __always_inline bool has_payload(const struct segment *segment)
 {
-	return segment->len > segment->payload_off;
+	return payload_len(segment);
 }
 
-/* A new destination, the tag taken off, ECN bits kept, one hop more.
- *
- * Twin: common/wire/ipv4.py:Rewrite
- */
+/* A new destination, the tag taken off, ECN bits kept, one hop more. */
 static __always_inline void rewrite(struct iphdr *ip, __be32 destination)
 {
-	__u8 tos = ip->tos & 3, ttl = ip->ttl - 1;
-	__u64 sum = (__u16)~ip->check;
+	rewrite_ipv4(ip, destination, ip->tos & 3);
+}
 
-	sum = changed(sum, ip->daddr, destination);
-	sum = changed(sum, bpf_htons(ip->tos), bpf_htons(tos));
-	sum = changed(sum, bpf_htons(ip->ttl << 8), bpf_htons(ttl << 8));
-	ip->daddr = destination;
-	ip->tos = tos;
-	ip->ttl = ttl;
-	ip->check = ~folded(sum);
+/* Let the packet come in once more, behind those that wait. */
+static __always_inline int requeue(struct __sk_buff *skb)
+{
+	skb->tc_index = REQUEUED;
+	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }

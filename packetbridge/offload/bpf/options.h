@@ -6,30 +6,12 @@
 
 #include "bridge.h"
 
-#define MAX_OPTIONS_LEN 40
-enum { WSCALE_LEN = 3, TIMESTAMPS_LEN = 10 }; /* of the whole option */
-
-struct timestamps {
-	bool found;
-	__u32 tsval;
-	__u32 tsecr;
-};
-
-/* The layout that all common stacks send after the handshake: two NOPs, timestamps. */
-static __always_inline bool read_usual_timestamps(const struct __sk_buff *skb,
-						  const struct segment *segment,
-						  struct timestamps *timestamps)
+/* In the layout that all common stacks send after the handshake. */
+static __always_inline struct timestamps usual_timestamps(const struct __sk_buff *skb,
+							  const struct segment *segment)
 {
-	const __be32 *options = data_of(skb) + TCP_OFF + sizeof(struct tcphdr);
-
-	if (segment->payload_off < HEADERS_LEN + 12 ||
-	    (void *)(options + 3) > data_end_of(skb) ||
-	    options[0] != bpf_htonl(0x0101080a))
-		return false;
-	timestamps->found = true;
-	timestamps->tsval = bpf_ntohl(options[1]);
-	timestamps->tsecr = bpf_ntohl(options[2]);
-	return true;
+	return read_usual_timestamps(data_of(skb) + IP_OFF + HEADERS_LEN, data_end_of(skb),
+				     segment->payload_off - HEADERS_LEN);
 }
 
 /* With room for as many as the verifier believes that there are. */
@@ -84,13 +66,13 @@ __noinline int option_off(const struct option_octets *octets, __u32 len, __u32 w
 static __always_inline struct timestamps read_timestamps(struct __sk_buff *skb,
 							 const struct segment *segment)
 {
-	struct timestamps timestamps = {};
+	struct timestamps timestamps = usual_timestamps(skb, segment);
 	struct option_octets octets = {};
 	__be32 values[2];
 	__u32 len;
 	int off;
 
-	if (read_usual_timestamps(skb, segment, &timestamps))
+	if (timestamps.found)
 		return timestamps;
 	len = read_options(skb, segment, &octets);
 	if (!len)

@@ -15,7 +15,6 @@
 #include "options.h"
 #include "translate.h"
 
-#define REQUEUED 0x5ce1 /* in tc_index: the packet has been here before */
 #define MAX_MSS 3960 /* with headers, as much as the packet queue copies (packetbridge/modes/replay.py) */
 #define TTL 64
 #define DONT_FRAGMENT 0x4000
@@ -40,12 +39,6 @@ struct {
 	__type(value, struct chunk);
 } chunks SEC(".maps");
 
-/* The sum of a TCP pseudo-header. len: of the segment, octets. */
-static __always_inline __u64 pseudo_sum(__be32 src, __be32 dst, __u32 len)
-{
-	return (__u64)src + dst + bpf_htons(IPPROTO_TCP) + bpf_htons(len);
-}
-
 /* Whether a segment has arrived undamaged, as far as its checksum tells (RFC 9293 §3.1).
  *
  * What has been coalesced has been checked before. A field with the sum of the pseudo-header alone
@@ -53,9 +46,10 @@ static __always_inline __u64 pseudo_sum(__be32 src, __be32 dst, __u32 len)
  */
 static __noinline bool checksum_holds(struct __sk_buff *skb, const struct segment *segment)
 {
-	__u32 zero = 0, len = segment->len - sizeof(struct iphdr), off = 0;
+	__u32 zero = 0, len = segment->packet.len - segment->packet.l4_off, off = 0;
 	struct chunk *chunk = bpf_map_lookup_elem(&chunks, &zero);
-	__u64 pseudo = pseudo_sum(segment->src, segment->dst, len), sum = pseudo;
+	__u64 pseudo = pseudo_sum(segment->five_tuple.saddr,
+				  segment->five_tuple.daddr, len), sum = pseudo;
 	__be16 field;
 
 	if (skb->gso_size)
@@ -93,17 +87,18 @@ static __always_inline void make_syn(struct syn *syn, const struct service *serv
 	mss = cookie_mss(cookie_isn);
 	if (mss > MAX_MSS)
 		mss = MAX_MSS;
-	syn->options[0] = bpf_htonl(0x02040000 | mss);
+	syn->options[0] = bpf_htonl(USUAL_MSS | mss);
 	if (timestamps->found) {
-		syn->options[1] = bpf_htonl(sack ? 0x0402080a : 0x0101080a);
+		syn->options[1] = sack ? bpf_htonl(USUAL_SACK_PERMITTED_TIMESTAMPS)
+				       : bpf_htonl(USUAL_TIMESTAMPS);
 		syn->options[2] = bpf_htonl(timestamps->tsval);
 		word = 4;
 	} else if (sack) {
-		syn->options[1] = bpf_htonl(0x01010402);
+		syn->options[1] = bpf_htonl(USUAL_SACK_PERMITTED);
 		word = 2;
 	}
 	if (wscale != WSCALE_NONE) {
-		__be32 scale = bpf_htonl(0x01030300 | wscale);
+		__be32 scale = bpf_htonl(USUAL_WSCALE | wscale);
 
 		/* no computed index: the stack of 6.1 takes none that may be of any size */
 		if (word == 1)
@@ -116,13 +111,13 @@ static __always_inline void make_syn(struct syn *syn, const struct service *serv
 		window <<= wscale;
 	}
 	tcp_len = sizeof(struct tcphdr) + 4 * word;
-	syn->tcp.source = segment->sport;
+	syn->tcp.source = segment->five_tuple.sport;
 	syn->tcp.dest = service->server_port;
 	syn->tcp.seq = bpf_htonl(segment->seq - 1);
 	syn->tcp.doff = tcp_len / 4;
 	syn->tcp.syn = 1;
 	syn->tcp.window = bpf_htons(at_most_16_bits(window));
-	syn->tcp.check = ~folded(pseudo_sum(segment->src, service->server, tcp_len) +
+	syn->tcp.check = ~folded(pseudo_sum(segment->five_tuple.saddr, service->server, tcp_len) +
 				 (__u32)bpf_csum_diff(NULL, 0, (__be32 *)&syn->tcp,
 						      sizeof(*syn) - sizeof(syn->ip), 0));
 	syn->ip.version = 4;
@@ -131,17 +126,10 @@ static __always_inline void make_syn(struct syn *syn, const struct service *serv
 	syn->ip.frag_off = bpf_htons(DONT_FRAGMENT);
 	syn->ip.ttl = TTL;
 	syn->ip.protocol = IPPROTO_TCP;
-	syn->ip.saddr = segment->src;
+	syn->ip.saddr = segment->five_tuple.saddr;
 	syn->ip.daddr = service->server;
 	syn->ip.check = ~folded((__u32)bpf_csum_diff(NULL, 0, (__be32 *)&syn->ip,
 						     sizeof(syn->ip), 0));
-}
-
-/* Let the packet come in once more, behind those that wait. */
-static __always_inline int requeue(struct __sk_buff *skb)
-{
-	skb->tc_index = REQUEUED;
-	return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
 }
 
 /* Send the server the client's SYN, then let the handoff come in again. NEXT: it is as it was.

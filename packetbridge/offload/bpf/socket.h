@@ -25,11 +25,6 @@ struct stack {
 	__u32 expected_seq;
 };
 
-static __always_inline bool is_after(__u32 seq, __u32 other)
-{
-	return (__s32)(seq - other) > 0;
-}
-
 /* A connection of the host against a segment with payload.
  *
  * Numbers that lie near are the connection's own; so is the segment that it began with.
@@ -84,7 +79,8 @@ static __always_inline struct stack look_up(struct __sk_buff *skb, const struct 
 					    const struct segment *segment)
 {
 	struct bpf_sock_tuple tuple = {
-		.ipv4 = {segment->src, service->vip, segment->sport, service->vip_port},
+		.ipv4 = {segment->five_tuple.saddr, service->vip,
+			 segment->five_tuple.sport, service->vip_port},
 	};
 	struct stack found = {.state = NO_SOCKET};
 	struct bpf_sock *sk;

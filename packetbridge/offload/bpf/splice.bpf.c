@@ -7,7 +7,7 @@
  * The portable engine gets all else: servers that do not answer, what does not fit a flow, and what
  * has unusual options. For that a server's packet is turned round and comes in once more.
  *
- * Twin: packetbridge/datapath.py
+ * Twin: packetbridge/modes/splice.py
  */
 #include <linux/errno.h>
 
@@ -46,8 +46,8 @@ struct {
 static __always_inline struct flow_key key_of(const struct service *service,
 					      const struct segment *segment)
 {
-	return (struct flow_key){segment->src, service->server, segment->sport,
-				 service->server_port};
+	return (struct flow_key){segment->five_tuple.saddr, service->server,
+				 segment->five_tuple.sport, service->server_port};
 }
 
 /* Whether it can be no other connection's: without payload it opens none, with one its numbers
@@ -66,7 +66,7 @@ static __always_inline bool is_of_flow(const struct segment *segment, const stru
 /* Keep track of what the client has sent and acknowledged. */
 static __always_inline void note_client(struct flow *flow, const struct segment *segment)
 {
-	__u32 end = segment->seq + segment->len - segment->payload_off;
+	__u32 end = segment->seq + payload_len(segment);
 
 	if (segment->flags & (FIN | RST)) {
 		end += segment->flags & FIN;
@@ -84,7 +84,7 @@ static __always_inline void note_client(struct flow *flow, const struct segment 
 /* The same of the server. */
 static __always_inline void note_server(struct flow *flow, const struct segment *segment)
 {
-	__u32 end = segment->seq + segment->len - segment->payload_off + flow->seq_delta;
+	__u32 end = segment->seq + payload_len(segment) + flow->seq_delta;
 
 	if (segment->flags & (FIN | RST)) {
 		end += segment->flags & FIN;
@@ -104,7 +104,8 @@ static __always_inline bool is_handoff(const struct service *service,
 				       const struct segment *segment)
 {
 	struct handshake flow = {
-		segment->src, service->vip, segment->sport, service->vip_port, segment->seq - 1,
+		segment->five_tuple.saddr, service->vip, segment->five_tuple.sport,
+		service->vip_port, segment->seq - 1,
 	};
 
 	return has_payload(segment) && (segment->flags & (FIN | RST)) == 0 &&
@@ -135,7 +136,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 		.advertised_wscale = service->wscale,
 		.state = REPLAYING,
 		.has_timestamps = timestamps.found,
-		.client_next = segment->seq + segment->len - segment->payload_off,
+		.client_next = segment->seq + payload_len(segment),
 		.server_next = segment->ack,
 		.server_acked = segment->ack,
 		.seen_s = current_s,
@@ -166,7 +167,7 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 	struct segment segment;
 	__u8 dscp;
 
-	if (!ip || !read_segment(skb, ip, &segment))
+	if (!ip || !read_frame(skb, ip, &segment))
 		return NEXT;
 	dscp = ip->tos >> 2;
 	if (flow && (flow->state == PORTABLE || flow->dscp != dscp))
@@ -184,7 +185,7 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 	return DROP;
 }
 
-static __always_inline int on_client(struct __sk_buff *skb, const struct iphdr *ip,
+static __always_inline int on_client(struct __sk_buff *skb, struct iphdr *ip,
 				     const struct service *service)
 {
 	__u8 dscp = ip->tos >> 2;
@@ -192,8 +193,8 @@ static __always_inline int on_client(struct __sk_buff *skb, const struct iphdr *
 	struct flow_key key;
 	struct flow *flow;
 
-	if (ip->ttl <= 1 || !read_segment(skb, ip, &segment) ||
-	    (segment.flags & (SYN | ACK)) != ACK || segment.dport != service->vip_port)
+	if (ip->ttl <= 1 || !read_frame(skb, ip, &segment) ||
+	    (segment.flags & (SYN | ACK)) != ACK || segment.five_tuple.dport != service->vip_port)
 		return NEXT;
 	key = key_of(service, &segment);
 	flow = bpf_map_lookup_elem(&flows, &key);
@@ -236,7 +237,7 @@ static __noinline int on_answer(struct __sk_buff *skb, struct flow *flow)
 	struct segment segment;
 	struct answer answer;
 
-	if (!ip || !read_segment(skb, ip, &segment))
+	if (!ip || !read_frame(skb, ip, &segment))
 		return DROP;
 	if ((segment.flags & (SYN | ACK | RST)) == (SYN | ACK) &&
 	    segment.ack == flow->client_isn + 1) {
@@ -262,12 +263,12 @@ int on_egress(struct __sk_buff *skb)
 	if (skb->mark != server_mark || skb->protocol != bpf_htons(ETH_P_IP))
 		return NEXT;
 	ip = pulled_ip_header(skb, HEADERS_LEN);
-	if (!ip || ip->protocol != IPPROTO_TCP || !read_segment(skb, ip, &segment))
+	if (!ip || ip->protocol != IPPROTO_TCP || !read_frame(skb, ip, &segment))
 		return NEXT;
-	key.client = segment.dst;
-	key.server = segment.src;
-	key.client_port = segment.dport;
-	key.server_port = segment.sport;
+	key.client = segment.five_tuple.daddr;
+	key.server = segment.five_tuple.saddr;
+	key.client_port = segment.five_tuple.dport;
+	key.server_port = segment.five_tuple.sport;
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (flow && flow->state == REPLAYING)
 		return on_answer(skb, flow);

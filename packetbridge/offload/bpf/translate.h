@@ -12,9 +12,6 @@
 
 #include "common/bpf/include/share.h"
 
-#define USUAL_TIMESTAMPS 0x0101080a /* NOP, NOP, timestamps */
-#define USUAL_SACK 0x01010500 /* NOP, NOP, SACK; its length stands in the last octet */
-#define TIMESTAMPS_WORDS 3
 #define MAX_EDGES 8 /* of four blocks */
 
 /* Who looks after a flow. OPEN: the programs translate it. REPLAYING: they have sent the server its
@@ -62,11 +59,6 @@ struct layout {
 	__u32 edges;
 };
 
-static __always_inline bool is_after(__u32 seq, __u32 other)
-{
-	return (__s32)(seq - other) > 0;
-}
-
 /* The options of a segment: none, timestamps, SACK, or these two in this order. */
 static __always_inline struct layout read_layout(const __be32 *options, const void *data_end,
 						 const struct segment *segment)
@@ -74,10 +66,9 @@ static __always_inline struct layout read_layout(const __be32 *options, const vo
 	__u32 words = (segment->payload_off - HEADERS_LEN) / 4, word = 0, head;
 	struct layout layout = {};
 
-	if (words >= TIMESTAMPS_WORDS && (void *)(options + TIMESTAMPS_WORDS) <= data_end &&
-	    options[0] == bpf_htonl(USUAL_TIMESTAMPS)) {
+	if (read_usual_timestamps(options, data_end, words * 4).found) {
 		layout.has_timestamps = true;
-		word = TIMESTAMPS_WORDS;
+		word = USUAL_TIMESTAMPS_WORDS;
 	}
 	if (words == word) {
 		layout.is_usual = true;
@@ -149,7 +140,7 @@ static __always_inline bool to_server(struct __sk_buff *skb, const struct segmen
 		return false;
 	sum = set16_at(&tcp->dest, service->server_port, sum);
 	sum = add_at(&tcp->ack_seq, -flow->seq_delta, sum);
-	if (layout.has_timestamps && (void *)(options + TIMESTAMPS_WORDS) <= data_end)
+	if (layout.has_timestamps && (void *)(options + USUAL_TIMESTAMPS_WORDS) <= data_end)
 		sum = add_at(options + 2, -flow->ts_delta, sum);
 	if (layout.edges)
 		sum = shift_edges(options, data_end, &layout, -flow->seq_delta, sum);
@@ -183,7 +174,7 @@ static __always_inline bool to_client(struct __sk_buff *skb, const struct segmen
 		return false;
 	sum = set16_at(&tcp->source, flow->vip_port, sum);
 	sum = add_at(&tcp->seq, flow->seq_delta, sum);
-	if (layout.has_timestamps && (void *)(options + TIMESTAMPS_WORDS) <= data_end)
+	if (layout.has_timestamps && (void *)(options + USUAL_TIMESTAMPS_WORDS) <= data_end)
 		sum = add_at(options + 1, flow->ts_delta, sum);
 	if (flow->server_wscale != flow->advertised_wscale) {
 		__u32 window = bpf_ntohs(tcp->window) << flow->server_wscale >>
@@ -193,6 +184,6 @@ static __always_inline bool to_client(struct __sk_buff *skb, const struct segmen
 	}
 	ip->check = ~folded(changed((__u16)~ip->check, ip->saddr, flow->vip));
 	ip->saddr = flow->vip;
-	patch_checksum(skb, tcp, segment->src, flow->vip, sum);
+	patch_checksum(skb, tcp, segment->five_tuple.saddr, flow->vip, sum);
 	return true;
 }
