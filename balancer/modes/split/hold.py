@@ -196,8 +196,8 @@ class HoldTable:
     def add(self, held: Held, segment: Segment) -> None:
         """Keep `segment`."""
         if held.key not in self._held:
+            self._marks.add(held.key)  # first: where it fails, nothing is held for ever
             self._held[held.key] = held
-            self._marks.add(held.key)
             heapq.heappush(self._due, (held.expires_ms, held.key))
             if len(self._due) > 2 * len(self._held) + _MAX_STALE:
                 self._due = [(each.expires_ms, key) for key, each in self._held.items()]
