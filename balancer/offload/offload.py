@@ -65,6 +65,8 @@ class ProgramOffload:
         for backend in (*changes.new, *changes.changed):
             self.program.set_backend(
                 service.number, backend.id, backend.address, service.config.dscp)
+        for backend in changes.new:  # another one may have had its number
+            self._counted[backend] = self.program.traffic_of(service.number, backend.id)
         for backend in changes.gone:
             self.program.remove_backend(service.number, backend.id)
             self._counted.pop(backend, None)
@@ -78,7 +80,6 @@ class ProgramOffload:
         """Tell the program the ways to the backends, and what follows, if they have changed."""
         if self._paths_told == paths.version:
             return
-        self._paths_told = paths.version
         for backend in self._services.backends():
             path = paths[backend.address]
             loses = self._mode is Mode.NATIVE and devices.loses_frames(path.route)
@@ -88,6 +89,7 @@ class ProgramOffload:
                 self._say_lossy(path.route.device)
         for service in self._services:
             self.program.set_mss(service.number, service.config, service.mss)
+        self._paths_told = paths.version
 
     def attach(self, config: Config, paths: Paths) -> Mode:
         """Let the program have the packets. Returns: how. Raises: BpfError."""

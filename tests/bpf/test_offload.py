@@ -232,3 +232,21 @@ def test_where_the_tables_own_room_has_changed_its_flows_move(
 
     assert after.key != before.key
     assert after.value == before.value
+
+
+def test_a_backend_counts_nothing_of_an_earlier_one_of_its_number(pair: Pair) -> None:
+    chosen = {number: pair.hand_over(number) for number in range(50)}
+    pair.offload.add_counts(pair.datapath.counters)
+    pair.update(backend(2))
+    for number, at in chosen.items():
+        if at == 1:
+            pair.datapath.flows.remove(pair.datapath.flows.get(ends(number)))  # type: ignore[arg-type]
+    pair.tick()
+    assert pair.service.pool.get(1) is None
+
+    pair.update(backend(1), backend(2))
+    pair.offload.add_counts(pair.datapath.counters)
+
+    again = pair.service.pool.get(1)
+    assert again is not None
+    assert (again.handoffs, again.packets, again.octets) == (0, 0, 0)
