@@ -47,6 +47,7 @@ _MAGIC = 0xCAFE4A11  # BPF_FS_MAGIC
 _OWN, _USUAL = Path("/run/l3dsr/bpf"), Path("/sys/fs/bpf")
 _OF_FIRST = Path("/proc/1/root/sys/fs/bpf")
 _NO_COMMON_LRU, _RDONLY_PROG = 1 << 1, 1 << 7
+_DRAFT = "new-"
 _LIBC = ctypes.CDLL(None, use_errno=True)
 Entry = tuple[Any, Any]  # octets; the value a list of them in a per-CPU map
 
@@ -152,29 +153,33 @@ class Pins:
                 continue
             made, (old, version) = self._new.pop(one.name), self._old.pop(one.name)
             target = self._map_path(one)
-            draft = target.with_name(f"new-{target.name}")
+            draft = target.with_name(f"{_DRAFT}{target.name}")
             draft.unlink(missing_ok=True)
             made.pin(draft)
             draft.rename(target)
-            if version != self._versions[one.name]:
-                self._map_path(one, version).unlink()
             self._copy(one, old, version, made, replace=False)
             made.close()
             old.close()
+        wanted = {self._map_path(one) for one in self._kept}
+        for path in _listed(self.path / "maps"):
+            if path not in wanted:  # of another version, or of a release that kept more
+                path.unlink()
 
     def map_paths(self) -> dict[str, Path]:
         """The pinned maps, by name."""
         return {path.name.rpartition("-")[0]: path for path in _listed(self.path / "maps")}
 
-    def _map_path(self, one: Kept, version: Version | None = None) -> Path:
-        digest = version or self._versions[one.name]
-        return self.path / "maps" / f"{one.name.replace('.', '_')}-{digest}"
+    def _map_path(self, one: Kept) -> Path:
+        return self.path / "maps" / f"{one.name.replace('.', '_')}-{self._versions[one.name]}"
 
     def _find_map(self, one: Kept) -> tuple[Map, Version] | None:
         """The pinned map of that name, and its version."""
-        path = self.map_paths().get(one.name.replace(".", "_"))
-        if path is None:
-            return None
+        path = self._map_path(one)
+        if not path.exists():  # of two versions, ours is the one that was in use last
+            known = self.map_paths().get(one.name.replace(".", "_"))
+            if known is None:
+                return None
+            path = known
         return Map.open_pinned(path), Version.parse(path.name.rpartition("-")[2])
 
     def _copy(self, one: Kept, old: Map, version: Version, new: Map, replace: bool) -> None:

@@ -374,3 +374,30 @@ def test_a_private_mount_namespace_sees_the_same_pins(host: Node) -> None:
     with inside(host):
         assert os.path.samefile(Path(seen).parent.parent.parent, pins.bpffs())
         assert Path(seen).parts[-3:] == Pins(OWNER).path.parts[-3:]
+
+
+def test_what_is_kept_no_more_goes(host: Node, compiled: Callable[[str], Path]) -> None:
+    first, second = (Object(compiled(TINY)) for _ in range(2))
+    with inside(host):
+        own, _ = start(first, Kept("table"), Kept("slots"))
+        start(second, Kept("table"))
+        names = own.map_paths()
+
+    assert list(names) == ["table"]
+
+
+def test_of_two_versions_our_own_is_used_on(host: Node, compiled: Callable[[str], Path]) -> None:
+    """One is left over where a start ended just before it had removed it."""
+    first, second = (Object(compiled(TINY)) for _ in range(2))
+    with inside(host):
+        own, _ = start(first, Kept("table"))
+        first.map("table").update(1, (2, 3))
+        for digest in ("0" * 16, "f" * 16):
+            first.map("slots").pin(own.path / "maps" / f"table-{digest}")
+
+        _, reused = start(second, Kept("table"))
+        names = os.listdir(own.path / "maps")
+
+    assert reused == ["table"]
+    assert second.map("table").lookup(1).left == 2
+    assert len(names) == 1
