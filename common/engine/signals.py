@@ -42,14 +42,18 @@ class Signals:
         self.report = True
 
 
-def notify(state: str) -> None:
-    """Tell systemd, if it started us (sd_notify(3)). state: e.g. `READY=1`."""
+def notify(state: str, waits: bool = True) -> None:
+    """Tell systemd, if it started us (sd_notify(3)). state: e.g. `READY=1`.
+
+    waits: until it has room for one more message; packets would wait as well.
+    """
     address = os.environ.get("NOTIFY_SOCKET")
     if not address:
         return
     if address[0] == "@":
         address = "\0" + address[1:]
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as channel:
+        channel.setblocking(waits)
         try:
             channel.sendto(state.encode(), address)
         except OSError as error:
@@ -74,4 +78,4 @@ class Watchdog:
         if not self._interval_ms or 0 < self._next_ms - now_ms <= self._interval_ms:
             return
         self._next_ms = now_ms + self._interval_ms
-        notify("WATCHDOG=1")
+        notify("WATCHDOG=1", waits=False)

@@ -2,11 +2,15 @@
 
 import os
 import socket
+import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from common.engine.signals import Watchdog
+
+PATIENCE_S = 20
 
 
 def fed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, environment: dict[str, str],
@@ -55,3 +59,24 @@ def test_nobody_is_told_where_nobody_asked_for_it(
     environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert fed(tmp_path, monkeypatch, environment, [1000, 20_000]) == []
+
+
+def test_a_service_manager_that_reads_nothing_keeps_no_packet_waiting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "notify")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager, \
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as others:
+        manager.bind(path)
+        others.setblocking(False)
+        with suppress(BlockingIOError):
+            while True:
+                others.sendto(b"READY=1", path)
+        monkeypatch.setenv("NOTIFY_SOCKET", path)
+        feeding = threading.Thread(
+            target=lambda: Watchdog({"WATCHDOG_USEC": "1000000"}).feed(1000), daemon=True)
+
+        feeding.start()
+        feeding.join(PATIENCE_S)
+
+        assert not feeding.is_alive()
