@@ -40,14 +40,14 @@ def prepare(config: Config, secrets: Secrets) -> tuple[Program | None, str]:
     Raises: ConfigError where the configuration asks for what cannot be.
     """
     reason = features.refusal(config.engine, config.interface)
-    if config.engine != "portable" and not reason:
-        reason = devices.refusal(config)
-    if not reason:
-        try:
+    try:
+        if config.engine != "portable" and not reason:
+            reason = devices.refusal(config)
+        if not reason:
             return Program(config, secrets, Pins(owner(config))), ""
-        except (BpfError, build.BuildError) as error:
-            log.debug("%s", error)
-            reason = str(error).splitlines()[0]
+    except (OSError, build.BuildError) as error:  # BpfError, or no room for the tables' memory
+        log.debug("%s", error)
+        reason = str(error).splitlines()[0]
     if config.engine == "fast":
         raise settings.ConfigError(config.file, "engine", "fast", f"auto or portable: {reason}")
     return None, reason
