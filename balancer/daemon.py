@@ -75,6 +75,7 @@ def rules(config: Config) -> list[Rule]:
     """Everything for a service, and ICMP errors and fragments for its VIP, to the queue.
 
     And whatever is told of a narrow path, wherever it comes in: it may be about a forwarded packet.
+    It may as well be about the host's own, which must not miss it while nobody listens.
     """
     made = []
     for service in config.services:
@@ -84,7 +85,7 @@ def rules(config: Config) -> list[Rule]:
             replace(vip, protocol="tcp", fragment=True),
             *(replace(vip, protocol="icmp", icmp_type=error) for error in icmp.ERRORS),
         ]
-    made.append(Rule("prerouting", config.queue, protocol="icmp",
+    made.append(Rule("prerouting", config.queue, protocol="icmp", bypass=True,
                      icmp_type=icmp.DEST_UNREACHABLE, icmp_code=icmp.FRAGMENTATION_NEEDED))
     made.append(Rule("output", None, mark=config.mark))
     return list(dict.fromkeys(made))
