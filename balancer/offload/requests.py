@@ -5,6 +5,7 @@ Twin: balancer/offload/bpf/key.h, balancer/offload/bpf/schedule.h
 
 from collections.abc import Iterable
 from enum import IntEnum
+from sys import byteorder
 from typing import Any, NamedTuple
 
 from balancer.config import Service
@@ -18,6 +19,7 @@ _KINDS = {"source": "KEY_SOURCE", "source+port": "KEY_SOURCE_AND_PORT", "payload
           "tls.sni": "KEY_SERVER_NAME", "http.path": "KEY_PATH", "http.target": "KEY_TARGET",
           "http.host": "KEY_HOST", "http.host+path": "KEY_HOST_AND_PATH",
           "http.header": "KEY_HEADER", "http.cookie": "KEY_COOKIE", "http.query": "KEY_QUERY"}
+_MAX_STEPS = 32  # with slots that are tried, at most
 _LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz")
 
 
@@ -36,13 +38,16 @@ def fill_requests(program_file: Object, services: Iterable[tuple[int, Service]])
     """
     plans = program_file.map("plans")
     tables = program_file.map("tables")
+    pools = program_file.map("pools")
     encode = _Encoder(program_file.btf)
     table_len = program_file.btf.layout("ids").size
     for number, service in services:
         choice = encode.choice(service)
         tables.update(number, choice.ids.ljust(table_len, b"\0"))
+        pools.update(number, encode.pool(service))
         plans.update(number, encode.plan(service, choice))
     plans.close()
+    pools.close()
     tables.close()
 
 
@@ -52,7 +57,8 @@ class _Encoder:
     def __init__(self, btf: Btf) -> None:
         self._kind = btf.enum("key_kind")
         self._scheduler = btf.enum("scheduler")
-        self._plan, self._spec, self._name = map(btf.layout, ("plan", "key_spec", "name"))
+        self._plan, self._spec, self._name, self._pool = map(
+            btf.layout, ("plan", "key_spec", "name", "pool"))
         self._tables: dict[tuple[Any, ...], bytes] = {}
 
     def plan(self, service: Service, choice: Choice) -> bytes:
@@ -61,11 +67,28 @@ class _Encoder:
             key=self._encode_spec(service.key), fallback=self._encode_spec(service.fallback),
             scheduler=choice.scheduler, turns=choice.turns))
 
+    def pool(self, service: Service) -> bytes:
+        """Its backends that have a weight, by id."""
+        backends = sorted((each.id, each.weight) for each in service.backends if each.weight)
+        octets = b"".join(id.to_bytes(2, byteorder) + weight.to_bytes(2, byteorder)
+                          for id, weight in backends)
+        room = self._pool.size - self._pool.offset("backends")
+        return self._pool.pack(self._pool(
+            count=len(backends), factor=service.hash_balance_factor or 0,
+            total_weight=sum(weight for _, weight in backends),
+            backends=octets.ljust(room, b"\0")))
+
     def choice(self, service: Service) -> Choice:
         """Scheduler and table; none where the portable engine alone can choose."""
         kinds = self._scheduler
-        if service.hash_balance_factor is None and service.scheduler in HASHING:
-            return Choice(kinds["SCHEDULER_HASHING"], self._table(service))
+        if service.scheduler in HASHING:
+            if service.hash_balance_factor is None:
+                return Choice(kinds["SCHEDULER_HASHING"], self._table(service))
+            # from a slot on, Maglev's order is the table's; that of scores is not to be had there
+            return Choice(kinds["SCHEDULER_BOUNDED"], self._table(service),
+                          _MAX_STEPS if service.scheduler == "maglev" else 1)
+        if service.scheduler == "least-flows":
+            return Choice(kinds["SCHEDULER_LEAST_FLOWS"])
         if service.scheduler in ("round-robin", "random"):
             kind = ("SCHEDULER_RANDOM" if service.scheduler == "random"
                     else "SCHEDULER_ROUND_ROBIN")

@@ -369,3 +369,57 @@ def test_random_gives_every_backend_its_share(random: Random) -> None:
     for backend_id, share in ((2, 1 / 8), (3, 2 / 8), (4, 5 / 8)):
         deviation = (8000 * share * (1 - share)) ** 0.5
         assert abs(found[backend_id] - 8000 * share) < 6 * deviation
+
+
+def _compare_by_counts(
+    random: Random, services: list[config.Service], rounds: int
+) -> Counter[int]:
+    """Let flows come and go, and both choose by the same counts.
+
+    Returns: how many went up, by service.
+    """
+    gone_up: Counter[int] = Counter()
+    with chooser(services) as chosen:
+        for number, each in enumerate(services):
+            scheduler = make_scheduler(each.scheduler, each.backends, random=random,
+                                       hash_balance_factor=each.hash_balance_factor)
+            loads: Counter[int] = Counter()
+            flows: list[tuple[bytes, int]] = []
+            for _ in range(rounds):
+                if flows and random.random() < 0.3:
+                    ends, backend_id = flows.pop(random.randrange(len(flows)))
+                    assert chosen.loaded.flows.delete(ends)
+                    loads[backend_id] -= 1
+                ends = five_tuple(random, number)
+                payload = b"GET /%d HTTP/1.1\r\n\r\n" % random.randrange(5)
+                key = choose_key(each.key, each.fallback, payload, ends[:4], 0, complete=False)
+                assert isinstance(key, bytes)
+
+                found = chosen.choose(number, ends, payload)
+
+                if found is None:
+                    gone_up[number] += 1
+                    continue
+                assert found == scheduler.pick(key, loads.__getitem__), (each, loads)
+                loads[found] += 1
+                flows.append((ends, found))
+    return gone_up
+
+
+def test_least_flows_chooses_by_the_counts_of_the_table(random: Random) -> None:
+    services = [service(number, weights(random), scheduler="least-flows") for number in range(6)]
+    services.append(service(6, [0, *[3] * 126], scheduler="least-flows"))
+
+    assert not _compare_by_counts(random, services, 300)
+
+
+def test_a_backend_with_its_share_is_passed_over(random: Random) -> None:
+    """By Maglev's table; where rendezvous has another choice, the portable engine makes it."""
+    services = [service(number, weights(random), scheduler=("maglev", "rendezvous")[number % 2],
+                        key=KeySpec.parse("http.path"),
+                        hash_balance_factor=random.choice((100, 110, 150, 300)))
+                for number in range(8)]
+
+    gone_up = _compare_by_counts(random, services, 300)
+
+    assert sum(gone_up[number] for number in range(0, 8, 2)) < 0.05 * 4 * 300, gone_up

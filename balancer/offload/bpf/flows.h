@@ -202,15 +202,23 @@ static __always_inline bool claim(struct flow *flow, const struct five_tuple *en
 	return false;
 }
 
-/* Note that a backend has one flow more, or less. Whoever claims a place does, so it is exact. */
-static __always_inline void count_flow(union tag tag, __s64 change)
+/* Where a backend's flows are counted. tag: of such a flow. */
+static __always_inline __u64 *count_of(union tag tag)
 {
 	__u32 place = place_of(tag.service, tag.backend);
 	struct backend_counts *counts = (struct backend_counts *)bucket_at(
 		bucket_mask + 2 + place / BUCKET_COUNTS);
 
-	if (counts)
-		__sync_fetch_and_add(&counts->flows[place % BUCKET_COUNTS], change);
+	return counts ? &counts->flows[place % BUCKET_COUNTS] : NULL;
+}
+
+/* Note that a backend has one flow more, or less. Whoever claims a place does, so it is exact. */
+static __always_inline void count_flow(union tag tag, __s64 change)
+{
+	__u64 *count = count_of(tag);
+
+	if (count)
+		__sync_fetch_and_add(count, change);
 }
 
 static __always_inline void count_instead(union tag was, union tag is)
