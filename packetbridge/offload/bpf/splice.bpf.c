@@ -112,18 +112,17 @@ static __always_inline bool is_handoff(const struct service *service,
 	       is_ours(&flow, segment->ack - 1);
 }
 
-/* Whether a handoff has come again. The flow stays as it is: it may become open meanwhile. */
-static __always_inline bool is_same_replay(const struct flow *found, const struct flow *flow)
-{
-	return found->client_isn == flow->client_isn && found->cookie_isn == flow->cookie_isn &&
-	       (found->state != REPLAYING || found->ts_delta == flow->ts_delta);
-}
+/* Beside the DSCP, since five arguments are the most: no flow was found, or that of a copy. */
+enum { IS_FIRST = 1 << 8, IS_COPY = 1 << 9 };
 
-/* The segment that opens a flow, over whatever flow of this service was there (a reused port). */
+/* The segment that opens a flow, over whatever flow of this service was there (a reused port).
+ *
+ * The flow of a copy stays as it is: on another processor it may become open meanwhile.
+ */
 static __noinline int on_handoff(struct __sk_buff *skb, const struct service *service,
-				 const struct segment *segment, const struct flow *found, __u8 dscp)
+				 const struct segment *segment, const struct flow_key *key,
+				 __u32 how)
 {
-	struct flow_key key = key_of(service, segment);
 	int error;
 	struct timestamps timestamps = read_timestamps(skb, segment);
 	struct flow flow = {
@@ -132,7 +131,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 		.cookie_isn = segment->ack - 1,
 		.vip = service->vip,
 		.vip_port = service->vip_port,
-		.dscp = dscp,
+		.dscp = how & 0xff,
 		.advertised_wscale = service->wscale,
 		.state = REPLAYING,
 		.has_timestamps = timestamps.found,
@@ -146,10 +145,10 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 		count(REASON_BAD_CHECKSUM);
 		return DROP;
 	}
-	if (found && is_same_replay(found, &flow))
+	if (how & IS_COPY)
 		return send_syn(skb, service, segment, &timestamps);
 	/* another processor may have had a copy just now, and its flow may be open already */
-	error = bpf_map_update_elem(&flows, &key, &flow, found ? BPF_ANY : BPF_NOEXIST);
+	error = bpf_map_update_elem(&flows, key, &flow, how & IS_FIRST ? BPF_NOEXIST : BPF_ANY);
 	if (error)
 		return error == -EEXIST ? requeue(skb) : NEXT;
 	return send_syn(skb, service, segment, &timestamps);
@@ -165,19 +164,26 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 	bool is_waiting = flow && flow->state == REPLAYING;
 	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
 	struct segment segment;
-	__u8 dscp;
+	struct flow_key key;
+	__u32 dscp; /* and more, as on_handoff takes it */
 
 	if (!ip || !read_frame(skb, ip, &segment))
 		return NEXT;
 	dscp = ip->tos >> 2;
+	key = key_of(service, &segment);
 	if (flow && (flow->state == PORTABLE || flow->dscp != dscp))
 		return NEXT;
 	if (skb->tc_index == REQUEUED && (!flow || is_waiting))
 		return NEXT; /* the server has not answered at once */
 	if ((!flow || is_waiting || flow->client_isn != segment.seq - 1) &&
-	    is_handoff(service, &segment))
-		return on_handoff(skb, service, &segment, flow, dscp);
-	if (!is_waiting)
+	    is_handoff(service, &segment)) {
+		if (!flow)
+			dscp |= IS_FIRST;
+		else if (flow->client_isn == segment.seq - 1)
+			dscp |= IS_COPY;
+		return on_handoff(skb, service, &segment, &key, dscp);
+	}
+	if (!flow || flow->state != REPLAYING)
 		return NEXT;
 	if (has_payload(&segment) || segment.flags & (FIN | RST))
 		return requeue(skb); /* the SYN and the handoff wait before it */
