@@ -31,10 +31,10 @@ enum family { FAMILY_NONE, FAMILY_IPV4 };
  * len: from the network header on, without the frame's padding.
  */
 struct packet {
-	enum family family;
-	__u32 off;
-	__u32 l4_off;
 	__u32 len;
+	__u16 off;
+	__u16 l4_off;
+	__u8 family; /* enum family */
 	__u8 protocol;
 	__u8 tos;
 	__u8 ttl;

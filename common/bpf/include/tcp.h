@@ -44,10 +44,10 @@ struct five_tuple {
 struct segment {
 	struct packet packet;
 	struct five_tuple five_tuple;
-	__u32 payload_off;
 	__u32 seq;
 	__u32 ack;
 	__u32 tsecr;
+	__u16 payload_off;
 	__u8 flags;
 	bool has_timestamps;
 };

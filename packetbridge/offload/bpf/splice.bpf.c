@@ -112,7 +112,7 @@ static __always_inline bool is_handoff(const struct service *service,
 	       is_ours(&flow, segment->ack - 1);
 }
 
-/* Beside the DSCP, since five arguments are the most: no flow was found, or that of a copy. */
+/* Beside the DSCP, which saves an argument: no flow was found, or that of a copy. */
 enum { IS_FIRST = 1 << 8, IS_COPY = 1 << 9 };
 
 /* The segment that opens a flow, over whatever flow of this service was there (a reused port).
@@ -120,9 +120,9 @@ enum { IS_FIRST = 1 << 8, IS_COPY = 1 << 9 };
  * The flow of a copy stays as it is: on another processor it may become open meanwhile.
  */
 static __noinline int on_handoff(struct __sk_buff *skb, const struct service *service,
-				 const struct segment *segment, const struct flow_key *key,
-				 __u32 how)
+				 const struct segment *segment, __u32 how)
 {
+	struct flow_key key = key_of(service, segment);
 	int error;
 	struct timestamps timestamps = read_timestamps(skb, segment);
 	struct flow flow = {
@@ -148,7 +148,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 	if (how & IS_COPY)
 		return send_syn(skb, service, segment, &timestamps);
 	/* another processor may have had a copy just now, and its flow may be open already */
-	error = bpf_map_update_elem(&flows, key, &flow, how & IS_FIRST ? BPF_NOEXIST : BPF_ANY);
+	error = bpf_map_update_elem(&flows, &key, &flow, how & IS_FIRST ? BPF_NOEXIST : BPF_ANY);
 	if (error)
 		return error == -EEXIST ? requeue(skb) : NEXT;
 	return send_syn(skb, service, segment, &timestamps);
@@ -164,13 +164,11 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 	bool is_waiting = flow && flow->state == REPLAYING;
 	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
 	struct segment segment;
-	struct flow_key key;
 	__u32 dscp; /* and more, as on_handoff takes it */
 
 	if (!ip || !read_frame(skb, ip, &segment))
 		return NEXT;
 	dscp = ip->tos >> 2;
-	key = key_of(service, &segment);
 	if (flow && (flow->state == PORTABLE || flow->dscp != dscp))
 		return NEXT;
 	if (skb->tc_index == REQUEUED && (!flow || is_waiting))
@@ -181,7 +179,7 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 			dscp |= IS_FIRST;
 		else if (flow->client_isn == segment.seq - 1)
 			dscp |= IS_COPY;
-		return on_handoff(skb, service, &segment, &key, dscp);
+		return on_handoff(skb, service, &segment, dscp);
 	}
 	if (!flow || flow->state != REPLAYING)
 		return NEXT;
