@@ -193,7 +193,8 @@ def test_a_stream_arrives_whole_however_it_is_cut_mixed_lost_and_repeated(
     assert set(path.chosen) == {backend}
     assert whole.servers[backend].received() == path.servers[backend].received() == stream
     assert path.acknowledged == len(stream)
-    assert path.balancer.deliveries.octets == path.balancer.holds.octets == 0
+    split = path.balancer.modes["split"]
+    assert split.deliveries.octets == split.holds.octets == 0
     assert path.bridges[backend].splice.held_octets == 0
 
 
