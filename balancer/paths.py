@@ -165,5 +165,6 @@ class Paths:
     def _note(self, path: Path, before: int) -> None:
         if path.mtu != before:
             self.version += 1
-            log.info("the path to %s takes packets of %s", IPv4Address(path.address),
-                     f"{path.mtu} bytes" if path.mtu < _UNBOUNDED else "a size not known")
+            level = logging.INFO if before < _UNBOUNDED else logging.DEBUG  # the first look, of all
+            log.log(level, "the path to %s takes packets of %s", IPv4Address(path.address),
+                    f"{path.mtu} bytes" if path.mtu < _UNBOUNDED else "a size not known")

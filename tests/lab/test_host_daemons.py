@@ -118,11 +118,11 @@ def test_the_secret_is_rotated_without_a_restart(lab: Lab) -> None:
     old, new = Secrets.parse(lab.secret_file.read_text()).current, bytes(range(16))
 
     lab.secret_file.write_text(Secrets(new, old).emit())
-    _reload(bridge, "are in use")
+    _reload(bridge, "are now in use")
     with_old_cookies = lab.client.curl(f"http://{VIP}/")
-    _reload(balancer, "are in use")
+    _reload(balancer, "are now in use")
     lab.secret_file.write_text(Secrets(new).emit())
-    _reload(bridge, "are in use")
+    _reload(bridge, "are now in use")
     with_new_cookies = lab.client.curl(f"http://{VIP}/")
 
     assert "backend1" in with_old_cookies
