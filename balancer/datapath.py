@@ -49,6 +49,9 @@ class Offload(Protocol):
     def on_tick(self, counters: Counters, paths: Paths, now_ms: int) -> None:
         """Keep what the program knows up to date, and add what it has counted."""
 
+    def add_counts(self, counters: Counters) -> None:
+        """Add what the program has counted since the last time."""
+
     def apply(self, service: ServiceState, changes: Changes) -> None:
         """Tell the program of changes to a service's backends."""
 
@@ -172,6 +175,11 @@ class Datapath:
     def update(self, service: ServiceState, backends: Sequence[config.Backend]) -> None:
         """Give a service other backends, or other weights, while packets flow."""
         self._apply(service, service.update(backends))
+
+    def collect(self) -> None:
+        """Let `counters` have all that is counted up to now."""
+        if self.offload:
+            self.offload.add_counts(self.counters)
 
     def samples(self) -> list[Sample]:
         """What there is to be seen besides `counters`."""

@@ -47,6 +47,9 @@ class Offload(Protocol):
     def apply(self, secrets: Secrets) -> None:
         """Which cookies hold from now on."""
 
+    def add_counts(self, counters: Counters) -> None:
+        """Add what the programs have counted since the last time."""
+
     def on_tick(self, counters: Counters, now_ms: int) -> None:
         """Add what the programs have counted; keep the flows of which they have seen packets."""
 
@@ -140,6 +143,11 @@ class Datapath:
         if self.offload is not None:
             self.offload.on_shutdown(now_ms)
         return self.splice.on_shutdown()
+
+    def collect(self) -> None:
+        """Let `counters` have all that is counted up to now."""
+        if self.offload is not None:
+            self.offload.add_counts(self.counters)
 
     def samples(self) -> list[Sample]:
         """What there is to be seen besides `counters`."""

@@ -111,7 +111,7 @@ class ProgramOffload:
                         "the portable engine; xdp = \"generic\" is faster here", device)
 
     def add_counts(self, counters: Counters) -> None:
-        """Add what the program has counted since the last call."""
+        """As datapath.Offload."""
         self.program.reasons.add_to(counters)
         for backend in self._services.backends():
             totals = self.program.traffic_of(backend.service.number, backend.id)

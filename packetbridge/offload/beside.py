@@ -34,6 +34,7 @@ class Part(Protocol):
     def attach(self, changes: Host) -> None: ...
     def detach(self) -> None: ...
     def on_tick(self, counters: Counters) -> None: ...
+    def add_counts(self, counters: Counters) -> None: ...
 
 
 class Beside:
@@ -95,6 +96,11 @@ class Beside:
         """As datapath.Offload."""
         for part in self._parts:
             part.set_secrets(secrets)
+
+    def add_counts(self, counters: Counters) -> None:
+        """As datapath.Offload."""
+        for part in self._parts:
+            part.add_counts(counters)
 
     def on_tick(self, counters: Counters, now_ms: int) -> None:
         """As datapath.Offload."""

@@ -188,13 +188,17 @@ class Splice:
         """As beside.Part: clocks, counters, and what time does to flows."""
         self.tell_time()
         self._secrets.keep_time()
-        self._counts.add_to(counters)
+        self.add_counts(counters)
         start_s, replayed = time.monotonic(), counters.get(Event.REPLAYED, 0)
         if start_s >= self._next_sweep_s and (self.count or replayed != self._replayed):
             self._replayed = replayed
             self.sweep()
             self._next_sweep_s = start_s + max(
                 self._sweep_s, _SHARE * (time.monotonic() - start_s))
+
+    def add_counts(self, counters: Counters) -> None:
+        """As datapath.Offload."""
+        self._counts.add_to(counters)
 
     def program(self, name: str) -> Program:
         """`on_ingress` or `on_egress`, for test runs."""

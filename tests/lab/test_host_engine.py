@@ -69,6 +69,9 @@ class Stub:
             b"b": send(Event.FORWARDED, back + bytes(9000)),
         }[payload[:1]]
 
+    def collect(self) -> None:
+        pass
+
     def on_tick(self, now_ms: int) -> list[bytes]:
         self.ticks_ms.append(now_ms)
         self._ticks_left -= 1
