@@ -80,31 +80,39 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 		       REASON_TAKEOVER);
 }
 
-/* The first payload after a handshake of ours: choose, enter the flow, hand it over. */
-static __always_inline int on_first_payload(struct xdp_md *ctx, const struct settings *settings,
-					    __u32 service, const struct segment *segment,
-					    __u64 hash, __u64 now_ms)
+/* The id of the backend that a first payload chooses, or PASS_UP. */
+static __always_inline int choose(struct xdp_md *ctx, __u32 service, const struct segment *segment)
 {
-	struct flow made = {.ends = segment->five_tuple, .seen_ms = now_ms};
 	struct request request = {
 		.off = segment->packet.off + segment->payload_off, .len = payload_len(segment),
 		.service = service, .source = segment->five_tuple.saddr,
 		.sport = segment->five_tuple.sport,
 	};
+
+	return choose_backend(ctx, &request);
+}
+
+/* The first payload after a handshake of ours: choose, enter the flow, hand it over. */
+static __always_inline int on_first_payload(struct xdp_md *ctx, const struct settings *settings,
+					    __u32 service, const struct segment *segment,
+					    __u64 hash, __u64 now_ms)
+{
+	struct flow made;
 	struct backend *backend;
 	int id;
 
 	if (segment->flags & (RST | FIN))
 		return XDP_PASS;
-	id = choose_backend(ctx, &request);
+	id = choose(ctx, service, segment);
 	if (id <= 0)
 		return XDP_PASS;
 	backend = find_backend(service, id);
 	if (!backend || !backend->index || segment->packet.len > backend->mtu)
 		return XDP_PASS;
-	made.client_isn = segment->seq - 1;
-	made.tag.service = service;
-	made.tag.backend = id;
+	made = (struct flow){
+		.ends = segment->five_tuple, .client_isn = segment->seq - 1, .seen_ms = now_ms,
+		.tag = {.service = service, .backend = id},
+	};
 	set_created(&made, now_ms);
 	if (segment->has_timestamps)
 		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), segment->tsecr,
@@ -163,7 +171,7 @@ static __always_inline struct service *find_service(const struct segment *segmen
 	return bpf_map_lookup_elem(&services, &key);
 }
 
-static __always_inline int on_syn(struct xdp_md *ctx, const struct settings *settings,
+static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings,
 				  const struct segment *segment)
 {
 	struct service *service = find_service(segment);

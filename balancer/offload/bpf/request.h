@@ -12,12 +12,11 @@
 
 /* The first payload of a flow: `len` octets at `off` in the frame. source, sport: the client's. */
 struct request {
-	__u32 off;
-	__u32 len;
-	__u32 service;
 	__be32 source;
 	__be16 sport;
-	__u16 padding;
+	__u16 service;
+	__u16 off;
+	__u16 len;
 };
 
 /* Find the key that a spec asks for. end: of the payload. Returns: WHOLE, NO_KEY or NEED_MORE. */
