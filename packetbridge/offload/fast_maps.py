@@ -45,6 +45,10 @@ class SecretsMap:
         if self._secrets and abs(_offset_ns() - self._offset_ns) > _MAX_DRIFT_NS:
             self.write(self._secrets)
 
+    def close(self) -> None:
+        """Let go of the map."""
+        self._map.close()
+
 
 def _offset_ns() -> int:
     """Unix time − time since the boot."""

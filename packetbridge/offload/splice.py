@@ -206,7 +206,8 @@ class Splice:
 
     def close(self) -> None:
         """Let go of the programs; those that are attached and pinned stay."""
-        self._flows.close()
+        for each in (self._flows, self._secrets, self._counts):
+            each.close()
         self._object.close()
 
     # --- flows ---
