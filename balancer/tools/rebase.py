@@ -16,11 +16,10 @@ from typing import NamedTuple
 
 from balancer.config import Config
 from balancer.datapath import Datapath
+from common.capture.replay import segment_in
 from common.cluster.service import TCP_OCTET, key_of
 from common.verdict import Event, Verdict
-from common.wire import Malformed, five_tuple, tcp
-from common.wire.family import look
-from common.wire.packet import TCP
+from common.wire import five_tuple, tcp
 from common.wire.seq import add, delta
 from common.wire.tcp import ACK, SYN, Segment
 
@@ -84,7 +83,7 @@ class Rebased:
 
     def on_packet(self, octets: bytes, now_ms: int) -> Verdict:
         """As the data path, for the packet with its numbers moved."""
-        segment = _segment(octets)
+        segment = segment_in(octets)
         if segment is None:
             return self._datapath.on_packet(octets, now_ms)
         if key_of(segment.packet.src, TCP_OCTET, segment.sport) in self._services:
@@ -135,14 +134,6 @@ class Rebased:
         connection.is_handed_off = True
         if captured.timestamps and sent.timestamps:
             connection.ts_shift = delta(sent.timestamps[1], captured.timestamps[1])
-
-
-def _segment(octets: bytes) -> Segment | None:
-    packet = look(octets)
-    try:
-        return Segment(packet) if packet.protocol == TCP else None
-    except Malformed:
-        return None
 
 
 def _moved(segment: Segment, connection: _Connection) -> bytes:

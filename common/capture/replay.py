@@ -46,6 +46,15 @@ class Step(NamedTuple):
     sent: tuple[bytes, ...]
 
 
+def segment_in(octets: bytes) -> Segment | None:
+    """The TCP segment that an IP packet carries, if it is one whose headers hold."""
+    packet = look(octets)
+    try:
+        return Segment(packet) if packet.protocol == TCP else None
+    except Malformed:
+        return None
+
+
 def replay(
     datapath: Datapath, packets: Iterable[Captured], *, run_on_ms: int = 0
 ) -> Iterator[Step]:

@@ -9,12 +9,11 @@ takes the replies back to what the server must have sent. It serves
 
 import struct
 
+from common.capture.replay import segment_in
 from common.cluster.service import TCP_OCTET, key_of
 from common.verdict import Event, Verdict, send
-from common.wire import Malformed, five_tuple, options, tcp
-from common.wire.family import look
+from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
-from common.wire.packet import TCP
 from common.wire.seq import add, delta
 from common.wire.tcp import ACK, SYN, Segment
 from packetbridge.config import Config
@@ -45,7 +44,7 @@ class StandIn:
 
     def on_packet(self, octets: bytes, now_ms: int) -> Verdict:
         """As the data path, for a reply as its server sent it, and with handshakes answered."""
-        segment = _segment(octets)
+        segment = segment_in(octets)
         if segment is not None:
             source = key_of(segment.packet.src, TCP_OCTET, segment.sport)
             server_end = self._server_ends.get(source)
@@ -72,14 +71,6 @@ class StandIn:
             five_tuple.reverse(syn.five_tuple), delta(handoff.ack, 1), add(syn.seq, 1), SYN | ACK,
             window=_WINDOW, option_octets=options.emit(answered),
         )
-
-
-def _segment(octets: bytes) -> Segment | None:
-    packet = look(octets)
-    try:
-        return Segment(packet) if packet.protocol == TCP else None
-    except Malformed:
-        return None
 
 
 def _from_server(segment: Segment, server: bytes, port: bytes) -> bytes:
