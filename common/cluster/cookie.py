@@ -33,6 +33,7 @@ MSS_IPV6 = (1220, 1280, 1300, 1340, 1380, 1420, 1440, 8940)
 _MSS = {12: MSS_IPV4, 36: MSS_IPV6}  # by the length of a five-tuple
 
 _TAIL = struct.Struct("!II")
+_U64 = (1 << 64) - 1
 
 
 class Offer(NamedTuple):
@@ -51,14 +52,19 @@ def epoch_at(now_ms: int) -> int:
     return now_ms // (EPOCH_S * 1000) & 0xFFFFFFFF
 
 
-def mac(key: bytes, five_tuple: bytes, client_isn: int, epoch: int) -> int:
-    """24 bits of SipHash-2-4.
+def handshake_hash(key: bytes, five_tuple: bytes, client_isn: int, epoch: int) -> int:
+    """All 64 bits that vouch for a handshake: SipHash-2-4.
 
     five_tuple: source address, destination address, source port, destination
                 port as they stand in the client's packet (12 octets with IPv4).
     """
     message = five_tuple + _TAIL.pack(client_isn, epoch & 0xFFFFFFFF)
-    return siphash24(message, key=key).intdigest() & 0xFFFFFF
+    return siphash24(message, key=key).intdigest() & _U64  # it may be signed
+
+
+def mac(key: bytes, five_tuple: bytes, client_isn: int, epoch: int) -> int:
+    """The cookie's 24 bits of it."""
+    return handshake_hash(key, five_tuple, client_isn, epoch) & 0xFFFFFF
 
 
 def encode(

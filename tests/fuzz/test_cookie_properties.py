@@ -18,7 +18,9 @@ def test_the_mac_is_siphash_of_the_flow(
 ) -> None:
     message = five_tuple + client_isn.to_bytes(4) + epoch.to_bytes(4)
 
-    assert cookie.mac(key, five_tuple, client_isn, epoch) == siphash_2_4(key, message) & 0xFFFFFF
+    whole = siphash_2_4(key, message)
+    assert cookie.handshake_hash(key, five_tuple, client_isn, epoch) == whole
+    assert cookie.mac(key, five_tuple, client_isn, epoch) == whole & 0xFFFFFF
 
 
 @given(KEY, KEY, EITHER, U32, U32, U16, st.booleans(), st.none() | U8)

@@ -37,14 +37,21 @@ struct handshake {
 	__u32 client_isn;
 };
 
-static __always_inline __u32 cookie_mac(const __u64 key[2], const struct handshake *flow,
-					__u32 epoch)
+/* All 64 bits that vouch for a handshake: the cookie has the lowest 24 of them. */
+static __always_inline __u64 handshake_hash(const __u64 key[2], const struct handshake *flow,
+					    __u32 epoch)
 {
 	__u64 word0 = flow->saddr | (__u64)flow->daddr << 32;
 	__u64 word1 = flow->sport | (__u32)flow->dport << 16 |
 		      (__u64)bpf_htonl(flow->client_isn) << 32;
 
-	return siphash_20(key, word0, word1, bpf_htonl(epoch)) & 0xffffff;
+	return siphash_20(key, word0, word1, bpf_htonl(epoch));
+}
+
+static __always_inline __u32 cookie_mac(const __u64 key[2], const struct handshake *flow,
+					__u32 epoch)
+{
+	return handshake_hash(key, flow, epoch) & 0xffffff;
 }
 
 /* The low octet: what the client offered. mss: octets; wscale: as offered, or WSCALE_NONE. */
