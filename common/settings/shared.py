@@ -50,7 +50,7 @@ class Shared:
     accept_version_1: Annotated[bool, Setting(
         flag, "whether to take what balancers of version 1 of the wire protocol send",
         "For as long as a cluster is being upgraded ([below](#upgrading)): it is far easier to "
-        "forge.",
+        "forge.", metavar="true|false",
     )] = False
     max_flows: Annotated[int, Setting(
         whole(1, 100_000_000), "size of the flow table",

@@ -48,7 +48,7 @@ class Held:
                  "taken")
 
     def __init__(
-        self, service: Any, bound: Hold, first: Segment, handshake_hash: int, now_ms: int
+        self, service: Any, bound: Hold, first: Segment, now_ms: int, handshake_hash: int = 0
     ) -> None:
         self.service = service
         self.handshake_hash = handshake_hash

@@ -202,7 +202,7 @@ class Split:
             return self._open(service, [segment], chosen, handshake_hash, old, now_ms)
         if not segment.checksum_holds():
             return DROP[DropReason.BAD_CHECKSUM]
-        held = hold.Held(service, service.config.hold, segment, handshake_hash, now_ms)
+        held = hold.Held(service, service.config.hold, segment, now_ms, handshake_hash)
         self.holds.add(held, segment)
         return self._wait(segment, held, old, now_ms)
 
