@@ -210,11 +210,40 @@ def test_what_is_unusual_goes_up(
 
 def test_a_cookie_that_is_not_ours_opens_nothing(programs: Splice, random: Random) -> None:
     client = Client(random, 5000)
-    client.cookie_isn ^= 1 << 8
-    packet = client.handoff(bytes(99))
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[28] ^= 1  # of the acknowledgment number
 
-    assert way_in(programs, packet).retval == TC_ACT_UNSPEC
+    assert way_in(programs, bytes(packet)).retval == TC_ACT_UNSPEC
     assert programs.look_up(client.key) is None
+
+
+@pytest.mark.parametrize("bit", range(10, 24))
+def test_a_handoff_that_is_not_for_this_bridge_opens_nothing(
+    programs: Splice, random: Random, bit: int
+) -> None:
+    client = Client(random, 5000)
+    client.has_timestamps = True
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[51 - bit // 8] ^= 1 << bit % 8  # of TSecr
+
+    assert way_in(programs, bytes(packet)).retval == TC_ACT_SHOT
+    assert programs.look_up(client.key) is None
+    assert counted(programs, DropReason.BAD_ECHO) == 1
+
+
+def test_guesses_without_timestamps_are_bounded(programs: Splice, random: Random) -> None:
+    client = Client(random, 5000)
+    client.has_timestamps = False
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[28] ^= 1
+
+    first = way_in(programs, bytes(packet)).retval
+    flood = programs.program("on_ingress").test_run(ETHERNET + packet, SkBuff(), 100_000).retval
+    client.has_timestamps = True
+    stamped = way_in(programs, client.handoff(bytes(99))).retval
+
+    assert (first, flood, stamped) == (TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT)
+    assert 50_000 < counted(programs, DropReason.GUESSES_LIMITED) < 100_000
 
 
 @pytest.mark.parametrize(("flags", "acked", "retval", "counts"), [

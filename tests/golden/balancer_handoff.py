@@ -185,7 +185,7 @@ def a_wrong_cookie_opens_nothing(case: Case) -> None:
 
 @book.case(backends=(1, 2), weights={2: 0})
 def a_first_payload_that_echoes_anything_else_opens_nothing(case: Case) -> None:
-    """A client with timestamps echoes T0. With a good cookie and another echo, be it that of another
+    """A client with timestamps echoes T0. With a good cookie and another echo, be it of another
     handshake or one that names a backend, a first payload opens nothing and goes nowhere, nor does
     an ACK or a FIN complete a handshake; the right one still does."""
     client = Client()

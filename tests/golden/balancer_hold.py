@@ -86,7 +86,8 @@ def a_client_that_repeats_itself_is_acknowledged(case: Case) -> None:
     case.sends("acknowledged", first, client.taken(FIRST))
     case.sends("acknowledged", second, client.taken(FIRST + SECOND))
     case.sends("acknowledged", second, client.taken(FIRST + SECOND))
-    case.sends("handoff", third, to_bridge(client.joined(FIRST + SECOND), tsecr=client.handed(1, 1)),
+    case.sends("handoff", third,
+               to_bridge(client.joined(FIRST + SECOND), tsecr=client.handed(1, 1)),
                to_bridge(third, tsecr=named(1, 1)))
     answered = client.segment("A", 60, 9, ts=(CLIENT_CLOCK, named(1, 5)))
     case.sends("forwarded", answered, to_bridge(answered))
