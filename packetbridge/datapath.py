@@ -89,7 +89,8 @@ class Datapath:
             self._forget_flow,
         )
         self._secrets = secrets
-        self.splice = Splice(states, self.flows, secrets, timeouts.replay_ms, foreign_servers)
+        self.splice = Splice(states, self.flows, secrets, timeouts.replay_ms, foreign_servers,
+                             config.accept_version_1)
         self.offload: Offload | None = None
         self.counters = new_counters()
 

@@ -22,6 +22,7 @@ from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
 from common.bpf.reasons import ReasonCounts
 from common.cluster.cookie import Secrets
+from common.flow import guesses
 from common.verdict import DropReason, Event
 
 PROGRAM_NAME = "on_packet"
@@ -51,6 +52,7 @@ class Program:
         self._mss: dict[int, int] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
+        self.object.set_variable("max_guesses", guesses.MAX_GUESSES)
         FlowMap.size(self.object, config.max_flows)
         if instance is not None:
             numbers = Kept("service_numbers")
@@ -99,6 +101,7 @@ class Program:
             "timeouts_ms": (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms),
             "takeover_rate": self._config.takeover_rate,
             "id_shift": takeover.id_shift(self._config.id_bits),
+            "accepts_version_1": self._config.accept_version_1,
             "flow_seed": self.flows.seed,
         })
 

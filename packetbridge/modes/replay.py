@@ -5,7 +5,7 @@ The SYN has the client's own address, port, ISN and options; it is sent again
 after 1, 2, 4 … seconds (RFC 6298 §2.1, §5.5) until the service's patience ends.
 """
 
-from common.cluster import cookie
+from common.cluster import cookie, stamps
 from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
 from common.wire.tcp import SYN, Segment
@@ -102,7 +102,7 @@ def open_flow(flow: BridgeFlow, syn_ack: Segment) -> None:
     if timestamps and answered.timestamps:
         # The handoff then echoes just what the server sent. Linux 6.15 and later answers any other
         # TSecr that completes a handshake with an ACK, and drops the segment.
-        flow.ts_delta = timestamps[1] - answered.timestamps[0] & 0xFFFFFFFF
+        flow.ts_delta = stamps.stripped(timestamps[1]) - answered.timestamps[0] & 0xFFFFFFFF
     offered_wscale = replay.offer.wscale
     if offered_wscale is not None:
         flow.advertised_wscale = flow.service.config.wscale

@@ -12,7 +12,9 @@ For a packet from the client the tests come in this order:
 
 1. It fits its flow's numbers: translated, or held while the server is silent.
 2. It has payload and follows a cookie with another client_isn: a handoff, over
-   whatever flow was there (a reused port).
+   whatever flow was there (a reused port), if its timestamps prove that it is
+   for this bridge. Where the cookie is all that it has to show, guesses that
+   fail are counted (common/flow/guesses.py).
 3. It has a flow all the same: translated; the stacks will answer it.
 4. Nobody knows it: dropped, and a second later reset.
 
@@ -22,7 +24,7 @@ ours. How a flow ends is a table (packetbridge/flows.py).
 
 import heapq
 
-from common.cluster import cookie
+from common.cluster import cookie, stamps
 from common.cluster.cookie import Secrets
 from common.counters import Sample
 from common.flow.store import SEEN_MS, FlowStore
@@ -56,12 +58,13 @@ class Splice:
     """What is done with the packets of spliced connections.
 
     services, flows: the data path's. patience_ms: how long a server may stay silent.
-    foreign_servers: as of the data path.
+    foreign_servers: as of the data path. accepts_version_1: whether a cookie alone makes a handoff,
+              as version 1 of the protocol has it.
     """
 
     def __init__(
         self, services: list[ServiceState], flows: FlowStore[BridgeFlow], secrets: Secrets,
-        patience_ms: int, foreign_servers: frozenset[bytes],
+        patience_ms: int, foreign_servers: frozenset[bytes], accepts_version_1: bool,
     ) -> None:
         self.secrets = secrets
         self.unknown = UnknownFlows()
@@ -70,6 +73,7 @@ class Splice:
         self._flows = flows
         self._patience_ms = patience_ms
         self._foreign_servers = foreign_servers
+        self._accepts_version_1 = accepts_version_1
         self._due: list[tuple[int, bytes]] = []  # heap of replays' timers
 
     def on_packet(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
@@ -88,8 +92,14 @@ class Splice:
                 flow is None or flow.service is not service
                 or flow.client_isn != delta(segment.seq, 1)
             )
-            if is_new and self._follows_cookie(segment, service, now_ms):
-                return self._on_handoff(segment, service, flow, now_ms)
+            if is_new and segment.flags & ACK:
+                fault = self._fault_of(segment, service, now_ms)
+                if fault is None:
+                    return self._on_handoff(segment, service, flow, now_ms)
+                if fault is DropReason.BAD_ECHO or (
+                    fault is DropReason.GUESSES_LIMITED and flow is None
+                ):
+                    return DROP[fault]
         if flow is not None and flow.service is service:
             return self._on_known(segment, flow, now_ms)
         if segment.flags & RST:
@@ -149,13 +159,35 @@ class Splice:
                    self.held_octets),
         ]
 
-    def _follows_cookie(self, segment: Segment, service: ServiceState, now_ms: int) -> bool:
-        """Whether this is a first data segment: cookie(five_tuple with the VIP, seq−1) = ack−1."""
+    def _fault_of(
+        self, segment: Segment, service: ServiceState, now_ms: int
+    ) -> DropReason | None:
+        """Why a segment with payload is no handoff; None if it is one.
+
+        It is where cookie(five_tuple with the VIP, seq−1) = ack−1, and its TSecr, if it has one,
+        proves that the balancer has sent it to this bridge.
+
+        Twin: packetbridge/offload/bpf/cookie.h:proof_of
+        """
+        timestamps, guesses = segment.timestamps, service.guesses
+        is_guess = timestamps is None or self._accepts_version_1
+        if is_guess and guesses.is_over(now_ms):
+            return DropReason.GUESSES_LIMITED
         ends = five_tuple.join(segment.packet.src, service.vip, segment.sport, segment.dport)
-        return bool(segment.flags & ACK) and cookie.check(
-            self.secrets, ends, delta(segment.seq, 1), delta(segment.ack, 1),
-            cookie.epoch_at(now_ms),
-        )
+        proven = cookie.check(
+            self.secrets, ends, delta(segment.seq, 1), delta(segment.ack, 1), now_ms)
+        if proven is None:
+            if is_guess:
+                guesses.note(now_ms)
+            return DropReason.UNKNOWN_FLOW
+        if timestamps is None:
+            return None
+        told = timestamps[1] & stamps.STAMP_MAC_MASK
+        if told == stamps.handoff_mac(proven, segment.packet.dst) or (
+            self._accepts_version_1 and not told
+        ):
+            return None
+        return DropReason.BAD_ECHO
 
     def _on_handoff(
         self, segment: Segment, service: ServiceState, old: BridgeFlow | None, now_ms: int

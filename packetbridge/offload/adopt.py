@@ -68,6 +68,7 @@ class Adopt:
         self.is_attached = False
         self._pins = Pins(owner(config))
         self._object = Object(build.object_of("packetbridge", "adopt"))
+        fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", 1)  # every kernel with the other one has it
         self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("refused")])
         self._object.load()

@@ -6,9 +6,16 @@ from collections.abc import Sequence
 from common.bpf import secrets as bpf_secrets
 from common.bpf.objects import Object
 from common.cluster.secrets import Secrets
+from common.flow import guesses
 from packetbridge.config import Config, Service
 
 _MAX_DRIFT_NS = 100_000_000
+
+
+def set_bounds(program_file: Object, config: Config) -> None:
+    """What a handoff must prove; before the programs are loaded. Raises: BpfError."""
+    program_file.set_variable("accepts_version_1", config.accept_version_1)
+    program_file.set_variable("max_guesses", guesses.MAX_GUESSES)
 
 
 def write_services(program_file: Object, config: Config, services: Sequence[Service]) -> None:

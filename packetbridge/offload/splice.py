@@ -137,6 +137,7 @@ class Splice:
         self._pins = Pins(owner(config))
         self._object = Object(build.object_of("packetbridge", "splice"))
         self._object.set_variable("server_mark", config.mark)
+        fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", not features.missing_kfuncs(_READS_SUMMED))
         self._object.set_max_entries("flows", config.max_flows)
         self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("flows")])

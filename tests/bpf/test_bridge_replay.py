@@ -17,7 +17,6 @@ import pytest
 from pyroute2 import netns
 
 from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, Run, SkBuff
-from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
 from common.counters import new_counters
 from common.verdict import DropReason, Event
@@ -25,6 +24,7 @@ from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.seq import MASK
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN
+from lab.handshakes import Handshake
 from packetbridge.config import Config, Service, Timeouts
 from packetbridge.datapath import Datapath
 from packetbridge.offload.beside import Beside
@@ -80,14 +80,22 @@ class Client:
                            random.random() < 0.7, random.choice([None, 0, 7, 14]))
         self.has_timestamps = random.random() < 0.7
         self.address, self.port = bytes((10, *random.randbytes(3))), port.to_bytes(2)
-        ends = self.address + VIP.packed + self.port + b"\0\x50"
-        self.cookie_isn = cookie.encode(
-            SECRETS, ends, self.isn, cookie.epoch_at(self.now_ms), self.offer)
         self.key = self.address + SERVER.packed + self.port + (8080).to_bytes(2)
+
+    @property
+    def handshake(self) -> Handshake:
+        """Its own with the balancer."""
+        ends = self.address + VIP.packed + self.port + b"\0\x50"
+        return Handshake(SECRETS, ends, self.isn, self.now_ms, self.offer)
+
+    @property
+    def cookie_isn(self) -> int:
+        return self.handshake.cookie_isn
 
     def handoff(self, payload: bytes, flags: int = ACK | PSH) -> bytes:
         """The first data. Its window is any."""
-        stamps = Options(timestamps=(self.random.getrandbits(32), 1 << 24 | 5)
+        echo = self.handshake.handed(BRIDGE.packed)
+        stamps = Options(timestamps=(self.random.getrandbits(32), echo)
                          if self.has_timestamps else None)
         return tcp.emit(
             self.address + BRIDGE.packed + self.port + b"\0\x50", self.isn + 1,
@@ -202,11 +210,40 @@ def test_what_is_unusual_goes_up(
 
 def test_a_cookie_that_is_not_ours_opens_nothing(programs: Splice, random: Random) -> None:
     client = Client(random, 5000)
-    client.cookie_isn ^= 1 << 8
-    packet = client.handoff(bytes(99))
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[28] ^= 1  # of the acknowledgment number
 
-    assert way_in(programs, packet).retval == TC_ACT_UNSPEC
+    assert way_in(programs, bytes(packet)).retval == TC_ACT_UNSPEC
     assert programs.look_up(client.key) is None
+
+
+@pytest.mark.parametrize("bit", range(10, 24))
+def test_a_handoff_that_is_not_for_this_bridge_opens_nothing(
+    programs: Splice, random: Random, bit: int
+) -> None:
+    client = Client(random, 5000)
+    client.has_timestamps = True
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[51 - bit // 8] ^= 1 << bit % 8  # of TSecr
+
+    assert way_in(programs, bytes(packet)).retval == TC_ACT_SHOT
+    assert programs.look_up(client.key) is None
+    assert counted(programs, DropReason.BAD_ECHO) == 1
+
+
+def test_guesses_without_timestamps_are_bounded(programs: Splice, random: Random) -> None:
+    client = Client(random, 5000)
+    client.has_timestamps = False
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[28] ^= 1
+
+    first = way_in(programs, bytes(packet)).retval
+    flood = programs.program("on_ingress").test_run(ETHERNET + packet, SkBuff(), 100_000).retval
+    client.has_timestamps = True
+    stamped = way_in(programs, client.handoff(bytes(99))).retval
+
+    assert (first, flood, stamped) == (TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT)
+    assert 50_000 < counted(programs, DropReason.GUESSES_LIMITED) < 100_000
 
 
 @pytest.mark.parametrize(("flags", "acked", "retval", "counts"), [
@@ -328,9 +365,6 @@ def test_a_client_that_begins_anew_takes_its_port_over(programs: Splice, random:
     way_out(programs, client.answer())
     again = Client(random, 5000)
     again.address, again.key = client.address, client.key
-    ends = again.address + VIP.packed + again.port + b"\0\x50"
-    again.cookie_isn = cookie.encode(SECRETS, ends, again.isn, cookie.epoch_at(again.now_ms),
-                                     again.offer)
 
     way_in(programs, again.handoff(bytes(99)))
     way_out(programs, again.answer())

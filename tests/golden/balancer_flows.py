@@ -25,7 +25,7 @@ BY_SOURCE = {"key": "source"}
 def _open(case: Case, client: Client, backend_id: int = 1) -> None:
     """The client's request opens its flow."""
     request = client.segment("PA", payload=REQUEST)
-    tsecr = named(backend_id, 1) if client.timestamps else None
+    tsecr = client.handed(backend_id, 1) if client.timestamps else None
     case.sends("handoff", request, to_bridge(request, backend_id, tsecr=tsecr))
 
 
@@ -169,7 +169,7 @@ def fewer_bits_of_id_leave_more_to_the_clock(case: Case) -> None:
     client, elsewhere = Client(), Client(40001)
     request = client.segment("PA", payload=REQUEST)
 
-    case.sends("handoff", request, to_bridge(request, tsecr=named(1, 1, id_bits=4)))
+    case.sends("handoff", request, to_bridge(request, tsecr=client.handed(1, 1, id_bits=4)))
     for ms in (0, 36 * HOUR_MS, (1 << 27) - 1):
         _forwards(case, client.segment("A", 500, 9000,
                                        ts=(CLIENT_CLOCK, named(1, ms, id_bits=4))))

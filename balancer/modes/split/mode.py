@@ -13,13 +13,18 @@ For a packet that is no SYN the tests come in this order:
 
 1. Its TSecr names a backend: the flow is established there. Where the table
    disagrees, the table is right only if the flow is old enough for the
-   server's timestamps to have wrapped; otherwise the entry is stale.
+   server's timestamps to have wrapped; otherwise the entry is stale. A first
+   payload of a flow that the table does not have is never established, though.
 2. It repeats the flow's first segment: same backend.
 3. It belongs to held segments, and may have to be acknowledged (hold.py).
-4. It follows a cookie: with payload it opens a flow (over whatever was there),
-   without it is consumed, and with FIN alone it is answered.
+4. It follows a cookie, and echoes T0 if it has timestamps: with payload it
+   opens a flow (over whatever was there), without it is consumed, and with FIN
+   alone it is answered.
 5. It has a table entry.
 6. Nobody knows it: dropped, and a second later reset.
+
+Where the cookie is all that a segment has to show, guesses that fail are
+counted (common/flow/guesses.py).
 
 What still dissatisfies: one choice holds for a connection, so a second request
 on it goes to the same backend whatever its URL; and a flow without timestamps
@@ -39,6 +44,7 @@ from balancer.modes.split.delivery import Deliveries, Delivery
 from balancer.modes.split.flood import Flood
 from balancer.pool.pool import Backend
 from balancer.services import ServiceState
+from common.cluster import stamps
 from common.cluster.cookie import Secrets
 from common.counters import Counters, Sample
 from common.flow.store import SEEN_MS, FlowStore
@@ -66,6 +72,7 @@ class Split:
         self.deliveries = Deliveries(config.hold_octets_total)
         self.unknown = UnknownFlows()
         self._id_shift = takeover.id_shift(config.id_bits)
+        self._accepts_version_1 = config.accept_version_1
         self._takeover_limit = takeover.RateLimit(config.takeover_rate)
         self._flood = Flood(config.new_flow_rate)
         self._counters = counters
@@ -82,7 +89,7 @@ class Split:
         if segment.ts_off and flags & ACK:
             tsecr = _U32.unpack_from(segment.octets, segment.ts_off + 4)[0]
             named = service.pool.get(takeover.backend_id(tsecr, self._id_shift))
-            if named is not None:
+            if named is not None and not (flow is None and self._is_first(segment, now_ms)):
                 return self._on_named(segment, flow, named, tsecr, now_ms)
         return self._on_unnamed(segment, service, flow, key, now_ms)
 
@@ -139,7 +146,12 @@ class Split:
             self._remove(flow)
         if not self._takeover_limit.allows(now_ms):
             return DROP[DropReason.TAKEOVER_LIMITED]
-        return send(Event.TAKEOVER, _to_backend(segment, named, 0))
+        return send(Event.TAKEOVER, _to_backend(segment, named, 0, 0))
+
+    def _is_first(self, segment: Segment, now_ms: int) -> bool:
+        """Whether it is a first payload, whatever it echoes."""
+        return bool(segment.payload_len) and (
+            handshake.check_cookie(segment, self.secrets, now_ms) is not None)
 
     def _on_unnamed(
         self, segment: Segment, service: ServiceState, flow: BackendFlow | None, key: bytes,
@@ -152,24 +164,31 @@ class Split:
         held = self.holds.get(key)
         if held is not None and held.is_continued_by(segment):
             return self._on_held(segment, held, flow, now_ms)
-        if handshake.follows_cookie(segment, self.secrets, now_ms):
+        is_guess = bool(flow is None and payload_len and not segment.ts_off)
+        if is_guess and service.guesses.is_over(now_ms):
+            return DROP[DropReason.GUESSES_LIMITED]
+        proven = handshake.check_cookie(segment, self.secrets, now_ms)
+        if proven is not None and handshake.echoes_t0(segment, proven, self._accepts_version_1):
             if held is not None:
                 self.holds.remove(held)  # of an older connection on the same ports
-            return self._on_first(segment, service, flow, now_ms)
+            return self._on_first(segment, service, proven, flow, now_ms)
         if flow is not None:
             return self._forward(segment, flow, now_ms)
+        if is_guess:
+            service.guesses.note(now_ms)
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
         if not _may_be_answered(segment):
             return DROP[DropReason.BAD_SOURCE]
         if self.unknown.is_lost(key, now_ms):
             return send(Event.RESET, tcp.reset_for(segment))
-        return DROP[DropReason.UNKNOWN_FLOW]
+        return DROP[DropReason.UNKNOWN_FLOW if proven is None else DropReason.BAD_ECHO]
 
     # --- the first payload; old: a flow of the same five-tuple, which a new one replaces ---
 
     def _on_first(
-        self, segment: Segment, service: ServiceState, old: BackendFlow | None, now_ms: int
+        self, segment: Segment, service: ServiceState, handshake_hash: int,
+        old: BackendFlow | None, now_ms: int,
     ) -> Verdict:
         """The first segment after a handshake of ours."""
         if segment.flags & RST:
@@ -180,10 +199,10 @@ class Split:
             return DROP[DropReason.HANDSHAKE_ACK]
         chosen = _choose(service.config, segment, segment.payload, bool(segment.flags & FIN))
         if chosen is not None:
-            return self._open(service, [segment], chosen, old, now_ms)
+            return self._open(service, [segment], chosen, handshake_hash, old, now_ms)
         if not segment.checksum_holds():
             return DROP[DropReason.BAD_CHECKSUM]
-        held = hold.Held(service, service.config.hold, segment, now_ms)
+        held = hold.Held(service, service.config.hold, segment, now_ms, handshake_hash)
         self.holds.add(held, segment)
         return self._wait(segment, held, old, now_ms)
 
@@ -239,10 +258,11 @@ class Split:
         """Let held segments go to the backend that their key chooses."""
         self.holds.remove(held)
         segments = held.segments(held.service.mss - held.first.options_len)
-        return self._open(held.service, segments, chosen, old, now_ms, held)
+        return self._open(
+            held.service, segments, chosen, held.handshake_hash, old, now_ms, held)
 
     def _open(
-        self, service: ServiceState, segments: list[Segment], chosen: bytes,
+        self, service: ServiceState, segments: list[Segment], chosen: bytes, handshake_hash: int,
         old: BackendFlow | None, now_ms: int, held: hold.Held | None = None,
     ) -> Verdict:
         """Choose a backend, enter the flow and hand its first segments over.
@@ -259,7 +279,7 @@ class Split:
         shift = 0
         if timestamps:
             arrived_ms = held.arrived_ms if held else now_ms
-            shift = takeover.ts_shift(backend.ts_start, timestamps[1], arrived_ms)
+            shift = takeover.ts_shift(backend, handshake_hash, timestamps[1], arrived_ms)
         flow = BackendFlow(first.five_tuple, backend, delta(first.seq, 1), shift, now_ms)
         for segment in segments:
             if segment.flags & FIN:
@@ -268,7 +288,7 @@ class Split:
             return send(DropReason.TABLE_FULL, tcp.reset_for(first))
         self.unknown.forget(flow.key)
         backend.handoffs += 1
-        packets = [_to_backend(segment, backend, shift) for segment in segments]
+        packets = [_to_backend(segment, backend, shift, flow.client_isn) for segment in segments]
         verdict = send(Event.HANDOFF, *packets)
         if held and held.taken:
             self._deliver(flow, Delivery(verdict.packets, add(held.cookie_isn, 1), now_ms))
@@ -287,7 +307,8 @@ class Split:
             self.flows.move(flow, HALF_CLOSED, now_ms)
         elif now_ms - flow.seen_ms >= SEEN_MS:
             self.flows.touch(flow, now_ms)
-        return send(Event.FORWARDED, _to_backend(segment, flow.backend, flow.ts_shift))
+        return send(Event.FORWARDED, _to_backend(
+            segment, flow.backend, flow.ts_shift, flow.client_isn))
 
     def _deliver(self, flow: BackendFlow, delivery: Delivery) -> None:
         """Repeat a flow's handoff, and see all its packets until the server has answered."""
@@ -339,15 +360,20 @@ def _choose(
     return None if isinstance(key, Missing) else key
 
 
-def _to_backend(segment: Segment, backend: Backend, ts_shift: int) -> bytes:
-    """`segment` with its backend's address, DSCP, TTL, and a TSecr that names the backend."""
+def _to_backend(segment: Segment, backend: Backend, ts_shift: int, client_isn: int) -> bytes:
+    """`segment` with its backend's address, DSCP, TTL, and a TSecr that names the backend.
+
+    client_isn: the flow's; the segment that comes right after it also proves whom it is for.
+    """
     octets = bytearray(segment.octets)
     changes = backend.way.changes
     if ts_shift and segment.ts_off:
         off = segment.ts_off + 4
         tsecr = _U32.unpack_from(octets, off)[0]
-        if 0 < tsecr <= handshake.CLOCK_MASK:  # an echo of T0
+        if 0 < tsecr <= stamps.T0_MASK:  # an echo of T0
             shifted = add(tsecr, ts_shift)
+            if delta(segment.seq, 1) != client_isn:
+                shifted = stamps.stripped(shifted)
             _U32.pack_into(octets, off, shifted)
             changes += change_at(off, tsecr, shifted)
     tcp.patch_checksum(octets, segment.off, changes)

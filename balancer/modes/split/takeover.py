@@ -1,7 +1,8 @@
 """Timestamps that name the backend, so that any balancer can take over any flow.
 
-The first segment's echo of our T0 is replaced by `(id << id_shift) + el`, where
-`el` is the handshake's round trip. The server counts on from there, so its
+The first segment's echo of our T0 is replaced by the backend's id, what proves
+that the handoff is for it, and the handshake's round trip (stamps.py). The
+bridge takes the proof out, and the server counts on from the rest, so its
 TSvals, and the client's echo of them in every later packet, carry the backend's
 id in the top bits for 2**id_shift ms (24: 4.6 hours; 27: 37 hours); and the
 server measures the true round trip.
@@ -10,8 +11,8 @@ Source: RFC 7323 §3.2 (TSecr), §5.5 (PAWS: a jump must stay inside half the ci
 Twin:   balancer/offload/bpf/takeover.h
 """
 
-from balancer.modes.split.handshake import CLOCK_MASK, clock
-from common.cluster.stamps import MAX_ROUND_TRIP_MS, MIN_ROUND_TRIP_MS
+from balancer.pool.pool import Backend
+from common.cluster import stamps
 from common.wire.seq import MASK, delta
 
 _TOP_BIT = 31  # never set by an id: PAWS would reject the jump from T0
@@ -28,14 +29,13 @@ def backend_id(tsecr: int, id_shift: int) -> int:
     return tsecr >> id_shift
 
 
-def ts_shift(start: int, tsecr: int, now_ms: int) -> int:
-    """What to add to the client's first echoes so that they name the backend.
+def ts_shift(backend: Backend, handshake_hash: int, tsecr: int, now_ms: int) -> int:
+    """What to add to the client's echoes of T0 so that they name the backend, and prove it.
 
-    start: the backend's id, shifted. tsecr: the first segment's, i.e. T0.
+    tsecr: the first segment's, i.e. T0.
     """
-    round_trip_ms = clock(now_ms) - tsecr & CLOCK_MASK
-    round_trip_ms = min(max(round_trip_ms, MIN_ROUND_TRIP_MS), MAX_ROUND_TRIP_MS)
-    return delta(start + round_trip_ms, tsecr)
+    proof = stamps.handoff_mac(handshake_hash, backend.address)
+    return delta(backend.ts_start | proof | stamps.round_trip_ms(tsecr, now_ms), tsecr)
 
 
 def may_have_wrapped(start: int, tsecr: int, age_ms: int) -> bool:

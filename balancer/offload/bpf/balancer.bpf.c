@@ -37,7 +37,7 @@ static __always_inline int forward_flow(struct xdp_md *ctx, const struct segment
 	if (!backend || flow->tag.state & GOES_UP)
 		return XDP_PASS;
 	verdict = forward(ctx, segment, backend, place, flow->ts_shift,
-			  REASON_FORWARDED);
+			  flow->client_isn, REASON_FORWARDED);
 	if (verdict == XDP_PASS)
 		return verdict;
 	if (segment->flags & RST) {
@@ -76,7 +76,7 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 		note(REASON_TAKEOVER_LIMITED);
 		return XDP_DROP;
 	}
-	return forward(ctx, segment, named, place_of(service, id), 0,
+	return forward(ctx, segment, named, place_of(service, id), 0, 0,
 		       REASON_TAKEOVER);
 }
 
@@ -92,10 +92,13 @@ static __always_inline int choose(struct xdp_md *ctx, __u32 service, const struc
 	return choose_backend(ctx, &request);
 }
 
-/* The first payload after a handshake of ours: choose, enter the flow, hand it over. */
+/* The first payload after a handshake of ours: choose, enter the flow, hand it over.
+ *
+ * proven: the handshake's hash.
+ */
 static __always_inline int on_first_payload(struct xdp_md *ctx, const struct settings *settings,
 					    __u32 service, const struct segment *segment,
-					    __u64 hash, __u64 now_ms)
+					    __u64 proven, __u64 hash, __u64 now_ms)
 {
 	struct flow made;
 	struct backend *backend;
@@ -115,12 +118,12 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 	};
 	set_created(&made, now_ms);
 	if (segment->has_timestamps)
-		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), segment->tsecr,
-					 now_ms);
+		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), backend->address,
+					 proven, segment->tsecr, now_ms);
 	if (enter_flow(&made, hash, now_ms, IDLE) != ENTERED)
 		return XDP_PASS; /* the table is full: the daemon makes room */
 	return forward(ctx, segment, backend, place_of(service, id),
-		       made.ts_shift, REASON_HANDOFF);
+		       made.ts_shift, made.client_isn, REASON_HANDOFF);
 }
 
 /* A segment of no flow: it may have overtaken the one that opens it, or wants a reset in time. */
@@ -138,15 +141,22 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 				      struct flow *flow, __u64 hash, __u64 now_ms)
 {
 	struct backend *backend = flow ? find_backend(service, flow->tag.backend) : NULL;
+	bool is_guess = !flow && payload_len(segment) && !segment->has_timestamps;
+	__u64 proven;
 
 	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
 		return forward_flow(ctx, segment, flow, backend, now_ms);
 	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return XDP_PASS;
-	if (follows_cookie(settings, segment, now_ms)) {
+	if (is_guess && !may_guess(service, now_ms)) {
+		note(REASON_GUESSES_LIMITED);
+		return XDP_DROP;
+	}
+	proven = follows_cookie(settings, segment, now_ms);
+	if (proven && echoes_t0(settings, segment, proven)) {
 		if (payload_len(segment)) {
-			int verdict = on_first_payload(ctx, settings, service, segment, hash,
-						       now_ms);
+			int verdict = on_first_payload(ctx, settings, service, segment, proven,
+						       hash, now_ms);
 
 			if (flow && verdict == XDP_PASS) /* of an older connection on these ports: */
 				send_up(flow); /* the next segment must not follow it */
@@ -157,8 +167,11 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		note(REASON_HANDSHAKE_ACK);
 		return XDP_DROP;
 	}
-	return flow ? forward_flow(ctx, segment, flow, backend, now_ms)
-		    : on_unknown();
+	if (flow)
+		return forward_flow(ctx, segment, flow, backend, now_ms);
+	if (is_guess)
+		note_guess(service, now_ms);
+	return on_unknown();
 }
 
 /* The service of a segment, or NULL. */
@@ -215,6 +228,9 @@ int on_packet(struct xdp_md *ctx)
 		     ? segment.tsecr >> (settings->id_shift & 31)
 		     : 0;
 	named = find_backend(number, id);
+	/* a first payload of no flow has seen no server, whatever it echoes */
+	if (named && !flow && payload_len(&segment) && follows_cookie(settings, &segment, now_ms))
+		named = NULL;
 	return named ? on_named(ctx, settings, number, &segment, flow, id, named, now_ms)
 		     : on_unnamed(ctx, settings, number, &segment, flow, hash, now_ms);
 }

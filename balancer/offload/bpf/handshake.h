@@ -23,21 +23,27 @@ struct tcp_words {
 	__u32 count;
 };
 
-/* The SYN-ACK's TSval: 22 bits, never 0. */
-static __always_inline __u32 handshake_clock(__u64 now_ms)
-{
-	return (now_ms & CLOCK_MASK) ?: 1;
-}
-
-static __always_inline bool follows_cookie(const struct settings *settings,
-					   const struct segment *segment, __u64 now_ms)
+/* The hash of the handshake of ours that a segment is the first after, or 0. */
+static __always_inline __u64 follows_cookie(const struct settings *settings,
+					    const struct segment *segment, __u64 now_ms)
 {
 	const struct five_tuple *ends = &segment->five_tuple;
 	struct handshake flow = {ends->saddr, ends->daddr, ends->sport, ends->dport,
 				 segment->seq - 1};
 
-	return segment->flags & ACK &&
-	       cookie_holds(&settings->secrets, &flow, segment->ack - 1, now_ms / EPOCH_MS);
+	if (!(segment->flags & ACK))
+		return 0;
+	return check_cookie(&settings->secrets, &flow, segment->ack - 1, now_ms);
+}
+
+/* Whether a segment echoes the SYN-ACK's TSval, if it has timestamps. */
+static __always_inline bool echoes_t0(const struct settings *settings,
+				      const struct segment *segment, __u64 hash)
+{
+	__u32 tsecr = segment->tsecr;
+
+	return !segment->has_timestamps || is_t0(hash, tsecr) ||
+	       (settings->accepts_version_1 && tsecr && tsecr <= T0_VERSION_1_MASK);
 }
 
 /* A SYN's options, with room for what a bounded offset may reach. */
@@ -216,13 +222,15 @@ static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings 
 	struct tcp_words made = {};
 	struct tcphdr *tcp = (void *)made.words;
 	__u32 cookie_isn;
+	__u64 hash;
 
 	if (!read_usual_offer(ctx, syn, &offer) && !read_other_offer(ctx, syn, &offer))
 		return XDP_PASS;
 	offer.sack &= service->sack;
 	offer.timestamps &= service->timestamps;
-	write_options(&made, &offer, service->mss, service->wscale, handshake_clock(now_ms));
-	cookie_isn = cookie_mac(settings->secrets.keys[0], &flow, now_ms / EPOCH_MS) << 8 |
+	hash = handshake_hash(settings->secrets.keys[0], &flow, now_ms / EPOCH_MS);
+	write_options(&made, &offer, service->mss, service->wscale, make_t0(hash, now_ms));
+	cookie_isn = (hash & 0xffffff) << 8 |
 		     encode_offer(offer.mss, offer.sack,
 				  offer.wscale == NO_WSCALE ? WSCALE_NONE : offer.wscale);
 	tcp->source = ends->dport;

@@ -11,7 +11,8 @@
 #include <bpf/bpf_helpers.h>
 
 #include "balancer/offload/bpf/constants.h"
-#include "common/bpf/include/cookie.h"
+#include "common/bpf/include/guesses.h"
+#include "common/bpf/include/stamps.h"
 #include "common/bpf/include/tcp.h"
 #include "common/bpf/include/verdict.h"
 
@@ -30,7 +31,7 @@ struct settings {
 	__u64 timeouts_ms[STATES];
 	__u64 takeover_rate;
 	__u32 id_shift;
-	__u32 padding;
+	__u32 accepts_version_1;
 	__u64 flow_seed;
 };
 

@@ -6,16 +6,20 @@
 
 #include "handshake.h"
 
-/* What to add to the client's first echoes so that they name the backend. */
-static __always_inline __u32 ts_shift(__u32 start, __u32 tsecr, __u64 now_ms)
+/* What to add to the client's echoes of T0 so that they name the backend, and prove it.
+ *
+ * start: the backend's id, shifted. bridge: its address.
+ */
+static __always_inline __u32 ts_shift(__u32 start, __be32 bridge, __u64 hash, __u32 tsecr,
+				      __u64 now_ms)
 {
-	__u32 round_trip_ms = (handshake_clock(now_ms) - tsecr) & CLOCK_MASK;
+	__u32 round_trip_ms = ((__u32)now_ms - tsecr) & CLOCK_MASK;
 
 	if (round_trip_ms < MIN_ROUND_TRIP_MS)
 		round_trip_ms = MIN_ROUND_TRIP_MS;
 	if (round_trip_ms > MAX_ROUND_TRIP_MS)
 		round_trip_ms = MAX_ROUND_TRIP_MS;
-	return start + round_trip_ms - tsecr;
+	return (start | handoff_mac(hash, bridge) | round_trip_ms) - tsecr;
 }
 
 /* Whether a flow of this age can echo `tsecr` although it began at `start`. */

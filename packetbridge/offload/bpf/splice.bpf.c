@@ -97,21 +97,6 @@ static __always_inline void note_server(struct flow *flow, const struct segment 
 	flow->seen_s = current_s;
 }
 
-/* Whether this is a first data segment: cookie(five_tuple with the VIP, seq−1) = ack−1. One that
- * ends the connection as well is left to the portable engine.
- */
-static __always_inline bool is_handoff(const struct service *service,
-				       const struct segment *segment)
-{
-	struct handshake flow = {
-		segment->five_tuple.saddr, service->vip, segment->five_tuple.sport,
-		service->vip_port, segment->seq - 1,
-	};
-
-	return has_payload(segment) && (segment->flags & (FIN | RST)) == 0 &&
-	       is_ours(&flow, segment->ack - 1);
-}
-
 /* Beside the DSCP, which saves an argument: no flow was found, or that of a copy. */
 enum { IS_FIRST = 1 << 8, IS_COPY = 1 << 9 };
 
@@ -126,7 +111,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 	int error;
 	struct timestamps timestamps = read_timestamps(skb, segment);
 	struct flow flow = {
-		.ts_delta = timestamps.tsecr,
+		.ts_delta = stripped(timestamps.tsecr),
 		.client_isn = segment->seq - 1,
 		.cookie_isn = segment->ack - 1,
 		.vip = service->vip,
@@ -165,6 +150,7 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
 	struct segment segment;
 	__u32 dscp; /* and more, as on_handoff takes it */
+	int proof = NOTHING;
 
 	if (!ip || !read_frame(skb, ip, &segment))
 		return NEXT;
@@ -173,8 +159,15 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 		return NEXT;
 	if (skb->tc_index == REQUEUED && (!flow || is_waiting))
 		return NEXT; /* the server has not answered at once */
+	/* one that ends the connection as well is left to the portable engine */
 	if ((!flow || is_waiting || flow->client_isn != segment.seq - 1) &&
-	    is_handoff(service, &segment)) {
+	    has_payload(&segment) && !(segment.flags & (FIN | RST)))
+		proof = proof_of(skb, service, &segment);
+	if (proof == BAD_ECHO || (proof == TOO_MANY && !flow)) {
+		count(proof == BAD_ECHO ? REASON_BAD_ECHO : REASON_GUESSES_LIMITED);
+		return DROP;
+	}
+	if (proof == PROVEN) {
 		if (!flow)
 			dscp |= IS_FIRST;
 		else if (flow->client_isn == segment.seq - 1)
