@@ -38,11 +38,16 @@ CONSTANTS = {
     ),
     "balancer/offload/bpf/constants.h": (
         ("common/flow/store.py", "", ("SEEN_MS",)),
-        ("balancer/flows.py", "", ("OPEN", "HALF_CLOSED", "RESET")),
+        ("balancer/flows.py", "", (
+            "OPEN", "DOUBTED", "HALF_CLOSED", "RESET", "NEW", "TAKEN_OVER", "REUSE_MS",
+            "QUIET_MS")),
         ("balancer/modes/split/handshake.py", "", ("WINDOW", "CLOCK_MASK")),
-        ("balancer/modes/split/takeover.py", "", ("WRAP_SLACK_MS",)),
+        ("balancer/modes/split/takeover.py", "", (
+            "WRAP_SLACK_MS", "VOUCHED_COUNT", "REACH", "CANDIDATES", "KEPT_MS", "PREFIXES",
+            "PREFIX_LEN", "PREFIX_SHARE")),
         ("balancer/offload/flow_map.py", "", (
-            "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "CREATED_BITS")),
+            "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "BARE", "SYN_SEEN",
+            "STATE_MASK", "CREATED_BITS")),
         ("balancer/offload/maps.py", "", ("MAX_BACKENDS",)),
         ("balancer/pool/schedule.py", "", ("TABLE_SIZE",)),
     ),

@@ -4,6 +4,7 @@
  */
 #pragma once
 
+#include "life.h"
 #include "segment.h"
 
 #define NO_WSCALE 255
@@ -221,6 +222,8 @@ static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings 
 		return XDP_PASS;
 	offer.sack &= service->sack;
 	offer.timestamps &= service->timestamps;
+	if (!offer.timestamps)
+		note_syn(settings, syn);
 	write_options(&made, &offer, service->mss, service->wscale, handshake_clock(now_ms));
 	cookie_isn = cookie_mac(settings->secrets.keys[0], &flow, now_ms / EPOCH_MS) << 8 |
 		     encode_offer(offer.mss, offer.sack,
