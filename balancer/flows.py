@@ -12,10 +12,9 @@ from common.wire.seq import add
 from common.wire.tcp import FIN, RST, Segment
 
 # States, in the order in which flows are evicted last. DOUBTED: a flow without timestamps whose
-# client is said to have ended it. NEW: one that sent nothing after its handoff. TAKEN_OVER: one that
-# another balancer began, as its own packets say.
+# client is said to have ended it. NEW: one that sent nothing after its handoff. TAKEN_OVER: one
+# that another balancer began, as its own packets say.
 OPEN, DOUBTED, HALF_CLOSED, RESET, NEW, TAKEN_OVER = range(6)
-STATES = 6
 
 REUSE_MS = 64_000  # after so long without a packet, ports may be another connection's
 QUIET_MS = 2000  # and after so long, where the client is said to have ended it

@@ -79,7 +79,7 @@ class Entry(NamedTuple):
 def _row() -> Row:
     """An entry in the table."""
     return types_of("balancer", "balancer").layout("flow").row(
-        "ends", "client_isn", "ts_shift", "created_ms", "seen_ms",
+        "ends", "client_isn", "number", "created_ms", "seen_ms",
         "tag.service", "tag.backend", "tag.state", "tag.created_high")
 
 

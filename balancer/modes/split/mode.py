@@ -311,7 +311,7 @@ class Split:
         return send(Event.FORWARDED, _to_backend(segment, flow.backend, self._shift(flow, now_ms)))
 
     def _shift(self, flow: BackendFlow, now_ms: int) -> int:
-        """For echoes of T0, of which there are none any more when the server's clock has wrapped."""
+        """For echoes of T0; none are left when the server's clock has wrapped."""
         return flow.ts_shift if now_ms - flow.created_ms < 1 << self._id_shift else 0
 
     def _deliver(self, flow: BackendFlow, delivery: Delivery) -> None:
