@@ -69,7 +69,7 @@ class Standing(Enum):
 
 
 class Candidate(NamedTuple):
-    """The latest of a flow's packets. count: of those that went on where the last one was."""
+    """The latest of a flow's packets. packets: that went on where the last one was."""
 
     key: bytes
     id: int
@@ -77,7 +77,7 @@ class Candidate(NamedTuple):
     ack: int
     tsecr: int
     seen_ms: int
-    count: int
+    packets: int
 
 
 class RateLimit:
@@ -134,16 +134,16 @@ class Takeovers:
         last = self._candidates[place]
         if last is not None and last.key == packet.key and last.id == packet.id:
             moves = _moves(last, packet)
-            if moves is None and last.count > 1 and _is_fresh(last, packet):
+            if moves is None and last.packets > 1 and _is_fresh(last, packet):
                 return 1
             if moves is not None:
                 if not moves:
-                    return last.count  # a copy, or late: says nothing
-                packet = packet._replace(count=min(last.count + 1, VOUCHED_COUNT))
-        elif last is not None and last.count > 1 and _is_fresh(last, packet):
+                    return last.packets  # a copy, or late: says nothing
+                packet = packet._replace(packets=min(last.packets + 1, VOUCHED_COUNT))
+        elif last is not None and last.packets > 1 and _is_fresh(last, packet):
             return 1
         self._candidates[place] = packet
-        return packet.count
+        return packet.packets
 
     def _of_prefix(self, key: bytes) -> RateLimit:
         prefix = five_tuple.split(key).src[:PREFIX_LEN]

@@ -43,7 +43,7 @@ struct candidate {
 	__u32 tsecr;
 	__u32 seen_ms;
 	__u8 id;
-	__u8 count;
+	__u8 packets;
 	__u8 padding[2];
 };
 
@@ -95,8 +95,8 @@ static __always_inline bool is_late(__u32 step)
 static __always_inline __u8 note_candidate(struct candidate *last, const struct segment *segment,
 					   __u32 tag, __u8 id, __u64 now_ms)
 {
-	bool is_same = last->count && last->tag == tag && last->id == id;
-	bool stays = last->count > 1 && (__u32)now_ms - last->seen_ms < KEPT_MS;
+	bool is_same = last->packets && last->tag == tag && last->id == id;
+	bool stays = last->packets > 1 && (__u32)now_ms - last->seen_ms < KEPT_MS;
 	__u32 seq = segment->seq - last->seq, ack = segment->ack - last->ack,
 	      tsecr = segment->tsecr - last->tsecr;
 	__u8 count = 1;
@@ -104,14 +104,14 @@ static __always_inline __u8 note_candidate(struct candidate *last, const struct 
 	if (is_same && (seq < REACH || is_late(seq)) && (ack < REACH || is_late(ack)) &&
 	    (tsecr < REACH || is_late(tsecr))) {
 		if (!(seq | ack | tsecr) || is_late(seq) || is_late(ack) || is_late(tsecr))
-			return last->count; /* a copy, or late: says nothing */
-		count = last->count < VOUCHED_COUNT ? last->count + 1 : VOUCHED_COUNT;
+			return last->packets; /* a copy, or late: says nothing */
+		count = last->packets < VOUCHED_COUNT ? last->packets + 1 : VOUCHED_COUNT;
 	} else if (stays) {
 		return 1;
 	}
 	*last = (struct candidate){
 		.tag = tag, .seq = segment->seq, .ack = segment->ack, .tsecr = segment->tsecr,
-		.seen_ms = now_ms, .id = id, .count = count,
+		.seen_ms = now_ms, .id = id, .packets = count,
 	};
 	return count;
 }
