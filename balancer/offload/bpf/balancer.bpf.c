@@ -5,6 +5,7 @@
  */
 #include "flows.h"
 #include "forward.h"
+#include "life.h"
 #include "request.h"
 
 #include "common/bpf/include/allowance.h"
@@ -59,7 +60,7 @@ static __always_inline __u32 shift_of(const struct settings *settings, const str
 static __always_inline int on_named(struct xdp_md *ctx, const struct settings *settings,
 				    __u32 service, const struct segment *segment,
 				    struct flow *flow, __u32 id, struct backend *named,
-				    __u64 hash, __u64 now_ms)
+				    __u64 now_ms)
 {
 	struct backend *own = named;
 	int standing;
@@ -74,13 +75,13 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 		return forward_flow(ctx, segment, flow, own, 0, now_ms);
 	if (!named->index || segment->packet.len > named->mtu)
 		return XDP_PASS;
-	standing = judge(segment, hash, id, now_ms);
+	standing = judge(segment, id, now_ms);
 	if (standing == LIMITED) {
 		note(REASON_TAKEOVER_LIMITED);
 		return XDP_DROP;
 	}
 	if (standing == VOUCHED && !flow)
-		take_over(segment, hash, service, id, now_ms);
+		take_over(segment, service, id, now_ms);
 	return forward(ctx, segment, named, place_of(service, id), 0,
 		       REASON_TAKEOVER);
 }
@@ -205,8 +206,15 @@ int on_packet(struct xdp_md *ctx)
 	settings = get_settings();
 	if (!settings || !read_frame(ctx, &segment))
 		return XDP_PASS;
-	if (segment.flags & SYN)
-		return on_syn(ctx, settings, &segment);
+	if (segment.flags & SYN) {
+		int verdict = on_syn(ctx, settings, &segment);
+
+		if (verdict == ANSWERED_BARE) {
+			note_syn(&segment);
+			return XDP_TX;
+		}
+		return verdict;
+	}
 	now_ms = clock_ms(settings);
 	hash = hash_of(&segment.five_tuple, settings->flow_seed);
 	flow = find_flow(settings, &segment, hash, now_ms);
@@ -226,7 +234,7 @@ int on_packet(struct xdp_md *ctx)
 	named = find_backend(number, id);
 	if (named && flow && flow->tag.backend != id && flow->tag.state & BARE)
 		named = NULL; /* the flow's packets echo nothing */
-	return named ? on_named(ctx, settings, number, &segment, flow, id, named, hash, now_ms)
+	return named ? on_named(ctx, settings, number, &segment, flow, id, named, now_ms)
 		     : on_unnamed(ctx, settings, number, &segment, flow, hash, now_ms);
 }
 

@@ -4,10 +4,10 @@
  */
 #pragma once
 
-#include "life.h"
 #include "segment.h"
 
 #define NO_WSCALE 255
+#define ANSWERED_BARE -1
 
 /* What a SYN offers. Twin: common/wire/options.py:Options */
 struct offer {
@@ -21,7 +21,8 @@ struct offer {
 /* A segment to be, from the TCP header on. words: with all its options. */
 struct tcp_words {
 	__be32 words[(sizeof(struct tcphdr) + MAX_OPTIONS_LEN) / 4];
-	__u32 count;
+	__u16 count;
+	__u16 has_timestamps;
 };
 
 /* The SYN-ACK's TSval: 22 bits, never 0. */
@@ -154,6 +155,7 @@ static __always_inline void write_options(struct tcp_words *made, const struct o
 	if (accepted->wscale != NO_WSCALE)
 		made->words[count++] = bpf_htonl(USUAL_WSCALE | wscale);
 	made->count = count;
+	made->has_timestamps = accepted->timestamps;
 }
 
 static __always_inline __u16 tcp_checksum(const struct tcp_words *made, __be32 saddr, __be32 daddr)
@@ -206,7 +208,10 @@ static __always_inline bool write_answer(struct xdp_md *ctx, const struct segmen
 	return true;
 }
 
-/* Answer a SYN: its options as offered, as far as the service has them. */
+/* Answer a SYN: its options as offered, as far as the service has them.
+ *
+ * Returns: ANSWERED_BARE where it is sent without timestamps, else what becomes of the frame.
+ */
 static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings *settings,
 				      const struct service *service, const struct segment *syn,
 				      __u64 now_ms)
@@ -222,8 +227,6 @@ static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings 
 		return XDP_PASS;
 	offer.sack &= service->sack;
 	offer.timestamps &= service->timestamps;
-	if (!offer.timestamps)
-		note_syn(settings, syn);
 	write_options(&made, &offer, service->mss, service->wscale, handshake_clock(now_ms));
 	cookie_isn = cookie_mac(settings->secrets.keys[0], &flow, now_ms / EPOCH_MS) << 8 |
 		     encode_offer(offer.mss, offer.sack,
@@ -239,5 +242,5 @@ static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings 
 	if (!write_answer(ctx, syn, &made))
 		return XDP_DROP;
 	note(REASON_SYN_ANSWERED);
-	return XDP_TX;
+	return made.has_timestamps ? XDP_TX : ANSWERED_BARE;
 }

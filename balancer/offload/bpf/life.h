@@ -58,12 +58,14 @@ static __always_inline bool may_give_way(const struct flow *flow, const struct s
 }
 
 /* A SYN without timestamps has come for a flow's ports, if there is one. */
-static __noinline int note_syn(const struct settings *settings, const struct segment *syn)
+static __noinline int note_syn(const struct segment *syn)
 {
-	struct flow *flow = look_up(&syn->five_tuple,
-				    hash_of(&syn->five_tuple, settings->flow_seed));
+	const struct settings *settings = get_settings();
 	union tag before, after;
+	struct flow *flow;
 
+	flow = settings ? look_up(&syn->five_tuple,
+				  hash_of(&syn->five_tuple, settings->flow_seed)) : NULL;
 	if (!flow)
 		return 0;
 	before = after = tag_of(flow);

@@ -118,17 +118,23 @@ static __always_inline __u8 note_candidate(struct candidate *last, const struct 
 
 /* What speaks for a packet that names a backend, of a flow that the table does not know.
  *
- * hash: of its five-tuple. Global, so that it is verified once.
+ * Global, so that it is verified once.
  * Twin: balancer/modes/split/takeover.py:Takeovers.judge
  */
-__noinline int judge(const struct segment *segment, __u64 hash, __u32 id, __u64 now_ms)
+__noinline int judge(const struct segment *segment, __u32 id, __u64 now_ms)
 {
-	__u32 place = hash % CANDIDATES, prefix;
 	const struct settings *settings = get_settings();
-	struct candidate *last = bpf_map_lookup_elem(&candidates, &place);
+	struct candidate *last;
+	__u32 place, prefix;
+	__u64 hash;
 	__u8 count;
 
-	if (!segment || !settings || !last)
+	if (!segment || !settings)
+		return LIMITED;
+	hash = hash_of(&segment->five_tuple, settings->flow_seed);
+	place = hash % CANDIDATES;
+	last = bpf_map_lookup_elem(&candidates, &place);
+	if (!last)
 		return LIMITED;
 	count = note_candidate(last, segment, hash >> 32, id, now_ms);
 	if (count >= VOUCHED_COUNT)
@@ -144,7 +150,7 @@ __noinline int judge(const struct segment *segment, __u64 hash, __u32 id, __u64 
 }
 
 /* Enter a flow that another balancer began, if there is room. It is as old as its clock. */
-static __noinline int take_over(const struct segment *segment, __u64 hash, __u32 service, __u32 id,
+static __noinline int take_over(const struct segment *segment, __u32 service, __u32 id,
 				__u64 now_ms)
 {
 	const struct settings *settings = get_settings();
@@ -156,5 +162,5 @@ static __noinline int take_over(const struct segment *segment, __u64 hash, __u32
 	if (!settings)
 		return TABLE_FULL;
 	set_created(&made, now_ms - (__u32)(segment->tsecr - (id << (settings->id_shift & 31))));
-	return enter_flow(&made, hash, now_ms, TAKEN_OVER);
+	return enter_flow(&made, hash_of(&made.ends, settings->flow_seed), now_ms, TAKEN_OVER);
 }
