@@ -43,12 +43,12 @@ CONSTANTS = {
             "QUIET_MS")),
         ("balancer/modes/split/handshake.py", "", ("WINDOW", "CLOCK_MASK")),
         ("balancer/modes/split/takeover.py", "", (
-            "WRAP_SLACK_MS", "VOUCHED_COUNT", "REACH", "CANDIDATES", "KEPT_MS", "PREFIXES",
+            "WRAP_SLACK_MS", "VOUCHED_COUNT", "REACH", "KEPT_MS", "PREFIXES",
             "PREFIX_LEN", "PREFIX_SHARE")),
         ("balancer/offload/flow_map.py", "", (
             "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "BARE", "SYN_SEEN",
             "STATE_MASK", "CREATED_BITS")),
-        ("balancer/offload/maps.py", "", ("MAX_BACKENDS",)),
+        ("balancer/offload/maps.py", "", ("MAX_BACKENDS", "CANDIDATES")),
         ("balancer/pool/schedule.py", "", ("TABLE_SIZE",)),
     ),
     "packetbridge/offload/bpf/constants.h": (

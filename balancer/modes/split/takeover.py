@@ -28,7 +28,7 @@ WRAP_SLACK_MS = 2000
 
 VOUCHED_COUNT = 3  # packets, after which a flow is limited no more
 REACH = 1 << 24  # how far its numbers may move from one packet to the next
-CANDIDATES = 1 << 16  # flows that are watched
+_CANDIDATES = 1 << 15  # flows that are watched; a program, which sees more of them, watches more
 KEPT_MS = 2000  # for how long one that has gone on gives way to no other
 PREFIXES = 4096  # limits of prefixes; some share one
 PREFIX_LEN = 3  # octets
@@ -102,14 +102,14 @@ class RateLimit:
 class Takeovers:
     """Which packets may pass on their echo alone.
 
-    What is kept is of fixed size: a flow's place is a hash of its five-tuple that no stranger can
-    reckon, and a new one takes the place of another unless that has gone on just now.
+    What is kept is of fixed size: a flow has one of two places, by a hash of its five-tuple that no
+    stranger can reckon, and takes that of an older one, unless this has gone on just now.
     Twin: balancer/offload/bpf/takeover.h
     """
 
     def __init__(self, rate: int) -> None:
         """rate: of strangers, packets a second."""
-        self._candidates: list[Candidate | None] = [None] * CANDIDATES
+        self._candidates: list[Candidate | None] = [None] * _CANDIDATES
         self._overall = RateLimit(rate)
         self._again = RateLimit(rate)  # those that have gone on once
         self._prefix_rate = -(-rate // PREFIX_SHARE)
@@ -119,10 +119,10 @@ class Takeovers:
         self, key: bytes, backend_id: int, seq: int, ack: int, tsecr: int, now_ms: int
     ) -> Standing:
         """Note a packet of a flow, and say whether it may pass."""
-        count = self._note(Candidate(key, backend_id, seq, ack, tsecr, now_ms, 1))
-        if count >= VOUCHED_COUNT:
+        packets = self._note(Candidate(key, backend_id, seq, ack, tsecr, now_ms, 1))
+        if packets >= VOUCHED_COUNT:
             return Standing.VOUCHED
-        if count > 1:
+        if packets > 1:
             allowed = self._again.allows(now_ms)
         else:
             allowed = self._of_prefix(key).allows(now_ms) and self._overall.allows(now_ms)
@@ -130,20 +130,35 @@ class Takeovers:
 
     def _note(self, packet: Candidate) -> int:
         """Returns: how many packets have gone on, this one among them; 1 for a stranger's."""
-        place = hash(packet.key) % CANDIDATES
+        place = self._place_of(packet)
+        if place is None:
+            return 1
         last = self._candidates[place]
-        if last is not None and last.key == packet.key and last.id == packet.id:
+        if last is not None and last[:2] == packet[:2]:
             moves = _moves(last, packet)
-            if moves is None and last.packets > 1 and _is_fresh(last, packet):
+            if moves is None and _is_kept(last, packet):
                 return 1
             if moves is not None:
                 if not moves:
                     return last.packets  # a copy, or late: says nothing
                 packet = packet._replace(packets=min(last.packets + 1, VOUCHED_COUNT))
-        elif last is not None and last.packets > 1 and _is_fresh(last, packet):
-            return 1
         self._candidates[place] = packet
         return packet.packets
+
+    def _place_of(self, packet: Candidate) -> int | None:
+        """Where a packet's flow is, or of its two places the one that can be had, if any can."""
+        start = hash(packet.key) % _CANDIDATES & ~1
+        first, second = self._candidates[start:start + 2]
+        for place, last in (start, first), (start + 1, second):
+            if last is not None and last[:2] == packet[:2]:
+                return place
+        if first is None or second is None:
+            return start if first is None else start + 1
+        if _is_kept(first, packet):
+            return None if _is_kept(second, packet) else start + 1
+        if _is_kept(second, packet) or first.seen_ms <= second.seen_ms:
+            return start
+        return start + 1
 
     def _of_prefix(self, key: bytes) -> RateLimit:
         prefix = five_tuple.split(key).src[:PREFIX_LEN]
@@ -154,8 +169,8 @@ class Takeovers:
         return limit
 
 
-def _is_fresh(last: Candidate, packet: Candidate) -> bool:
-    return 0 <= packet.seen_ms - last.seen_ms < KEPT_MS
+def _is_kept(last: Candidate, packet: Candidate) -> bool:
+    return last.packets > 1 and 0 <= packet.seen_ms - last.seen_ms < KEPT_MS
 
 
 def _moves(last: Candidate, packet: Candidate) -> bool | None:
