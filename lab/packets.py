@@ -268,7 +268,7 @@ def _filled_bridge(keys: Sequence[bytes]) -> Bridge:
         flow.client_isn, flow.cookie_isn = number << 10, 1 << 31 | number
         flow.seq_delta, flow.ts_delta = 1 << 30 | number, 1 << 29 | number
         flow.client_next, flow.server_next = number << 11, number << 12
-        flow.server_acked, flow.seen_ms = number << 13, NOW_MS + number % 2
+        flow.client_acked, flow.seen_ms = number << 13, NOW_MS + number % 2
     return datapath
 
 

@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterable
 
 from balancer.config import Config, Service
+from balancer.flows import timeouts_ms
 from balancer.modes.split import takeover
-from balancer.offload.flow_map import FlowMap
+from balancer.offload.flow_map import STATE_BITS, FlowMap
 from balancer.offload.maps import place_of
 from balancer.offload.numbers import ServiceNumbers
 from balancer.offload.requests import fill_requests
@@ -59,7 +60,7 @@ class Program:
             instance.reuse_maps(self.object, [
                 # flows name services by these numbers, and mean nothing without them
                 Kept("flows", beside=("table", "backend_counts"),
-                     meaning=str(numbers.version(self.object)),
+                     meaning=f"{numbers.version(self.object)} {STATE_BITS}",
                      copy=lambda old, replace: self.flows.take_over(old, replace)),
                 numbers,
                 reasons.kept(lambda: self.reasons),
@@ -92,13 +93,12 @@ class Program:
 
     def set_secrets(self, secrets: Secrets) -> None:
         """Check and make cookies by these, and set the clock."""
-        timeouts = self._config.timeouts
         self._secrets = secrets
         self._base = base_ms, base_tick = time.time_ns() // 1_000_000, self._tick()
         self.settings.update(0, {
             "secrets": bpf_secrets.of(secrets),
             "base_ms": base_ms, "base_tick": base_tick, "tick_ms": _TICK_MS,
-            "timeouts_ms": (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms),
+            "timeouts_ms": (*timeouts_ms(self._config.timeouts), 0, 0),
             "takeover_rate": self._config.takeover_rate,
             "id_shift": takeover.id_shift(self._config.id_bits),
             "accepts_version_1": self._config.accept_version_1,

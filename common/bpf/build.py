@@ -41,12 +41,17 @@ CONSTANTS = {
     ),
     "balancer/offload/bpf/constants.h": (
         ("common/flow/store.py", "", ("SEEN_MS",)),
-        ("balancer/flows.py", "", ("OPEN", "HALF_CLOSED", "RESET")),
+        ("balancer/flows.py", "", (
+            "OPEN", "DOUBTED", "HALF_CLOSED", "RESET", "NEW", "TAKEN_OVER", "REUSE_MS",
+            "QUIET_MS")),
         ("balancer/modes/split/handshake.py", "", ("WINDOW",)),
-        ("balancer/modes/split/takeover.py", "", ("WRAP_SLACK_MS",)),
+        ("balancer/modes/split/takeover.py", "", (
+            "WRAP_SLACK_MS", "VOUCHED_COUNT", "REACH", "KEPT_MS", "PREFIXES",
+            "PREFIX_LEN", "PREFIX_SHARE")),
         ("balancer/offload/flow_map.py", "", (
-            "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "CREATED_BITS")),
-        ("balancer/offload/maps.py", "", ("MAX_BACKENDS",)),
+            "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "BARE", "SYN_SEEN",
+            "STATE_MASK", "CREATED_BITS")),
+        ("balancer/offload/maps.py", "", ("MAX_BACKENDS", "CANDIDATES")),
         ("balancer/pool/schedule.py", "", ("TABLE_SIZE",)),
     ),
     "packetbridge/offload/bpf/constants.h": (

@@ -11,6 +11,8 @@ that the cookie promised; from then on every packet is translated both ways
 For a packet from the client the tests come in this order:
 
 1. It fits its flow's numbers: translated, or held while the server is silent.
+   What these may be says the server, by what it has sent and acknowledged:
+   anybody can write what a client sends.
 2. It has payload and follows a cookie with another client_isn: a handoff, over
    whatever flow was there (a reused port), if its timestamps prove that it is
    for this bridge. Where the cookie is all that it has to show, guesses that
@@ -19,7 +21,9 @@ For a packet from the client the tests come in this order:
 4. Nobody knows it: dropped, and a second later reset.
 
 Rules: a segment without payload opens nothing, nor does a cookie that is not
-ours. How a flow ends is a table (packetbridge/flows.py).
+ours. How a flow ends is a table (packetbridge/flows.py). A client's RST ends it
+only if it has exactly the number that the server expects (RFC 5961 §3.2); of any
+other the server's stack decides what it is, and the flow lives on.
 """
 
 import heapq
@@ -50,7 +54,7 @@ from packetbridge.modes import replay, translate
 from packetbridge.modes.replay import Replay
 from packetbridge.modes.translate import ServiceState
 
-PLAUSIBLE_LEN = 1 << 20  # how far from the last octet seen a client's segment may lie
+PLAUSIBLE_LEN = 1 << 20  # by so much numbers may exceed what windows allow
 _HELD_OCTETS = 64 << 20  # of all flows that wait for their server
 
 
@@ -215,7 +219,7 @@ class Splice:
         if not flow.is_open:
             return self._on_waiting(segment, flow, now_ms)
         self._note_client(segment, flow)
-        self.note_seen(segment, flow, now_ms)
+        self.note_seen(flow, _is_exact_reset(segment, flow), now_ms)
         return send(Event.TO_SERVER, translate.to_server(segment, flow))
 
     def _on_waiting(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
@@ -223,6 +227,9 @@ class Splice:
         if segment.flags & RST:
             if flow.replay is None:
                 return DROP[DropReason.FLOW_CLOSED]
+            handoff = flow.replay.handoff
+            if segment.seq not in (handoff.seq, add(handoff.seq, handoff.seq_len)):
+                return DROP[DropReason.REPLAY_PENDING]
             verdict = send(Event.RESET, *self._reset_to_server(flow))
             self._end(flow, Turn.RESET, now_ms)
             return verdict
@@ -251,7 +258,7 @@ class Splice:
             # The server has not seen the handoff; the client will send it again.
             return DROP[DropReason.REPLAY_DONE]
         self._note_server(segment, flow)
-        self.note_seen(segment, flow, now_ms)
+        self.note_seen(flow, bool(segment.flags & RST), now_ms)
         return send(Event.TO_CLIENT, translate.to_client(segment, flow))
 
     def _on_orphan(self, segment: Segment, now_ms: int) -> Verdict:
@@ -306,13 +313,13 @@ class Splice:
         """Keep track of what the client has sent and acknowledged."""
         flags = segment.flags
         end = add(segment.seq, segment.seq_len)
-        if before(flow.client_next, end):
+        if before(flow.client_next, end) and delta(end, flow.client_acked) <= _reach(flow):
             flow.client_next = end
-        if flags & ACK and before(flow.server_acked, segment.ack):
-            flow.server_acked = segment.ack
+            flow.ending &= ~CLIENT_FIN  # it was none: there is more
         if flags & FIN or flow.ending & SERVER_FIN:
+            ends = bool(flags & FIN) and end == flow.client_next
             acks_fin = bool(flow.ending & SERVER_FIN) and segment.ack == flow.server_next
-            flow.ending |= TOLD_BY_CLIENT[bool(flags & FIN), acks_fin]
+            flow.ending |= TOLD_BY_CLIENT[ends, acks_fin]
 
     def _note_server(self, segment: Segment, flow: BridgeFlow) -> None:
         """Keep track of what the server has sent and acknowledged."""
@@ -320,13 +327,15 @@ class Splice:
         end = add(segment.seq, segment.seq_len + flow.seq_delta)
         if before(flow.server_next, end):
             flow.server_next = end
+        if flags & ACK and before(flow.client_acked, segment.ack):
+            flow.client_acked = segment.ack
         if flags & FIN or flow.ending & CLIENT_FIN:
             acks_fin = bool(flow.ending & CLIENT_FIN) and segment.ack == flow.client_next
             flow.ending |= TOLD_BY_SERVER[bool(flags & FIN), acks_fin]
 
-    def note_seen(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> None:
+    def note_seen(self, flow: BridgeFlow, is_reset: bool, now_ms: int) -> None:
         """Let the flow's state follow a packet that was translated."""
-        if segment.flags & RST:
+        if is_reset:
             self._turn(flow, Turn.RESET, now_ms)
         elif flow.ending == ENDED and flow.state == OPEN:
             self._turn(flow, Turn.ENDED, now_ms)
@@ -348,16 +357,37 @@ class Splice:
         )
 
     def _reset_to_server(self, flow: BridgeFlow) -> list[bytes]:
-        """A RST as from the client; before the server has answered, right after the SYN."""
-        seq = flow.client_next if flow.is_open else add(flow.client_isn, 1)
-        return [tcp.emit(flow.key, seq, 0, RST)]
+        """A RST as from the client, with what the server expects next, as far as that is known.
+
+        Before it has answered that is right after the SYN, later what it has acknowledged, or if it
+        has yet to do that, all that was sent.
+        """
+        seqs = {flow.client_acked: None, flow.client_next: None} if flow.is_open else (
+            add(flow.client_isn, 1),)
+        return [tcp.emit(flow.key, seq, 0, RST) for seq in seqs]
+
+
+def _is_exact_reset(segment: Segment, flow: BridgeFlow) -> bool:
+    """Whether a client's segment is a RST that the server's stack must take for one."""
+    return bool(segment.flags & RST) and segment.seq == flow.client_acked
+
+
+def _reach(flow: BridgeFlow) -> int:
+    """How far from what the server has acknowledged a client's segment may lie: its window."""
+    return PLAUSIBLE_LEN + (0xFFFF << flow.server_wscale)
 
 
 def _is_plausible(segment: Segment, flow: BridgeFlow) -> bool:
-    """Whether the numbers fit the flow so well that it can be no other connection."""
-    distance = segment.seq - flow.client_next + PLAUSIBLE_LEN & 0xFFFFFFFF
-    unacked_len = flow.server_next - flow.server_acked & 0xFFFFFFFF
+    """Whether the numbers fit the flow so well that it can be no other connection.
+
+    Source: RFC 5961 §5.2, with the largest windows that there can have been.
+    """
+    if flow.state == RESET or flow.ending == ENDED:
+        return False
+    reach = _reach(flow)
+    wscale = flow.cookie_isn & 0xF
+    in_flight = PLAUSIBLE_LEN + (0xFFFF << (0 if wscale == cookie.WSCALE_NONE else wscale))
     return (
-        distance <= 2 * PLAUSIBLE_LEN
-        and segment.ack - flow.server_acked & 0xFFFFFFFF <= unacked_len
+        segment.seq - flow.client_acked + reach & 0xFFFFFFFF <= 2 * reach
+        and flow.server_next - segment.ack & 0xFFFFFFFF <= in_flight
     )

@@ -76,7 +76,7 @@ class Entry(NamedTuple):
     has_timestamps: bool
     client_next: int
     server_next: int
-    server_acked: int
+    client_acked: int
     seen_s: int
     client_ending: int
     server_ending: int
@@ -90,7 +90,7 @@ class Entry(NamedTuple):
             service.vip, service.vip_port, service.config.dscp,
             flow.server_wscale, flow.advertised_wscale, flow.client_wscale,
             states().OPEN if flow.is_open else states().PORTABLE, False,
-            flow.client_next, flow.server_next, flow.server_acked, seen_s,
+            flow.client_next, flow.server_next, flow.client_acked, seen_s,
             flow.ending & _CLIENT_TELLS, flow.ending & _SERVER_TELLS,
         )
 
@@ -119,8 +119,8 @@ class Entry(NamedTuple):
             flow.client_next = self.client_next
         if before(flow.server_next, self.server_next):
             flow.server_next = self.server_next
-        if before(flow.server_acked, self.server_acked):
-            flow.server_acked = self.server_acked
+        if before(flow.client_acked, self.client_acked):
+            flow.client_acked = self.client_acked
 
 
 class Splice:

@@ -18,7 +18,6 @@ from common.wire import five_tuple, tcp
 from common.wire.tcp import RST
 from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath
-from packetbridge.flows import RESET
 from packetbridge.offload.beside import Beside
 from packetbridge.offload.splice import Splice
 
@@ -88,10 +87,8 @@ class Spliced(Datapath):
             )
         flow = self._beside.learn(key, now_ms)
         assert flow is not None, "the programs have a flow that the table has not"
-        if segment.flags & RST:
-            self.flows.move(flow, RESET, now_ms)
-        else:
-            self.splice.note_seen(segment, flow, now_ms)
+        is_reset = segment.flags & RST and (is_answer or segment.seq == flow.client_acked)
+        self.splice.note_seen(flow, bool(is_reset), now_ms)
 
     def close(self) -> None:
         """Unload the programs."""

@@ -87,11 +87,13 @@ class Twins:
 
     def _flows_differ(self, key: bytes) -> str:
         octets, flow = self.loaded.flows.lookup(key), self.datapath.flows.get(key)
-        expected = flow and (flow.client_isn, flow.ts_shift, flow.backend.id, flow.state)
+        expected = flow and (flow.client_isn, flow.ts_shift or flow.noted_seq, flow.backend.id,
+                             flow.state, flow.created_ms, flow.has_timestamps, flow.syn_seen)
         found = None
         if octets:
             entry = Entry.unpack(octets, NOW_MS)
-            found = entry.client_isn, entry.ts_shift, entry.backend, entry.state
+            found = (entry.client_isn, entry.number, entry.backend, entry.state, entry.created_ms,
+                     entry.has_timestamps, entry.syn_seen)
         return "" if found == expected else f"entered {found}, not {expected}"
 
 
@@ -318,6 +320,8 @@ def _agree(twins: Twins, key: bytes) -> None:
     entry = Entry.unpack(octets, NOW_MS)
     service = list(twins.datapath.services)[entry.service]
     backend = service.pool.get(entry.backend)
-    made = BackendFlow(key, backend, entry.client_isn, entry.ts_shift, entry.created_ms)
+    made = BackendFlow(key, backend, entry.client_isn, 0, entry.created_ms, entry.has_timestamps)
+    setattr(made, "ts_shift" if entry.has_timestamps else "noted_seq", entry.number)
+    made.syn_seen = entry.syn_seen
     twins.datapath.flows.insert(made)
     twins.datapath.flows.move(made, entry.state, NOW_MS)

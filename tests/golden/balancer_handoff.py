@@ -98,8 +98,8 @@ def the_round_trip_is_right_across_the_wrap_of_the_clock(case: Case) -> None:
 @book.case(backends=(1, 2, 3), weights={1: 0, 2: 0})
 def every_echo_of_t0_names_the_backend(case: Case) -> None:
     """All that the client sends before it hears from the server echoes T0, and every echo is moved
-    alike, but only the first segment proves whom it is for; the first echo of the server's own
-    clock is left as it is, and so is all after it."""
+    alike, also what comes late, but only the first segment proves whom it is for; echoes of the
+    server's own clock are left as they are."""
     client = Client()
     first = client.segment("PA", payload=REQUEST)
     second = client.segment("PA", 1 + len(REQUEST), payload=b"more")
@@ -112,7 +112,7 @@ def every_echo_of_t0_names_the_backend(case: Case) -> None:
     answered = client.segment("A", 50, 900, ts=(CLIENT_CLOCK + 60, named(3, 65)))
     case.sends("forwarded", answered, to_bridge(answered, 3))
     old = client.segment("A", 50, 900, ts=(CLIENT_CLOCK + 61, client.t0))
-    case.sends("forwarded", old, to_bridge(old, 3))
+    case.sends("forwarded", old, to_bridge(old, 3, tsecr=named(3, 30)))
 
 
 @book.case()

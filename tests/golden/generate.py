@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.golden import (
+    balancer_ends,
     balancer_flows,
     balancer_handoff,
     balancer_handshake,
@@ -26,7 +27,8 @@ from tests.golden.case import Case
 FOLDER = Path(__file__).parent
 BOOKS = (
     balancer_handshake.book, balancer_handoff.book, balancer_request.book, balancer_hold.book,
-    balancer_flows.book, balancer_refused.book,
+    balancer_flows.book, balancer_ends.book,
+    balancer_refused.book,
     bridge_handoff.book,
     bridge_translation.book, bridge_endings.book, bridge_refused.book,
 )

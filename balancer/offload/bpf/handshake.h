@@ -7,6 +7,7 @@
 #include "segment.h"
 
 #define NO_WSCALE 255
+#define ANSWERED_BARE -1
 
 /* What a SYN offers. Twin: common/wire/options.py:Options */
 struct offer {
@@ -20,7 +21,8 @@ struct offer {
 /* A segment to be, from the TCP header on. words: with all its options. */
 struct tcp_words {
 	__be32 words[(sizeof(struct tcphdr) + MAX_OPTIONS_LEN) / 4];
-	__u32 count;
+	__u16 count;
+	__u16 has_timestamps;
 };
 
 /* The hash of the handshake of ours that a segment is the first after, or 0. */
@@ -159,6 +161,7 @@ static __always_inline void write_options(struct tcp_words *made, const struct o
 	if (accepted->wscale != NO_WSCALE)
 		made->words[count++] = bpf_htonl(USUAL_WSCALE | wscale);
 	made->count = count;
+	made->has_timestamps = accepted->timestamps;
 }
 
 static __always_inline __u16 tcp_checksum(const struct tcp_words *made, __be32 saddr, __be32 daddr)
@@ -211,7 +214,10 @@ static __always_inline bool write_answer(struct xdp_md *ctx, const struct segmen
 	return true;
 }
 
-/* Answer a SYN: its options as offered, as far as the service has them. */
+/* Answer a SYN: its options as offered, as far as the service has them.
+ *
+ * Returns: ANSWERED_BARE where it is sent without timestamps, else what becomes of the frame.
+ */
 static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings *settings,
 				      const struct service *service, const struct segment *syn,
 				      __u64 now_ms)
@@ -244,5 +250,5 @@ static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings 
 	if (!write_answer(ctx, syn, &made))
 		return XDP_DROP;
 	note(REASON_SYN_ANSWERED);
-	return XDP_TX;
+	return made.has_timestamps ? XDP_TX : ANSWERED_BARE;
 }

@@ -50,32 +50,52 @@ static __always_inline struct flow_key key_of(const struct service *service,
 				 segment->five_tuple.sport, service->server_port};
 }
 
+/* How far from what the server has acknowledged a client's segment may lie: its window. */
+static __always_inline __u32 reach_of(const struct flow *flow)
+{
+	return PLAUSIBLE_LEN + (0xffff << (flow->server_wscale & 15));
+}
+
+static __always_inline bool has_ended(const struct flow *flow)
+{
+	__u8 ending = flow->client_ending | flow->server_ending;
+
+	return ending & WAS_RESET || (ending & BOTH_ENDED) == BOTH_ENDED;
+}
+
 /* Whether it can be no other connection's: without payload it opens none, with one its numbers
- * must fit the flow.
+ * must fit the flow. Twin: packetbridge/modes/splice.py:_is_plausible
  */
 static __always_inline bool is_of_flow(const struct segment *segment, const struct flow *flow)
 {
-	__u32 distance = segment->seq - flow->client_next + PLAUSIBLE_LEN;
-	__u32 unacked_len = flow->server_next - flow->server_acked;
+	__u32 reach = reach_of(flow), wscale = flow->cookie_isn & 0xf;
 
 	if (!has_payload(segment))
 		return true;
-	return distance <= 2 * PLAUSIBLE_LEN && segment->ack - flow->server_acked <= unacked_len;
+	if (wscale == WSCALE_NONE)
+		wscale = 0;
+	return segment->seq - flow->client_acked + reach <= 2 * reach &&
+	       flow->server_next - segment->ack <= PLAUSIBLE_LEN + (0xffff << wscale) &&
+	       !has_ended(flow);
 }
 
-/* Keep track of what the client has sent and acknowledged. */
+/* Keep track of what the client has sent, as far as the server's own numbers allow for it. */
 static __always_inline void note_client(struct flow *flow, const struct segment *segment)
 {
 	__u32 end = segment->seq + payload_len(segment);
 
 	if (segment->flags & (FIN | RST)) {
 		end += segment->flags & FIN;
-		flow->client_ending |= segment->flags & RST ? WAS_RESET : CLIENT_FIN;
+		if (segment->flags & RST && segment->seq == flow->client_acked)
+			flow->client_ending |= WAS_RESET;
 	}
-	if (is_after(end, flow->client_next))
+	if (is_after(end, flow->client_next) && end - flow->client_acked <= reach_of(flow)) {
 		flow->client_next = end;
-	if (is_after(segment->ack, flow->server_acked))
-		flow->server_acked = segment->ack;
+		if (flow->client_ending & CLIENT_FIN)
+			flow->client_ending &= ~CLIENT_FIN; /* it was none: there is more */
+	}
+	if (segment->flags & FIN && end == flow->client_next)
+		flow->client_ending |= CLIENT_FIN;
 	if (flow->server_ending & SERVER_FIN && segment->ack == flow->server_next)
 		flow->client_ending |= SERVER_FIN_ACKED;
 	flow->seen_s = current_s;
@@ -92,6 +112,8 @@ static __always_inline void note_server(struct flow *flow, const struct segment 
 	}
 	if (is_after(end, flow->server_next))
 		flow->server_next = end;
+	if (segment->flags & ACK && is_after(segment->ack, flow->client_acked))
+		flow->client_acked = segment->ack;
 	if (flow->client_ending & CLIENT_FIN && segment->ack == flow->client_next)
 		flow->server_ending |= CLIENT_FIN_ACKED;
 	flow->seen_s = current_s;
@@ -122,7 +144,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 		.has_timestamps = timestamps.found,
 		.client_next = segment->seq + payload_len(segment),
 		.server_next = segment->ack,
-		.server_acked = segment->ack,
+		.client_acked = segment->seq,
 		.seen_s = current_s,
 	};
 
@@ -291,12 +313,11 @@ struct sweep {
 static __u64 sweep_flow(void *map, const struct flow_key *key, const struct flow *flow,
 		       struct sweep *sweep)
 {
-	__u8 ending = flow->client_ending | flow->server_ending;
 	__u32 most_s = sweep->idle_s;
 
 	if (flow->state == REPLAYING)
 		most_s = sweep->replay_s;
-	else if (ending & WAS_RESET || (ending & BOTH_ENDED) == BOTH_ENDED)
+	else if (has_ended(flow))
 		most_s = sweep->closing_s;
 	/* those of the portable engine leave when it forgets them; a second may have begun since */
 	if (flow->state != PORTABLE && (__s32)(sweep->now_s - flow->seen_s) > (__s32)most_s)

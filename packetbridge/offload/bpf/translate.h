@@ -45,7 +45,7 @@ struct flow {
 
 	__u32 client_next;
 	__u32 server_next;
-	__u32 server_acked;
+	__u32 client_acked;
 	__u32 seen_s;
 	__u8 client_ending; /* what the client's segments tell, and below, what the server's do */
 	__u8 server_ending;
