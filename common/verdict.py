@@ -65,7 +65,7 @@ class DropReason(Reason):
     # the everyday life of a flow
     HANDSHAKE_ACK = "handshake_ack"  # completes a handshake; nothing to forward yet
     UNKNOWN_FLOW = "unknown_flow"  # no flow yet: overtaken, stale, or forged
-    TAKEOVER_LIMITED = "takeover_limited"  # more foreign flows than `takeover_rate`
+    TAKEOVER_LIMITED = "takeover_limited"  # more strangers than `takeover_rate`
     RESET_UNANSWERED = "reset_unanswered"  # a RST of no flow: never answered
     TABLE_FULL = "table_full"  # of open flows, and more than `new_flow_rate` want in
     NO_BACKEND = "no_backend"  # every backend has weight 0
