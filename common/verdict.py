@@ -65,9 +65,13 @@ class DropReason(Reason):
     # the everyday life of a flow
     HANDSHAKE_ACK = "handshake_ack"  # completes a handshake; nothing to forward yet
     UNKNOWN_FLOW = "unknown_flow"  # no flow yet: overtaken, stale, or forged
+<<<<<<< HEAD
     BAD_ECHO = "bad_echo"  # a good cookie, whose timestamps prove nothing: forged, or of version 1
     GUESSES_LIMITED = "guesses_limited"  # more wrong cookies without timestamps than are borne
     TAKEOVER_LIMITED = "takeover_limited"  # more foreign flows than `takeover_rate`
+=======
+    TAKEOVER_LIMITED = "takeover_limited"  # more strangers than `takeover_rate`
+>>>>>>> flows
     RESET_UNANSWERED = "reset_unanswered"  # a RST of no flow: never answered
     TABLE_FULL = "table_full"  # of open flows, and more than `new_flow_rate` want in
     NO_BACKEND = "no_backend"  # every backend has weight 0
