@@ -67,6 +67,7 @@ class DropReason(Reason):
     UNKNOWN_FLOW = "unknown_flow"  # no flow yet: overtaken, stale, or forged
     BAD_ECHO = "bad_echo"  # a good cookie, whose timestamps prove nothing: forged, or of version 1
     GUESSES_LIMITED = "guesses_limited"  # more wrong cookies without timestamps than are borne
+    COOKIE_SPENT = "cookie_spent"  # a first segment again, when its connection has ended: a replay
     TAKEOVER_LIMITED = "takeover_limited"  # more foreign flows than `takeover_rate`
     RESET_UNANSWERED = "reset_unanswered"  # a RST of no flow: never answered
     TABLE_FULL = "table_full"  # of open flows, and more than `new_flow_rate` want in
