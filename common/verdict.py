@@ -68,6 +68,7 @@ class DropReason(Reason):
 <<<<<<< HEAD
     BAD_ECHO = "bad_echo"  # a good cookie, whose timestamps prove nothing: forged, or of version 1
     GUESSES_LIMITED = "guesses_limited"  # more wrong cookies without timestamps than are borne
+    COOKIE_SPENT = "cookie_spent"  # a first segment again, when its connection has ended: a replay
     TAKEOVER_LIMITED = "takeover_limited"  # more foreign flows than `takeover_rate`
 =======
     TAKEOVER_LIMITED = "takeover_limited"  # more strangers than `takeover_rate`

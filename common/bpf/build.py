@@ -59,6 +59,7 @@ CONSTANTS = {
             "CLIENT_FIN", "SERVER_FIN", "CLIENT_FIN_ACKED", "SERVER_FIN_ACKED")),
         ("packetbridge/offload/splice.py", "", ("WAS_RESET",)),
         ("packetbridge/modes/splice.py", "", ("PLAUSIBLE_LEN",)),
+        ("packetbridge/modes/spent.py", "", ("SPENT_IN_BUCKET",)),
     ),
 }
 

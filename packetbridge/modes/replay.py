@@ -21,18 +21,22 @@ _MAX_EAGER_SYNS = 3
 class Replay:
     """What is kept while the server has not answered.
 
-    offer:      what the client offered. handoff: the first data segment.
+    offer:      what the client offered. handoff: the first data segment. proof: the hash that
+                vouches for it.
     syn:        the packet to the server. due_ms: when it is sent again, or given up.
     expires_ms: when the server is given up.
     octets:     of all held segments.
     """
 
     __slots__ = ("_by_seq", "_eager_syns", "_timeout_ms", "due_ms", "expires_ms", "handoff",
-                 "octets", "offer", "syn")
+                 "octets", "offer", "proof", "syn")
 
-    def __init__(self, flow: BridgeFlow, handoff: Segment, now_ms: int, patience_ms: int) -> None:
+    def __init__(
+        self, flow: BridgeFlow, handoff: Segment, proof: int, now_ms: int, patience_ms: int
+    ) -> None:
         self.offer = cookie.decode(flow.cookie_isn, flow.key)
         self.handoff = handoff
+        self.proof = proof
         self.syn = _emit_syn(flow, handoff, self.offer)
         self._timeout_ms = FIRST_TIMEOUT_MS
         self.expires_ms = now_ms + patience_ms

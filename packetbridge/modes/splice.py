@@ -15,8 +15,9 @@ For a packet from the client the tests come in this order:
    anybody can write what a client sends.
 2. It has payload and follows a cookie with another client_isn: a handoff, over
    whatever flow was there (a reused port), if its timestamps prove that it is
-   for this bridge. Where the cookie is all that it has to show, guesses that
-   fail are counted (common/flow/guesses.py).
+   for this bridge, and the cookie has not opened a connection before (spent.py).
+   Where the cookie is all that it has to show, guesses that fail are counted
+   (common/flow/guesses.py).
 3. It has a flow all the same: translated; the stacks will answer it.
 4. Nobody knows it: dropped, and a second later reset.
 
@@ -51,7 +52,9 @@ from packetbridge.flows import (
     Turn,
 )
 from packetbridge.modes import replay, translate
+from packetbridge.modes.diagnosis import Diagnosis
 from packetbridge.modes.replay import Replay
+from packetbridge.modes.spent import SpentCookies
 from packetbridge.modes.translate import ServiceState
 
 PLAUSIBLE_LEN = 1 << 20  # by so much numbers may exceed what windows allow
@@ -63,14 +66,17 @@ class Splice:
 
     services, flows: the data path's. patience_ms: how long a server may stay silent.
     foreign_servers: as of the data path. accepts_version_1: whether a cookie alone makes a handoff,
-              as version 1 of the protocol has it.
+              as version 1 of the protocol has it. spent: cookies that have opened a connection.
     """
 
     def __init__(
         self, services: list[ServiceState], flows: FlowStore[BridgeFlow], secrets: Secrets,
         patience_ms: int, foreign_servers: frozenset[bytes], accepts_version_1: bool,
+        spent: SpentCookies,
     ) -> None:
         self.secrets = secrets
+        self.spent = spent
+        self.diagnosis = Diagnosis()
         self.unknown = UnknownFlows()
         self.held_octets = 0
         self._services = services
@@ -97,13 +103,15 @@ class Splice:
                 or flow.client_isn != delta(segment.seq, 1)
             )
             if is_new and segment.flags & ACK:
-                fault = self._fault_of(segment, service, now_ms)
-                if fault is None:
-                    return self._on_handoff(segment, service, flow, now_ms)
-                if fault is DropReason.BAD_ECHO or (
-                    fault is DropReason.GUESSES_LIMITED and flow is None
+                proof = self._proof_of(segment, service, now_ms)
+                if isinstance(proof, int):
+                    return self._on_handoff(segment, service, proof, flow, now_ms)
+                if proof in (DropReason.BAD_ECHO, DropReason.COOKIE_SPENT) or (
+                    proof is DropReason.GUESSES_LIMITED and flow is None
                 ):
-                    return DROP[fault]
+                    return DROP[proof]
+                if flow is None:
+                    self.diagnosis.look_at(self.secrets, *_handshake_of(segment, service), now_ms)
         if flow is not None and flow.service is service:
             return self._on_known(segment, flow, now_ms)
         if segment.flags & RST:
@@ -161,15 +169,16 @@ class Splice:
         return [
             Sample("held_octets", "gauge", "Bytes waiting for a server to answer", {},
                    self.held_octets),
+            *self.diagnosis.samples(),
         ]
 
-    def _fault_of(
+    def _proof_of(
         self, segment: Segment, service: ServiceState, now_ms: int
-    ) -> DropReason | None:
-        """Why a segment with payload is no handoff; None if it is one.
+    ) -> int | DropReason:
+        """The hash that vouches for a handoff; or why a segment with payload is none.
 
-        It is where cookie(five_tuple with the VIP, seq−1) = ack−1, and its TSecr, if it has one,
-        proves that the balancer has sent it to this bridge.
+        It is one where cookie(five_tuple with the VIP, seq−1) = ack−1, its TSecr, if it has one,
+        proves that the balancer has sent it to this bridge, and it comes for the first time.
 
         Twin: packetbridge/offload/bpf/cookie.h:proof_of
         """
@@ -177,26 +186,24 @@ class Splice:
         is_guess = timestamps is None or self._accepts_version_1
         if is_guess and guesses.is_over(now_ms):
             return DropReason.GUESSES_LIMITED
-        ends = five_tuple.join(segment.packet.src, service.vip, segment.sport, segment.dport)
-        proven = cookie.check(
-            self.secrets, ends, delta(segment.seq, 1), delta(segment.ack, 1), now_ms)
+        proven = cookie.check(self.secrets, *_handshake_of(segment, service), now_ms)
         if proven is None:
             if is_guess:
                 guesses.note(now_ms)
             return DropReason.UNKNOWN_FLOW
-        if timestamps is None:
-            return None
-        told = timestamps[1] & stamps.STAMP_MAC_MASK
-        if told == stamps.handoff_mac(proven, segment.packet.dst) or (
-            self._accepts_version_1 and not told
-        ):
-            return None
-        return DropReason.BAD_ECHO
+        if timestamps is not None:
+            told = timestamps[1] & stamps.STAMP_MAC_MASK
+            if told != stamps.handoff_mac(proven, segment.packet.dst) and (
+                told or not self._accepts_version_1
+            ):
+                return DropReason.BAD_ECHO
+        return DropReason.COOKIE_SPENT if proven in self.spent else proven
 
     def _on_handoff(
-        self, segment: Segment, service: ServiceState, old: BridgeFlow | None, now_ms: int
+        self, segment: Segment, service: ServiceState, proof: int, old: BridgeFlow | None,
+        now_ms: int,
     ) -> Verdict:
-        """The segment that opens a flow: replay its handshake."""
+        """The segment that opens a flow: replay its handshake. proof: what vouches for it."""
         if not segment.checksum_holds():
             return DROP[DropReason.BAD_CHECKSUM]
         if old is not None and old.service is not service and old.state == OPEN:
@@ -206,7 +213,7 @@ class Splice:
             return DROP[DropReason.REPLAY_PENDING]
         key = service.key_of(segment.packet.src, segment.sport)
         flow = BridgeFlow(key, service, delta(segment.seq, 1), delta(segment.ack, 1), now_ms)
-        flow.replay = Replay(flow, segment, now_ms, self._patience_ms)
+        flow.replay = Replay(flow, segment, proof, now_ms, self._patience_ms)
         self.held_octets += flow.replay.hold(segment, flow.client_isn)
         self._note_client(segment, flow)
         self._flows.insert(flow)
@@ -303,6 +310,7 @@ class Splice:
         if not flags & SYN:
             return DROP[DropReason.REPLAY_PENDING]
         replay.open_flow(flow, segment)
+        self.spent.add(flow.replay.proof)
         packets = [translate.to_server(held, flow) for held in flow.replay.segments()]
         self._end(flow, Turn.ANSWERED, now_ms)
         return send(Event.OPENED, *packets)
@@ -375,6 +383,12 @@ def _is_exact_reset(segment: Segment, flow: BridgeFlow) -> bool:
 def _reach(flow: BridgeFlow) -> int:
     """How far from what the server has acknowledged a client's segment may lie: its window."""
     return PLAUSIBLE_LEN + (0xFFFF << flow.server_wscale)
+
+
+def _handshake_of(segment: Segment, service: ServiceState) -> tuple[bytes, int, int]:
+    """Five-tuple with the VIP, client_isn and cookie_isn, if this is a first data segment."""
+    ends = five_tuple.join(segment.packet.src, service.vip, segment.sport, segment.dport)
+    return ends, delta(segment.seq, 1), delta(segment.ack, 1)
 
 
 def _is_plausible(segment: Segment, flow: BridgeFlow) -> bool:

@@ -59,9 +59,10 @@ def refusal_of_service(service: Service) -> str:
 
 
 class Adopt:
-    """The program with its maps."""
+    """The program with its maps. spent: cookies that have opened a connection."""
 
-    def __init__(self, config: Config, services: Sequence[Service]) -> None:
+    def __init__(self, config: Config, services: Sequence[Service],
+                 max_unknown: int = fast_maps.MAX_UNKNOWN) -> None:
         """Load it; nothing on the host is changed. Raises: BpfError."""
         self._config = config
         self._services = services
@@ -70,9 +71,13 @@ class Adopt:
         self._object = Object(build.object_of("packetbridge", "adopt"))
         fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", 1)  # every kernel with the other one has it
-        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("refused")])
+        self._object.set_variable("max_unknown", max_unknown)
+        fast_maps.size_spent(self._object, config)
+        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("refused"),
+                                             Kept("spent")])
         self._object.load()
         fast_maps.write_services(self._object, config, services)
+        self.spent = fast_maps.SpentMap(self._object)
         self._secrets = fast_maps.SecretsMap(self._object)
         self._counts = ReasonCounts(self._object)
 

@@ -127,9 +127,11 @@ class Splice:
     """The programs with their maps.
 
     count:   how many flows they had when last looked at. evicted: how many had to go for new ones.
+    spent:   cookies that have opened a connection.
     """
 
-    def __init__(self, config: Config, services: Sequence[Service]) -> None:
+    def __init__(self, config: Config, services: Sequence[Service],
+                 max_unknown: int = fast_maps.MAX_UNKNOWN) -> None:
         """Load them; nothing on the host is changed. Raises: BpfError, build.BuildError."""
         self._config = config
         self.services = frozenset(services)
@@ -140,9 +142,13 @@ class Splice:
         fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", not features.missing_kfuncs(_READS_SUMMED))
         self._object.set_max_entries("flows", config.max_flows)
-        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("flows")])
+        self._object.set_variable("max_unknown", max_unknown)
+        fast_maps.size_spent(self._object, config)
+        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("flows"),
+                                             Kept("spent")])
         self._object.load()
         fast_maps.write_services(self._object, config, services)
+        self.spent = fast_maps.SpentMap(self._object)
         self._counts = ReasonCounts(self._object)
         self._secrets = fast_maps.SecretsMap(self._object)
         self._flows = self._object.map("flows")
@@ -207,7 +213,7 @@ class Splice:
 
     def close(self) -> None:
         """Let go of the programs; those that are attached and pinned stay."""
-        for each in (self._flows, self._secrets, self._counts):
+        for each in (self._flows, self._secrets, self._counts, self.spent):
             each.close()
         self._object.close()
 

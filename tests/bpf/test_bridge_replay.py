@@ -418,3 +418,100 @@ def test_a_full_map_makes_room_by_those_that_have_ended_first(
     assert programs.look_up(client.key) is not None
     assert programs.evicted == CONFIG.max_flows // 4
     assert programs.look_up((1).to_bytes(12)) is not None
+
+
+# --- once and no more ---
+
+
+def opened(programs: Splice, client: Client) -> bytes:
+    """A connection's first segment, when it is over and forgotten."""
+    packet = client.handoff(bytes(99))
+    way_in(programs, packet)
+    way_out(programs, client.answer())
+    programs.forget(client.key)
+    return packet
+
+
+def test_a_first_segment_that_comes_when_all_is_over_opens_nothing(
+    programs: Splice, random: Random
+) -> None:
+    packets = [opened(programs, Client(random, 5000 + number)) for number in range(50)]
+
+    assert {way_in(programs, packet).retval for packet in packets} == {TC_ACT_SHOT}
+    assert counted(programs, DropReason.COOKIE_SPENT) == 50
+    assert way_in(programs, Client(random, 5000).handoff(bytes(99))).retval == TC_ACT_REDIRECT
+
+
+def test_a_first_segment_that_the_server_did_not_take_may_come_again(
+    programs: Splice, random: Random
+) -> None:
+    client = Client(random, 5000)
+    packet = client.handoff(bytes(99))
+    way_in(programs, packet)
+    way_out(programs, client.answer(RST | ACK))
+    programs.forget(client.key)
+
+    assert way_in(programs, packet).retval == TC_ACT_REDIRECT
+
+
+def test_both_engines_know_what_either_has_opened(programs: Splice, random: Random) -> None:
+    engine = portable()
+    engine.offload = Beside(CONFIG, engine, [programs])
+    theirs, own = Client(random, 5000), Client(random, 5001)
+    packets = [opened(programs, theirs), own.handoff(bytes(99))]
+    engine.on_packet(packets[1], own.now_ms)
+    engine.on_packet(own.answer(), own.now_ms)
+    for flow in engine.flows:
+        engine.flows.remove(flow)
+
+    assert [engine.on_packet(packet, own.now_ms).reason for packet in packets] == [
+        DropReason.COOKIE_SPENT] * 2
+    assert [way_in(programs, packet).retval for packet in packets] == [TC_ACT_SHOT] * 2
+
+
+def test_an_older_first_segment_does_not_take_a_newer_ones_place(
+    programs: Splice, random: Random
+) -> None:
+    older, newer = Client(random, 5000), Client(random, 5000)
+    newer.address, newer.key = older.address, older.key
+    packet = opened(programs, older)
+    way_in(programs, newer.handoff(bytes(99)))
+    way_out(programs, newer.answer())
+
+    assert way_in(programs, packet).retval == TC_ACT_SHOT
+
+    found = programs.look_up(newer.key)
+    assert found is not None
+    assert found.client_isn == newer.isn
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(99)], ids=["ACKs", "forged handoffs"])
+def test_a_flood_of_what_nothing_vouches_for_is_kept_from_the_portable_engine(
+    programs: Splice, random: Random, payload: bytes
+) -> None:
+    client = Client(random, 5000)
+    client.has_timestamps = True
+    packet = bytearray(client.handoff(payload, ACK))
+    packet[28] ^= 1  # of the acknowledgment number
+    counted(programs, DropReason.UNKNOWN_FLOW)
+
+    flood = programs.program("on_ingress").test_run(
+        ETHERNET + bytes(packet), SkBuff(), 100_000)
+
+    assert flood.retval == TC_ACT_SHOT
+    assert 50_000 < counted(programs, DropReason.UNKNOWN_FLOW) < 100_000
+    assert way_in(programs, Client(random, 5001).handoff(bytes(99))).retval == TC_ACT_REDIRECT
+
+
+def test_an_open_flows_odd_numbers_are_bounded_too(programs: Splice, random: Random) -> None:
+    """Whoever has one connection could else send what he likes."""
+    client = Client(random, 5000)
+    way_in(programs, client.handoff(bytes(99)))
+    way_out(programs, client.answer())
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[24] ^= 0x40  # of the sequence number
+
+    flood = programs.program("on_ingress").test_run(
+        ETHERNET + bytes(packet), SkBuff(), 100_000)
+
+    assert flood.retval == TC_ACT_SHOT

@@ -20,6 +20,7 @@ from tests.golden import (
     bridge_endings,
     bridge_handoff,
     bridge_refused,
+    bridge_spent,
     bridge_translation,
 )
 from tests.golden.case import Case
@@ -31,6 +32,7 @@ BOOKS = (
     balancer_refused.book,
     bridge_handoff.book,
     bridge_translation.book, bridge_endings.book, bridge_refused.book,
+    bridge_spent.book,
 )
 
 

@@ -19,10 +19,12 @@
 #include "common/bpf/include/allowance.h"
 
 #define NO_LISTENER 1
-#define MAX_UNKNOWN 1000 /* packets of unknown flows that go up in a period */
+#define FOLLOWS 0x5ce2 /* in tc_index: a handoff's copy that comes in behind it */
 #define FLAGS_OFF 12 /* in the TCP header: data offset and flags, 16 bits */
 #define ICMP_LEN 8
 #define QUOTE_LEN (2 * sizeof(struct iphdr) + ICMP_LEN + 8)
+
+const volatile __u32 max_unknown; /* packets of unknown flows that go up in a period */
 
 /* Flows that the portable engine has taken because the listener would not. */
 struct flow_key {
@@ -181,9 +183,25 @@ static __noinline int strip_echo(struct __sk_buff *skb, const struct segment *se
 /* To the portable engine, at a rate that it can bear. */
 static __always_inline int up(void)
 {
-	if (may_go_up(MAX_UNKNOWN))
+	if (may_go_up(max_unknown))
 		return NEXT;
 	count(REASON_UNKNOWN_FLOW);
+	return DROP;
+}
+
+/* What comes in behind a handoff, to see whether the stack has the connection now: a full accept
+ * queue, damage, or a rule of the host's may be against it, and then the client tries again.
+ */
+static __noinline int on_follower(const struct service *service, const struct segment *segment,
+				  const struct stack *stack)
+{
+	struct handshake flow = {
+		segment->five_tuple.saddr, service->vip, segment->five_tuple.sport,
+		service->vip_port, segment->seq - 1,
+	};
+
+	if (stack->state == CONNECTED)
+		spend(&flow, segment->ack - 1);
 	return DROP;
 }
 
@@ -202,6 +220,9 @@ static __always_inline int on_handoff(struct __sk_buff *skb, struct service *ser
 			       : end_old_socket(skb, service, segment, stack->expected_seq);
 	error = open_connection(skb, service, segment);
 	if (!error) {
+		skb->tc_index = FOLLOWS;
+		bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
+		skb->tc_index = 0;
 		strip_echo(skb, segment);
 		return to_stack(skb, service, REASON_OPENED);
 	}
@@ -241,8 +262,8 @@ static __noinline int on_other(struct __sk_buff *skb, struct service *service,
 		proof = proof_of(skb, service, segment);
 	if (proof == PROVEN)
 		return on_handoff(skb, service, segment, stack, &key);
-	if (proof == BAD_ECHO || (proof == TOO_MANY && stack->state != ODD)) {
-		count(proof == BAD_ECHO ? REASON_BAD_ECHO : REASON_GUESSES_LIMITED);
+	if (proof == SPENT || proof == BAD_ECHO || (proof == TOO_MANY && stack->state != ODD)) {
+		count(reason_of(proof));
 		return DROP;
 	}
 	if (stack->state == ODD)
@@ -262,12 +283,14 @@ static __always_inline int on_segment(struct __sk_buff *skb, struct iphdr *ip,
 	if (ip->ttl <= 1 || !read_frame(skb, ip, &segment) || segment.flags & SYN ||
 	    segment.five_tuple.dport != service->vip_port)
 		return NEXT;
-	if (!service->has_refused && echoes_the_server(skb, &segment))
+	if (!service->has_refused && echoes_the_server(skb, &segment) && skb->tc_index != FOLLOWS)
 		return to_stack(skb, service, REASON_TO_SERVER);
 	stack = look_up(skb, service, &segment);
-	if (stack.state == CONNECTED)
+	if (stack.state == CONNECTED && skb->tc_index != FOLLOWS)
 		return to_stack(skb, service, REASON_TO_SERVER);
 	other = segment; /* a copy: given the first, clang would keep it in memory from the start */
+	if (skb->tc_index == FOLLOWS)
+		return on_follower(service, &other, &stack);
 	return on_other(skb, service, &other, &stack, dscp);
 }
 

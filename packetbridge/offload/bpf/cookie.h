@@ -6,6 +6,7 @@
 
 #include "bridge.h"
 #include "options.h"
+#include "spent.h"
 
 #include "common/bpf/include/guesses.h"
 #include "common/bpf/include/stamps.h"
@@ -27,11 +28,23 @@ struct {
 
 /* What a segment with payload proves. PROVEN: it is a handoff for this bridge. BAD_ECHO: its cookie
  * is good, but its timestamps prove nothing. TOO_MANY: it was not looked at, as it has nothing but a
- * cookie to show, and too many of these were wrong.
+ * cookie to show, and too many of these were wrong. SPENT: it has been one before.
  */
-enum proof { NOTHING, PROVEN, BAD_ECHO, TOO_MANY };
+enum proof { NOTHING, PROVEN, BAD_ECHO, TOO_MANY, SPENT };
 
-/* Twin: packetbridge/modes/splice.py:Splice._fault_of */
+static __always_inline __u32 reason_of(int proof)
+{
+	return proof == SPENT	 ? REASON_COOKIE_SPENT
+	       : proof == BAD_ECHO ? REASON_BAD_ECHO
+				   : REASON_GUESSES_LIMITED;
+}
+
+static __always_inline __u64 unix_ms(const struct cookie_settings *known)
+{
+	return (bpf_ktime_get_boot_ns() + known->clock_offset_ns) / 1000000;
+}
+
+/* Twin: packetbridge/modes/splice.py:Splice._proof_of */
 static __noinline int proof_of(struct __sk_buff *skb, const struct service *service,
 			       const struct segment *segment)
 {
@@ -47,7 +60,7 @@ static __noinline int proof_of(struct __sk_buff *skb, const struct service *serv
 
 	if (!known)
 		return NOTHING;
-	now_ms = (bpf_ktime_get_boot_ns() + known->clock_offset_ns) / 1000000;
+	now_ms = unix_ms(known);
 	if (is_guess && !may_guess(dscp, now_ms))
 		return TOO_MANY;
 	hash = check_cookie(&known->secrets, &flow, segment->ack - 1, now_ms);
@@ -59,6 +72,18 @@ static __noinline int proof_of(struct __sk_buff *skb, const struct service *serv
 	told = timestamps.tsecr & STAMP_MAC_MASK;
 	if (!timestamps.found || told == handoff_mac(hash, service->bridge) ||
 	    (accepts_version_1 && !told))
-		return PROVEN;
+		return is_spent(hash) ? SPENT : PROVEN;
 	return BAD_ECHO;
+}
+
+/* A connection has been opened by this cookie. */
+static __noinline int spend(const struct handshake *flow, __u32 cookie_isn)
+{
+	__u32 zero = 0;
+	const struct cookie_settings *known = bpf_map_lookup_elem(&secrets, &zero);
+	__u64 hash = known ? check_cookie(&known->secrets, flow, cookie_isn, unix_ms(known)) : 0;
+
+	if (hash)
+		note_spent(hash);
+	return 0;
 }

@@ -17,11 +17,14 @@
 #include "cookie.h"
 #include "translate.h"
 
+#include "common/bpf/include/allowance.h"
+
 #define HOST 0 /* PACKET_HOST: for this host, whatever the frame's address is */
 
 #define BOTH_ENDED (CLIENT_FIN | SERVER_FIN | CLIENT_FIN_ACKED | SERVER_FIN_ACKED)
 
 const volatile __u32 server_mark; /* of packets to servers, and of their answers */
+const volatile __u32 max_unknown; /* packets of unknown flows that go up in a period */
 
 /* Seconds, counted up by packetbridge/offload/splice.py. Any clock of the kernel's would cost more. */
 volatile __u32 current_s;
@@ -119,6 +122,15 @@ static __always_inline void note_server(struct flow *flow, const struct segment 
 	flow->seen_s = current_s;
 }
 
+/* To the portable engine, at a rate that it can bear: nothing vouches for this packet. */
+static __always_inline int up(void)
+{
+	if (may_go_up(max_unknown))
+		return NEXT;
+	count(REASON_UNKNOWN_FLOW);
+	return DROP;
+}
+
 /* Beside the DSCP, which saves an argument: no flow was found, or that of a copy. */
 enum { IS_FIRST = 1 << 8, IS_COPY = 1 << 9 };
 
@@ -168,8 +180,9 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 static __noinline int on_other(struct __sk_buff *skb, const struct service *service,
 			       const struct flow *flow)
 {
-	bool is_waiting = flow && flow->state == REPLAYING;
 	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
+	/* read once: clang 14 else makes a pointer into the context, which is forbidden */
+	bool is_again = *(volatile __u32 *)&skb->tc_index == REQUEUED, is_others, is_waiting;
 	struct segment segment;
 	__u32 dscp; /* and more, as on_handoff takes it */
 	int proof = NOTHING;
@@ -177,27 +190,31 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 	if (!ip || !read_frame(skb, ip, &segment))
 		return NEXT;
 	dscp = ip->tos >> 2;
-	if (flow && (flow->state == PORTABLE || flow->dscp != dscp))
+	if (flow && flow->state == PORTABLE)
 		return NEXT;
-	if (skb->tc_index == REQUEUED && (!flow || is_waiting))
+	is_others = flow && flow->dscp != dscp; /* another service has the client's port */
+	is_waiting = flow && flow->state == REPLAYING && !is_others;
+	if (is_again && is_waiting)
 		return NEXT; /* the server has not answered at once */
-	/* one that ends the connection as well is left to the portable engine */
-	if ((!flow || is_waiting || flow->client_isn != segment.seq - 1) &&
-	    has_payload(&segment) && !(segment.flags & (FIN | RST)))
+	if ((!flow || is_waiting || is_others || flow->client_isn != segment.seq - 1) &&
+	    has_payload(&segment) && !(segment.flags & RST))
 		proof = proof_of(skb, service, &segment);
-	if (proof == BAD_ECHO || (proof == TOO_MANY && !flow)) {
-		count(proof == BAD_ECHO ? REASON_BAD_ECHO : REASON_GUESSES_LIMITED);
+	if (proof == SPENT || proof == BAD_ECHO || (proof == TOO_MANY && !flow)) {
+		count(reason_of(proof));
 		return DROP;
 	}
 	if (proof == PROVEN) {
+		/* one that ends the connection as well is the portable engine's, too */
+		if (is_others || segment.flags & FIN || (is_again && !flow))
+			return NEXT;
 		if (!flow)
 			dscp |= IS_FIRST;
 		else if (flow->client_isn == segment.seq - 1)
 			dscp |= IS_COPY;
 		return on_handoff(skb, service, &segment, dscp);
 	}
-	if (!flow || flow->state != REPLAYING)
-		return NEXT;
+	if (!is_waiting)
+		return up();
 	if (has_payload(&segment) || segment.flags & (FIN | RST))
 		return requeue(skb); /* the SYN and the handoff wait before it */
 	count(REASON_REPLAY_PENDING);
@@ -253,6 +270,7 @@ int on_ingress(struct __sk_buff *skb)
 static __noinline int on_answer(struct __sk_buff *skb, struct flow *flow)
 {
 	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
+	struct handshake opened_by;
 	struct segment segment;
 	struct answer answer;
 
@@ -262,6 +280,12 @@ static __noinline int on_answer(struct __sk_buff *skb, struct flow *flow)
 	    segment.ack == flow->client_isn + 1) {
 		answer = read_answer(skb, &segment);
 		open_flow(flow, segment.seq, &answer);
+		opened_by.saddr = segment.five_tuple.daddr;
+		opened_by.daddr = flow->vip;
+		opened_by.sport = segment.five_tuple.dport;
+		opened_by.dport = flow->vip_port;
+		opened_by.client_isn = flow->client_isn;
+		spend(&opened_by, flow->cookie_isn);
 		count(REASON_OPENED);
 	} else if ((segment.flags & (SYN | ACK | RST)) == ACK) {
 		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
