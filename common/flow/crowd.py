@@ -38,6 +38,7 @@ class Crowd(Generic[V]):
         self._entries: OrderedDict[bytes, V] = OrderedDict()
         self._groups: dict[int, _Group] = {}
         self.get = self._entries.get
+        self.items = self._entries.items
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -312,18 +312,62 @@ def at_the_bound_on_octets_what_is_there_decides(case: Case) -> None:
     case.sends("handoff", large, *map(to_bridge, (first, second, large)))
 
 
-@book.case(services=[KEY], hold_octets_total=150)
-def at_the_bound_over_all_flows_what_is_there_decides(case: Case) -> None:
-    """The sum over all flows is bounded too: the flow whose segment goes beyond it is decided, the
-    others stay."""
+@book.case(services=[KEY], hold_octets_total=5000)
+def at_the_bound_over_all_flows_the_oldest_is_decided(case: Case) -> None:
+    """Memory over all flows is bounded, too: a segment for which there is none left lets the oldest
+    flow go, by what is there of it, and the others stay."""
     one, other = Client(timestamps=False), Client(40001, timestamps=False)
-    first, second, third = _parts(one)
-    other_first, _, _ = _parts(other)
+    first, second, _ = _parts(one)
+    other_first, other_second, other_third = _parts(other)
 
     case.holds(first, other_first)
-    case.sends("handoff", second, *map(to_bridge, (first, second)))
-    case.sends("forwarded", third, to_bridge(third))
-    case.holds(other.segment("PA", 21, payload=SECOND))
+    case.holds_and_sends(other_second, to_bridge(first))
+    case.sends("forwarded", second, to_bridge(second))
+    case.sends("handoff", other_third, *map(to_bridge, (other_first, other_second, other_third)))
+
+
+@book.case(services=[{**KEY, "hold": {"segments": 3}}])
+def a_client_that_sends_too_many_packets_is_decided(case: Case) -> None:
+    """Copies and bare ACKs count as well, four times as many as segments may be kept: whoever sends
+    more is not waited for."""
+    client = Client(timestamps=False)
+    first, second, _ = _parts(client)
+
+    case.holds(first)
+    case.drops("handshake_ack", *[client.segment("A")] * 11)
+    case.sends("handoff", client.segment("A"), to_bridge(first))
+    case.sends("forwarded", second, to_bridge(second))
+
+
+@book.case(services=[KEY])
+def few_segments_behind_a_gap_are_kept(case: Case) -> None:
+    """Of what comes behind a gap sixteen segments are kept. The rest of it the client, which has to
+    fill the gap first, sends again."""
+    client = Client(timestamps=False, sack=False)
+    first, _, _ = _parts(client)
+    behind = [client.segment("PA", 22 + at, payload=REQUEST[21 + at:22 + at]) for at in range(18)]
+
+    case.holds(first, *behind[:7])
+    for kept in behind[7:]:
+        case.sends("acknowledged", kept, client.taken(FIRST))
+    case.sends("acknowledged", client.segment("PA", 21, payload=REQUEST[20:21]),
+               client.taken(REQUEST[:37]))
+
+
+@book.case(services=[KEY])
+def in_overlaps_the_octets_that_came_first_are_hashed_and_forwarded(case: Case) -> None:
+    """A client that sends other octets a second time changes nothing: a copy is not kept, and of a
+    segment that goes on only what is new is read, here as by the server."""
+    client = Client(timestamps=False)
+    first, _, third = _parts(client)
+    other = client.segment("PA", 1, payload=b"X" * 20 + SECOND)
+
+    case.holds(first, other)
+    case.sends("acknowledged", client.segment("PA", 21, payload=b"Y" * 20),
+               client.taken(FIRST + SECOND))
+    case.sends("handoff", third, to_bridge(client.joined(FIRST + SECOND)), to_bridge(third))
+    answered = client.segment("A", 60, 9)
+    case.sends("forwarded", answered, to_bridge(answered))
 
 
 @book.case(services=[{**KEY, "hold": {"time": 3}}])

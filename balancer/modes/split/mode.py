@@ -194,15 +194,17 @@ class Split:
         if segment.flags & RST:
             self.holds.remove(held)
             return DROP[DropReason.RESET_UNANSWERED]
+        held.packets += 1
         if not segment.seq_len:
-            return DROP[DropReason.HANDSHAKE_ACK]
+            return (self._on_hold_bound(held, old, now_ms) if held.is_full
+                    else DROP[DropReason.HANDSHAKE_ACK])
         if not segment.checksum_holds():
             return DROP[DropReason.BAD_CHECKSUM]  # it may get acknowledged, and a new checksum
-        self.holds.add(held, segment)
-        payload, ended = held.prefix()
-        chosen = _choose(held.service.config, segment, payload, ended)
-        if chosen is not None:
-            return self._open_held(held, chosen, old, now_ms)
+        if self.holds.add(held, segment):
+            payload, ended = held.prefix()
+            chosen = _choose(held.service.config, segment, payload, ended)
+            if chosen is not None:
+                return self._open_held(held, chosen, old, now_ms)
         return self._wait(segment, held, old, now_ms)
 
     def _wait(
@@ -214,12 +216,21 @@ class Split:
         """
         if held.is_awaited:
             self.holds.take(held)  # joined, they may be within the bounds again
-        if self.holds.is_at_bound(held):
-            return self._on_hold_bound(held, old, now_ms)
-        if held.is_awaited:
+        crowded_out: list[Verdict] = []
+        while (oldest := self.holds.crowded_by(held)) is not None and oldest is not held:
+            verdict = self._on_hold_bound(oldest, self.flows.get(oldest.key), now_ms)
+            self._counters[verdict.reason] += 1
+            crowded_out.append(verdict)
+        if held.is_full or oldest is held:
+            verdict = self._on_hold_bound(held, old, now_ms)
+        elif held.is_awaited:
             wscale = held.service.config.wscale
-            return send(Event.ACKNOWLEDGED, handshake.acknowledge(segment, held, wscale))
-        return HELD
+            verdict = send(Event.ACKNOWLEDGED, handshake.acknowledge(segment, held, wscale))
+        else:
+            verdict = HELD
+        for other in crowded_out:
+            verdict = verdict._replace(packets=verdict.packets + other.packets)
+        return verdict
 
     def _on_hold_bound(
         self, held: hold.Held, old: BackendFlow | None, now_ms: int
@@ -291,9 +302,13 @@ class Split:
 
     def _deliver(self, flow: BackendFlow, delivery: Delivery) -> None:
         """Repeat a flow's handoff, and see all its packets until the server has answered."""
-        if self.deliveries.add(flow.key, delivery):
-            flow.goes_up = True
-            self.flows.update(flow)
+        crowded_out = self.deliveries.add(flow.key, delivery)
+        flow.goes_up = flow.key not in crowded_out
+        self.flows.update(flow)
+        for key in crowded_out:
+            other = self.flows.get(key)
+            if other is not None and other.goes_up:
+                self._end_delivery(other)
 
     def _watch(self, segment: Segment, flow: BackendFlow) -> None:
         """Look whether a flow's handoff need be repeated no more."""
