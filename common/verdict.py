@@ -66,6 +66,16 @@ class DropReason(Reason):
     HANDSHAKE_ACK = "handshake_ack"  # completes a handshake; nothing to forward yet
     UNKNOWN_FLOW = "unknown_flow"  # no flow yet: overtaken, stale, or forged
     TAKEOVER_LIMITED = "takeover_limited"  # more foreign flows than `takeover_rate`
+    # more of a class than the portable engine can bear; common/bpf/include/allowance.h tells them
+    LIMITED_FLOW = "limited_flow"
+    LIMITED_HELD = "limited_held"
+    LIMITED_FIRST = "limited_first"
+    LIMITED_TAKEOVER = "limited_takeover"
+    LIMITED_NO_WAY = "limited_no_way"
+    LIMITED_UNKNOWN = "limited_unknown"
+    LIMITED_ODD = "limited_odd"
+    LIMITED_IP = "limited_ip"
+    LIMITED_ICMP = "limited_icmp"
     RESET_UNANSWERED = "reset_unanswered"  # a RST of no flow: never answered
     TABLE_FULL = "table_full"  # of open flows, and more than `new_flow_rate` want in
     NO_BACKEND = "no_backend"  # every backend has weight 0

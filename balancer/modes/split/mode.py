@@ -75,10 +75,12 @@ class Split:
         flags = segment.flags
         if flags & SYN:
             return self._on_syn(segment, service, now_ms)
-        if segment.packet.ttl <= 1:
-            return DROP[DropReason.TTL_EXPIRED]
         key = segment.five_tuple
         flow = self.flows.get(key)
+        if flow is None and not _may_be_answered(segment):
+            return DROP[DropReason.BAD_SOURCE]  # nor may it be sent on by its echo alone
+        if segment.packet.ttl <= 1:
+            return DROP[DropReason.TTL_EXPIRED]
         if segment.ts_off and flags & ACK:
             tsecr = _U32.unpack_from(segment.octets, segment.ts_off + 4)[0]
             named = service.pool.get(takeover.backend_id(tsecr, self._id_shift))
@@ -160,8 +162,6 @@ class Split:
             return self._forward(segment, flow, now_ms)
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
-        if not _may_be_answered(segment):
-            return DROP[DropReason.BAD_SOURCE]
         if self.unknown.is_lost(key, now_ms):
             return send(Event.RESET, tcp.reset_for(segment))
         return DROP[DropReason.UNKNOWN_FLOW]

@@ -17,6 +17,7 @@
 #include "socket.h"
 
 #include "common/bpf/include/allowance.h"
+#include "common/bpf/include/icmp.h"
 
 #define NO_LISTENER 1
 #define MAX_UNKNOWN 1000 /* packets of unknown flows that go up in a period */
@@ -255,13 +256,6 @@ static __always_inline int on_segment(struct __sk_buff *skb, struct iphdr *ip,
 	return on_other(skb, service, &other, &stack, dscp);
 }
 
-/* Twin: common/wire/icmp.py:ERRORS */
-static __always_inline bool is_error(__u8 icmp_type)
-{
-	return icmp_type == ICMP_DEST_UNREACHABLE || icmp_type == ICMP_TIME_EXCEEDED ||
-	       icmp_type == ICMP_PARAMETER_PROBLEM;
-}
-
 /* An error about a packet of the stack's own, which then acts on it (RFC 1191 §6.3). */
 static __always_inline int on_icmp(struct __sk_buff *skb, const struct service *service)
 {
@@ -274,7 +268,7 @@ static __always_inline int on_icmp(struct __sk_buff *skb, const struct service *
 	struct bpf_sock *sk;
 	__u32 state;
 
-	if (!ip || !read_ipv4(&cursor, &packet) || packet.ttl <= 1 || !is_error(*(__u8 *)(ip + 1)))
+	if (!ip || !read_ipv4(&cursor, &packet) || packet.ttl <= 1 || !is_icmp_error(*(__u8 *)(ip + 1)))
 		return NEXT;
 	quoted = (void *)(ip + 1) + ICMP_LEN;
 	ports = (const void *)(quoted + 1);
