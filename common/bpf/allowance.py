@@ -19,6 +19,8 @@ BUDGETS = {
     "UP_FLOW": 20_000, "UP_HELD": 10_000, "UP_FIRST": 10_000, "UP_TAKEOVER": 10_000,
     "UP_NO_WAY": 50_000, "UP_UNKNOWN": 5_000, "UP_ODD": 2_000, "UP_IP": 1_000, "UP_ICMP": 1_000,
 }
+# A bridge serves whole flows so, those that a listener refuses; of others it hears from balancers.
+BRIDGE_BUDGETS = {**BUDGETS, "UP_FLOW": 50_000, "UP_UNKNOWN": 2_000}
 
 
 def allow(program_file: Object, budgets: Mapping[str, int] | None = None) -> None:

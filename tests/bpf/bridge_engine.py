@@ -39,7 +39,7 @@ class Spliced(Datapath):
             ipaddress.IPv4Address(server).packed for server in case.get("foreign_servers", ())
         )
         local = [service for service in config.services if service.server.packed not in foreign]
-        self._programs = Splice(config, local)
+        self._programs = Splice(config, local, budgets=None)
         self._local_ends = {service.server.packed + service.server_port.to_bytes(2, "big")
                             for service in local}
         self._mark = config.mark

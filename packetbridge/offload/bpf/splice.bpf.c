@@ -16,6 +16,7 @@
 #include "checksum.h"
 #include "cookie.h"
 #include "translate.h"
+#include "up.h"
 
 #define HOST 0 /* PACKET_HOST: for this host, whatever the frame's address is */
 
@@ -150,7 +151,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 	/* another processor may have had a copy just now, and its flow may be open already */
 	error = bpf_map_update_elem(&flows, &key, &flow, how & IS_FIRST ? BPF_NOEXIST : BPF_ANY);
 	if (error)
-		return error == -EEXIST ? requeue(skb) : NEXT;
+		return error == -EEXIST ? requeue(skb) : up(UP_FIRST);
 	return send_syn(skb, service, segment, &timestamps);
 }
 
@@ -170,9 +171,9 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 		return NEXT;
 	dscp = ip->tos >> 2;
 	if (flow && (flow->state == PORTABLE || flow->dscp != dscp))
-		return NEXT;
+		return up(UP_FLOW);
 	if (skb->tc_index == REQUEUED && (!flow || is_waiting))
-		return NEXT; /* the server has not answered at once */
+		return up(UP_FIRST); /* the server has not answered at once */
 	if ((!flow || is_waiting || flow->client_isn != segment.seq - 1) &&
 	    is_handoff(service, &segment)) {
 		if (!flow)
@@ -182,7 +183,7 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 		return on_handoff(skb, service, &segment, dscp);
 	}
 	if (!flow || flow->state != REPLAYING)
-		return NEXT;
+		return up(flow ? UP_FLOW : UP_UNKNOWN);
 	if (has_payload(&segment) || segment.flags & (FIN | RST))
 		return requeue(skb); /* the SYN and the handoff wait before it */
 	count(REASON_REPLAY_PENDING);
@@ -199,13 +200,13 @@ static __always_inline int on_client(struct __sk_buff *skb, struct iphdr *ip,
 
 	if (ip->ttl <= 1 || !read_frame(skb, ip, &segment) ||
 	    (segment.flags & (SYN | ACK)) != ACK || segment.five_tuple.dport != service->vip_port)
-		return NEXT;
+		return on_unusual(skb, service->vip_port);
 	key = key_of(service, &segment);
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || flow->state != OPEN || flow->dscp != dscp || !is_of_flow(&segment, flow))
 		return on_other(skb, service, flow);
 	if (!to_server(skb, &segment, service, flow))
-		return NEXT;
+		return up(UP_FLOW);
 	note_client(flow, &segment);
 	skb->mark = server_mark; /* so that a RST in answer is known for one of ours */
 	count(REASON_TO_SERVER);
@@ -221,9 +222,13 @@ int on_ingress(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP))
 		return NEXT;
 	ip = pulled_ip_header(skb, HEADERS_LEN);
-	service = ip ? service_of(ip) : NULL;
+	if (!ip)
+		return on_short(skb);
+	service = service_of(ip);
 	if (service && ip->protocol == IPPROTO_TCP)
 		return on_client(skb, ip, service);
+	if (service && ip->protocol == IPPROTO_ICMP)
+		return icmp_up(skb);
 	if (skb->mark == server_mark)
 		/* a server's packet, turned round: its frame is addressed to somebody else */
 		bpf_skb_change_type(skb, HOST);
