@@ -43,6 +43,7 @@ def test_repetitions_behind_a_gap_are_not_looked_at_again_and_again() -> None:
 
     assert held.octets < 2000
     assert max(steps) <= 3 * min(steps)
+    assert held.is_full, "and it is borne no longer"
 
 
 def test_a_stream_of_single_octets_costs_the_same_for_each() -> None:

@@ -33,7 +33,7 @@ FLOW_COST = 1536  # and a flow, besides its segments
 _TOO_FAR = 1 << 20  # no held segment can be so far from the first
 _UNACKNOWLEDGED_MAX = 8  # fewer than the initial window (RFC 6928 §2)
 _BEHIND_MAX = 16  # segments behind a gap; a client that is not acknowledged sends ten
-_PACKETS_MAX = 4  # for each segment that may be kept, with copies and bare ACKs
+_USELESS_MAX = 64  # packets of which nothing is kept: copies, bare ACKs, too much behind a gap
 _MAX_STALE = 1024  # times of flows that have left, before they are swept out
 
 
@@ -69,15 +69,15 @@ class Held:
     key:        the five-tuple. client_isn, cookie_isn: of its handshake.
     arrived_ms: when the first segment came. expires_ms: when the time bound comes.
     first:      the first segment, as it came first.
-    octets:     of all that is kept. packets: how many have come, also of those that are not kept.
-    taken:      how many of the stream's octets were acknowledged.
+    octets:     of all that is kept. taken: how many of the stream's octets were acknowledged.
+    useless:    packets of which nothing was kept.
     stream:     the octets up to the first gap. In overlaps, what is in it already counts.
     has_ended:  whether a FIN ends them.
     """
 
     __slots__ = ("_behind", "_bound", "_count", "_waits", "_within", "arrived_ms", "client_isn",
-                 "cookie_isn", "expires_ms", "first", "has_ended", "key", "octets", "packets",
-                 "service", "stream", "taken")
+                 "cookie_isn", "expires_ms", "first", "has_ended", "key", "octets", "service",
+                 "stream", "taken", "useless")
 
     def __init__(self, service: Any, bound: Hold, first: Segment, now_ms: int) -> None:
         self.service = service
@@ -88,7 +88,7 @@ class Held:
         self.cookie_isn = delta(first.ack, 1)
         self.arrived_ms = now_ms
         self.expires_ms = now_ms + bound.time_ms
-        self.octets = self.packets = 0
+        self.octets = self.useless = 0
         self.taken = 0
         self.stream = bytearray()
         self.has_ended = False
@@ -104,10 +104,12 @@ class Held:
         """
         offset = delta(segment.seq, self.client_isn + 1)
         if offset >= _TOO_FAR:
+            self.useless += 1
             return False
         kept = _Kept(offset, segment.payload_len, bool(segment.flags & FIN), segment)
         if self._is_copy(kept) or (offset > len(self.stream) and self._is_too_much(segment)):
             self._waits = True
+            self.useless += 1
             return False
         self._count += 1
         self.octets += len(segment.octets)
@@ -134,10 +136,10 @@ class Held:
 
     @property
     def is_full(self) -> bool:
-        """Whether a bound on segments, octets or packets is reached."""
+        """Whether a bound on segments, octets or useless packets is reached."""
         return (
             self._count >= self._bound.segments or self.octets >= self._bound.octets
-            or self.packets >= _PACKETS_MAX * self._bound.segments
+            or self.useless >= _USELESS_MAX
         )
 
     @property

@@ -194,8 +194,8 @@ class Split:
         if segment.flags & RST:
             self.holds.remove(held)
             return DROP[DropReason.RESET_UNANSWERED]
-        held.packets += 1
         if not segment.seq_len:
+            held.useless += 1
             return (self._on_hold_bound(held, old, now_ms) if held.is_full
                     else DROP[DropReason.HANDSHAKE_ACK])
         if not segment.checksum_holds():
