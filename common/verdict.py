@@ -70,6 +70,7 @@ class DropReason(Reason):
     LIMITED_FLOW = "limited_flow"
     LIMITED_HELD = "limited_held"
     LIMITED_FIRST = "limited_first"
+    LIMITED_UNFINISHED = "limited_unfinished"
     LIMITED_TAKEOVER = "limited_takeover"
     LIMITED_NO_WAY = "limited_no_way"
     LIMITED_UNKNOWN = "limited_unknown"

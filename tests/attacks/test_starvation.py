@@ -16,6 +16,7 @@ import pytest
 from balancer import config
 from balancer.datapath import Datapath
 from balancer.keys.request import KeySpec
+from balancer.offload.flow_map import Entry
 from balancer.offload.program import PROGRAM_NAME, Program
 from balancer.paths import NextHop
 from common.bpf import BpfError, build
@@ -245,10 +246,9 @@ def test_the_rest_of_a_long_request_does_not_share_with_strangers(program: OnDut
     """What comes behind a first payload is known by it, before the portable engine has seen it."""
     run = program.run
     program.flood(_segment(_ends("10.66.9.9")))
-    made = cookie.encode(SECRETS, _ends(), 6, cookie.epoch_at(time.time_ns() // 1_000_000),
-                         Offer(1460, True, 7))
-    first = tcp.emit(_ends(), 7, made + 1, ACK | PSH, payload=b"GET / HTTP/1.1\r\n")
-    rest = tcp.emit(_ends(), 23, made + 1, ACK | PSH, payload=b"Host: a\r\n\r\n")
+    first = _first(STRANGER, 4000)
+    ack = int.from_bytes(first[28:32])
+    rest = tcp.emit(_ends(), 23, ack, ACK | PSH, payload=b"Host: a\r\n\r\n")
     stranger = _segment(_ends("10.66.8.8"))
 
     assert run(ETHERNET + stranger).retval == XDP_DROP
@@ -258,3 +258,38 @@ def test_the_rest_of_a_long_request_does_not_share_with_strangers(program: OnDut
     assert run(ETHERNET + stranger).retval == XDP_DROP
     syn = _segment(_ends(), SYN)
     assert run(ETHERNET + syn).retval == XDP_TX
+
+
+@pytest.mark.root
+def test_who_leaves_many_long_requests_unfinished_has_a_small_budget(program: OnDuty) -> None:
+    """Others have all of theirs, and so has the same network when its requests come to an end."""
+    begun = [program.run(ETHERNET + _first(f"10.77.1.{number % 250 + 1}", 1000 + number)).retval
+             for number in range(2000)]
+    other = program.run(ETHERNET + _first("10.78.1.1", 1000)).retval
+
+    assert set(begun[:250]) == {XDP_PASS}
+    assert begun.count(XDP_PASS) < 256 + 2 * BUDGETS["UP_UNFINISHED"] / 10 + 10
+    assert program.counted() == {
+        DropReason.LIMITED_UNFINISHED: begun.count(XDP_DROP)}
+    assert other == XDP_PASS
+
+
+@pytest.mark.root
+def test_requests_that_end_leave_no_debt(program: OnDuty, loaded: Program) -> None:
+    for number in range(1000):
+        packet = _first(f"10.79.1.{number % 250 + 1}", 1000 + number)
+        now_ms = time.time_ns() // 1_000_000
+        assert program.run(ETHERNET + packet).retval == XDP_PASS
+        entry = Entry(packet[12:24], 6, 0, now_ms, now_ms, 0, 1, 0)
+        loaded.flows.enter(entry.pack(), now_ms)
+        loaded.flows.delete(packet[12:24])
+
+    assert program.counted() == {}
+
+
+def _first(source: str, sport: int) -> bytes:
+    """A first payload, of a request that takes more."""
+    ends = _ends(source, sport)
+    made = cookie.encode(SECRETS, ends, 6, cookie.epoch_at(time.time_ns() // 1_000_000),
+                         Offer(1460, True, 7))
+    return tcp.emit(ends, 7, made + 1, ACK | PSH, payload=b"GET / HTTP/1.1\r\n")

@@ -137,7 +137,7 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 				return verdict;
 			if (flow) /* of an older connection on these ports: */
 				send_up(flow); /* the next segment must not follow it */
-			return first_up(hash);
+			return first_up(settings, segment, hash);
 		}
 		if (segment->flags & (RST | FIN))
 			return up(UP_FIRST);

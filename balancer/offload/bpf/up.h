@@ -6,23 +6,7 @@
 #include "flows.h"
 #include "handshake.h"
 
-#include "common/bpf/include/allowance.h"
 #include "common/bpf/include/icmp.h"
-
-#define MAX_AHEAD 65536
-#define AHEAD_SHIFT 3 /* their times are eighths of the tenths of a second */
-#define AHEAD_MAX 20 /* for so long, 16 s, which is longer than a flow is held by default */
-
-/* Flows whose first payload has gone up, so that what comes right behind it, before the portable
- * engine has seen it and says so in `held`, is known to be real: by the hash of their five-tuple,
- * whose upper bits each has, and in place of the lower ones a time. A later flow takes the place.
- */
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_AHEAD);
-	__type(key, __u32);
-	__type(value, __u64);
-} ahead SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
@@ -47,44 +31,29 @@ static __noinline int up(__u32 way)
 	return XDP_DROP;
 }
 
-static __always_inline __u16 ahead_time(void)
-{
-	return current_tenth() >> AHEAD_SHIFT;
-}
-
 /* A first payload goes up, and more of its flow may come. hash: of its five-tuple. */
-static __noinline int first_up(__u64 hash)
+static __noinline int first_up(const struct settings *settings, const struct segment *segment,
+			       __u64 hash)
 {
-	__u32 place = hash % MAX_AHEAD;
-	__u64 *entry = bpf_map_lookup_elem(&ahead, &place);
-
-	if (entry)
-		*entry = (hash & ~0xffffULL) | ahead_time();
-	return up(UP_FIRST);
-}
-
-static __always_inline bool is_ahead(__u64 hash)
-{
-	__u32 place = hash % MAX_AHEAD;
-	__u64 *entry = bpf_map_lookup_elem(&ahead, &place);
-
-	return entry && (*entry ^ hash) >> 16 == 0 && (__u16)(ahead_time() - *entry) <= AHEAD_MAX;
+	return up(note_ahead(hash, segment->five_tuple.saddr, settings->flow_seed) ? UP_UNFINISHED
+										    : UP_FIRST);
 }
 
 /* A segment of no flow: it may have overtaken the one that opens it, or wants a reset in time. */
 static __noinline int unknown_up(__u64 hash)
 {
-	return up(is_ahead(hash) ? UP_HELD : UP_UNKNOWN);
+	return up(is_ahead(ahead_at(hash), hash) ? UP_HELD : UP_UNKNOWN);
 }
 
 /* A segment of no flow with unusual options, or an unusual checksum. */
 static __noinline int odd_up(const struct settings *settings, const struct segment *segment,
 			     __u64 hash)
 {
-	if (is_ahead(hash) || bpf_map_lookup_elem(&held, &segment->five_tuple))
+	if (is_ahead(ahead_at(hash), hash) ||
+	    bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return up(UP_HELD);
 	if (!(segment->flags & SYN) && follows_cookie(settings, segment, clock_ms(settings)))
-		return first_up(hash);
+		return first_up(settings, segment, hash);
 	return up(UP_ODD);
 }
 

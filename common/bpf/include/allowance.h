@@ -23,6 +23,7 @@ enum way_up {
 	UP_FLOW, /* of a flow that is known, but unusual */
 	UP_HELD, /* of a flow whose first segments wait for more, or went up just now */
 	UP_FIRST, /* a first payload, or what else follows a cookie */
+	UP_UNFINISHED, /* the same of a network that has left many unfinished */
 	UP_TAKEOVER, /* its echo names a backend, and no more is known */
 	UP_NO_WAY, /* its backend cannot be reached from a program */
 	UP_UNKNOWN, /* nothing vouches for it */
