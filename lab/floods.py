@@ -32,6 +32,7 @@ from lab.topology import DSCP, Lab
 ATTACKER = "192.168.33.102"
 _FLOOD = REPOSITORY / "lab/bpf/flood.bpf.c"
 _NET = "10.66.0.0/16"
+_SOURCE = "10.66.255.1"  # of real connections: another network than the clients'
 _BURST_S = 0.05  # each burst takes the kernel some ms to set up
 _MOST = 10_000_000  # frames a second: more than the machine can send
 _CONNECTIONS = 2000
@@ -107,6 +108,7 @@ def attacker(lab: Lab) -> Iterator[Attacker]:
     """One, on the lab's second client."""
     for host in (lab.balancer, *lab.backends):
         host.run(["ip", "route", "add", _NET, "via", ATTACKER])
+    lab.client2.run(["ip", "address", "add", f"{_SOURCE}/32", "dev", "eth1"])
     with Object(build.compile(_FLOOD)) as program_file:
         program_file.load()
         netns.pushns(lab.switch.namespace)
@@ -176,6 +178,7 @@ def leave_open(payload: bytes) -> Callable[[Lab, Contender, Event], int]:
         while not stop.is_set():
             connection = socket.socket()
             connection.settimeout(1)
+            connection.bind((_SOURCE, 0))
             try:
                 connection.connect((contender.address, contender.port))
                 connection.send(payload)

@@ -15,6 +15,7 @@ from common.wire.tcp import RST, Segment
 
 DUE_MS = (200, 600, 1400, 3000, 6200)  # after the handoff; RFC 6298 §5.5: each wait twice the last
 COST = 768  # octets of memory that a delivery takes besides its packets
+_WATCHED_MAX = 256  # packets of a flow, one of which should have shown that its server has answered
 _MAX_STALE = 1024  # times of deliveries that are settled, before they are swept out
 
 
@@ -25,13 +26,13 @@ class Delivery:
     server_first: the first sequence number of the server's data.
     """
 
-    __slots__ = ("cost", "packets", "sent_ms", "server_first", "times_sent")
+    __slots__ = ("cost", "packets", "sent_ms", "server_first", "times_sent", "watched")
 
     def __init__(self, packets: tuple[bytes, ...], server_first: int, now_ms: int) -> None:
         self.packets = packets
         self.server_first = server_first
         self.sent_ms = now_ms
-        self.times_sent = 0
+        self.times_sent = self.watched = 0
         self.cost = COST + sum(map(len, packets))
 
     @property
@@ -45,8 +46,13 @@ class Delivery:
         return self.times_sent == len(DUE_MS) - 1
 
     def is_settled_by(self, segment: Segment) -> bool:
-        """Whether the client's segment shows that the server has answered, or that all is over."""
-        return segment.ack != self.server_first or bool(segment.flags & RST)
+        """Whether the client's segment shows that the server has answered, or that all is over.
+
+        So does their number: a program forwards the flow's packets again once they are not watched.
+        """
+        self.watched += 1
+        return (segment.ack != self.server_first or bool(segment.flags & RST)
+                or self.watched >= _WATCHED_MAX)
 
 
 class Deliveries:

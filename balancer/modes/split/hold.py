@@ -139,8 +139,13 @@ class Held:
         """Whether a bound on segments, octets or useless packets is reached."""
         return (
             self._count >= self._bound.segments or self.octets >= self._bound.octets
-            or self.useless >= _USELESS_MAX
+            or self.is_a_nuisance
         )
+
+    @property
+    def is_a_nuisance(self) -> bool:
+        """Whether too many useless packets have come."""
+        return self.useless >= _USELESS_MAX
 
     @property
     def is_awaited(self) -> bool:

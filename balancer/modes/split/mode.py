@@ -281,7 +281,7 @@ class Split:
         backend.handoffs += 1
         packets = [_to_backend(segment, backend, shift) for segment in segments]
         verdict = send(Event.HANDOFF, *packets)
-        if held and held.taken:
+        if held and held.taken and not held.is_a_nuisance:
             self._deliver(flow, Delivery(verdict.packets, add(held.cookie_isn, 1), now_ms))
         return verdict
 
