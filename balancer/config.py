@@ -150,7 +150,9 @@ class Config(Shared):
     )] = "auto"
     hold_octets_total: Annotated[int, Setting(
         whole(0, 1 << 40, "octets"),
-        "limit on all segments, of all flows, that are kept for the rest of a key", metavar="N",
+        "limit on the memory of all flows that wait for the rest of their key",
+        "When it is reached, the oldest of them is decided by what is there, first those of a "
+        "source network (/24) that has more than an eighth of it.", metavar="N",
     )] = 64 << 20
     id_bits: Annotated[int, Setting(
         whole(1, MAX_ID_BITS), "bits of a backend's id",

@@ -65,14 +65,21 @@ class DropReason(Reason):
     # the everyday life of a flow
     HANDSHAKE_ACK = "handshake_ack"  # completes a handshake; nothing to forward yet
     UNKNOWN_FLOW = "unknown_flow"  # no flow yet: overtaken, stale, or forged
-<<<<<<< HEAD
     BAD_ECHO = "bad_echo"  # a good cookie, whose timestamps prove nothing: forged, or of version 1
     GUESSES_LIMITED = "guesses_limited"  # more wrong cookies without timestamps than are borne
     COOKIE_SPENT = "cookie_spent"  # a first segment again, when its connection has ended: a replay
-    TAKEOVER_LIMITED = "takeover_limited"  # more foreign flows than `takeover_rate`
-=======
     TAKEOVER_LIMITED = "takeover_limited"  # more strangers than `takeover_rate`
->>>>>>> flows
+    # more of a class than the portable engine can bear; common/bpf/include/allowance.h tells them
+    LIMITED_FLOW = "limited_flow"
+    LIMITED_HELD = "limited_held"
+    LIMITED_FIRST = "limited_first"
+    LIMITED_UNFINISHED = "limited_unfinished"
+    LIMITED_TAKEOVER = "limited_takeover"
+    LIMITED_NO_WAY = "limited_no_way"
+    LIMITED_UNKNOWN = "limited_unknown"
+    LIMITED_ODD = "limited_odd"
+    LIMITED_IP = "limited_ip"
+    LIMITED_ICMP = "limited_icmp"
     RESET_UNANSWERED = "reset_unanswered"  # a RST of no flow: never answered
     TABLE_FULL = "table_full"  # of open flows, and more than `new_flow_rate` want in
     NO_BACKEND = "no_backend"  # every backend has weight 0

@@ -73,7 +73,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--packets", action="store_true",
                         help="the data paths alone, without traffic (about three minutes)")
     parser.add_argument("--attacks", action="store_true",
-                        help="real traffic beside floods (about five minutes)")
+                        help="real traffic beside floods (about twenty minutes)")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--against", metavar="FILE",
                         help="an earlier run's JSON: what each figure was, and its ratio to that")

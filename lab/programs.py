@@ -198,7 +198,7 @@ def _balancer_paths() -> Iterator[tuple[str, float]]:
         yield "balancer: takeover", balancer.ns(
             [_segment(client, named, 77) for client in clients], Event.TAKEOVER, _RUNS)
         yield "balancer: unknown flow", balancer.ns(  # the first few of which go up
-            [_segment(client, 0, 77) for client in clients], DropReason.UNKNOWN_FLOW, 32 * _RUNS)
+            [_segment(client, 0, 77) for client in clients], DropReason.LIMITED_UNKNOWN, 32 * _RUNS)
         for length in (40, 200, 800):
             yield f"balancer: first payload, path of {length} octets", _first_ns(
                 balancer, clients, payloads.request(length))

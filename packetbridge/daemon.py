@@ -6,6 +6,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 from random import SystemRandom
 
+from common.bpf.allowance import BUDGETS
 from common.engine import daemon, host, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
@@ -153,8 +154,10 @@ def rules(
                       destination=str(config.address), dscp=service.dscp)
         made += [
             replace(tagged, protocol="tcp", dport=service.port),
-            replace(tagged, protocol="tcp", fragment=True),
-            *(replace(tagged, protocol="icmp", icmp_type=error) for error in icmp.ERRORS),
+            # more of these is not ours to drop: they may be about the host's own traffic
+            replace(tagged, protocol="tcp", fragment=True, limit=BUDGETS["UP_IP"]),
+            *(replace(tagged, protocol="icmp", icmp_type=error, limit=BUDGETS["UP_ICMP"])
+              for error in icmp.ERRORS),
         ]
         server = Rule("output", config.queue, source=str(service.server), protocol="tcp",
                       sport=service.server_port)

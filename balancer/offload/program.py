@@ -6,7 +6,7 @@ Program and tables are pinned, so they go on when the daemon has ended.
 import socket
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from balancer.config import Config, Service
 from balancer.flows import timeouts_ms
@@ -16,8 +16,9 @@ from balancer.offload.maps import place_of
 from balancer.offload.numbers import ServiceNumbers
 from balancer.offload.requests import fill_requests
 from balancer.paths import UNKNOWN, NextHop
-from common.bpf import build, pins, reasons
+from common.bpf import allowance, build, pins, reasons
 from common.bpf import secrets as bpf_secrets
+from common.bpf.allowance import BUDGETS, TICK_LENGTH
 from common.bpf.links import Mode
 from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
@@ -28,8 +29,6 @@ from common.verdict import DropReason, Event
 
 PROGRAM_NAME = "on_packet"
 _CLOCK_SLACK_MS = 50
-_CLOCK_MONOTONIC_COARSE = 6  # linux/time.h: moves by ticks
-_TICK_MS = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1000 * (1 << 20))  # of 2^-20 ms
 
 
 class Program:
@@ -40,9 +39,10 @@ class Program:
 
     def __init__(
         self, config: Config, secrets: Secrets, instance: Pins | None = None, *,
-        for_tests: bool = False,
+        for_tests: bool = False, budgets: Mapping[str, int] = BUDGETS,
     ) -> None:
-        """instance: its pinned maps are taken over. for_tests: its time is set, not the kernel's.
+        """instance: its pinned maps are taken over. for_tests: its time is set, not the kernel's,
+        and everything may go up. budgets: as common/bpf/allowance.py.
 
         Raises: BpfError; build.BuildError.
         """
@@ -54,6 +54,7 @@ class Program:
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
         self.object.set_variable("max_guesses", guesses.MAX_GUESSES)
+        allowance.allow(self.object, None if for_tests else budgets)
         FlowMap.size(self.object, config.max_flows)
         if instance is not None:
             numbers = Kept("service_numbers")
@@ -97,7 +98,7 @@ class Program:
         self._base = base_ms, base_tick = time.time_ns() // 1_000_000, self._tick()
         self.settings.update(0, {
             "secrets": bpf_secrets.of(secrets),
-            "base_ms": base_ms, "base_tick": base_tick, "tick_ms": _TICK_MS,
+            "base_ms": base_ms, "base_tick": base_tick, "tick_ms": TICK_LENGTH,
             "timeouts_ms": (*timeouts_ms(self._config.timeouts), 0, 0),
             "takeover_rate": self._config.takeover_rate,
             "id_shift": takeover.id_shift(self._config.id_bits),
@@ -116,7 +117,7 @@ class Program:
     def keep_time(self, now_ms: int) -> None:
         """Set the clock if it is wrong by more than ticks explain. now_ms: unix time."""
         base_ms, base_tick = self._base
-        told_ms = base_ms + ((self._tick() - base_tick & 0xFFFFFFFF) * _TICK_MS >> 20)
+        told_ms = base_ms + ((self._tick() - base_tick & 0xFFFFFFFF) * TICK_LENGTH >> 20)
         if abs(told_ms - now_ms) > _CLOCK_SLACK_MS:
             self.set_secrets(self._secrets)
 
@@ -196,7 +197,10 @@ class Program:
         self.numbers_kept.release(self.numbers)
 
     def _fill_services(self, numbered: Iterable[tuple[int, Service]]) -> None:
+        vips = self.object.map("vips")
         for number, service in numbered:
+            vips.update(service.vip.packed, b"\1")
             self.set_mss(number, service, service.mss)
             for backend in service.backends:
                 self.set_backend(number, backend.id, backend.address.packed, service.dscp)
+        vips.close()

@@ -25,6 +25,7 @@ class Rule:
     """What a packet must be, and what becomes of it: no other rule is asked. None matches anything.
 
     hook:     `prerouting` or `output`. queue: NFQUEUE number; None: no connection tracking.
+    drop:     nothing more of it. limit: packets a second; beyond it other rules are asked.
     interface: where it comes in. other_than: it goes out by another interface than this one.
     bypass:   let packets pass when nobody listens to the queue, instead of dropping them.
     fragment: not the first fragment of a packet (those have no ports).
@@ -45,6 +46,8 @@ class Rule:
     mark: int | None = None
     fragment: bool = False
     bypass: bool = False
+    drop: bool = False
+    limit: int | None = None
 
     def nft(self) -> str:
         """The rule in the words of nftables."""
@@ -61,8 +64,10 @@ class Rule:
             f"icmp type {self.icmp_type}" if self.icmp_type is not None else "",
             f"icmp code {self.icmp_code}" if self.icmp_code is not None else "",
             f"meta mark {self.mark:#x}" if self.mark is not None else "",
+            f"limit rate {self.limit}/second burst {self._burst} packets" if self.limit else "",
+            "drop" if self.drop else
             "notrack accept" if self.queue is None else f"queue num {self.queue}",
-            "bypass" if self.bypass and self.queue is not None else "",
+            "bypass" if self.bypass and self.queue is not None and not self.drop else "",
         ]
         return " ".join(word for word in words if word)
 
@@ -80,12 +85,21 @@ class Rule:
             f"--icmp-type {self._icmp()}" if self.icmp_type is not None else "",
             f"-m dscp --dscp {self.dscp}" if self.dscp is not None else "",
             f"-m mark --mark {self.mark:#x}" if self.mark is not None else "",
+            f"-m limit --limit {self.limit}/second --limit-burst {self._burst}"
+            if self.limit else "",
         ]
         matches = " ".join(word for word in words if word)
+        if self.drop:
+            return [f"{matches} -j DROP"]
         if self.queue is None:
             return [f"{matches} -j CT --notrack", f"{matches} -j RETURN"]
         bypass = " --queue-bypass" if self.bypass else ""
         return [f"{matches} -j NFQUEUE --queue-num {self.queue}{bypass}"]
+
+    @property
+    def _burst(self) -> int:
+        """A tenth of a second's."""
+        return max((self.limit or 0) // 10, 1)
 
     def _icmp(self) -> str:
         return f"{self.icmp_type}" + (f"/{self.icmp_code}" if self.icmp_code is not None else "")
@@ -114,6 +128,7 @@ class Nftables:
         ("accept", "CONFIG_NF_TABLES_IPV4"),
         ("queue num 0", "CONFIG_NFT_QUEUE"),
         ("notrack", "CONFIG_NFT_CT"),
+        ("limit rate 1/second", "CONFIG_NFT_LIMIT"),
     )
 
     def install(self, owner: str, rules: Sequence[Rule]) -> None:
@@ -157,6 +172,7 @@ class Iptables:
         ("-j CT --notrack", "CONFIG_NETFILTER_XT_TARGET_CT"),
         ("-m dscp --dscp 3", "CONFIG_NETFILTER_XT_MATCH_DSCP"),
         ("-m mark --mark 1", "CONFIG_NETFILTER_XT_MATCH_MARK"),
+        ("-m limit --limit 1/second", "CONFIG_NETFILTER_XT_MATCH_LIMIT"),
     )
 
     def __init__(self, name: str) -> None:

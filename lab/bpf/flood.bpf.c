@@ -2,19 +2,14 @@
  *
  * Run by BPF_PROG_TEST_RUN on live frames; what is sent once is changed on when it comes again.
  */
-#include <linux/bpf.h>
-#include <linux/if_ether.h>
-#include <linux/ip.h>
-#include <linux/tcp.h>
-
-#include <bpf/bpf_endian.h>
-#include <bpf/bpf_helpers.h>
-
-#include "common/bpf/include/checksum.h"
-
-#define NET 0x0a420000 /* 10.66.0.0/16 */
+#include "common/bpf/include/tcp.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
+
+/* Written by lab/floods.py. Sources are of `net`, and vary in `mask`. */
+volatile __u32 net;
+volatile __u32 mask;
+volatile __u32 is_unfinished; /* checksums are of the pseudo-header alone */
 
 /* The far network's packets are passed on: an interface sends frames if its peer has a program. */
 SEC("xdp")
@@ -26,27 +21,36 @@ int pass(struct xdp_md *ctx)
 SEC("xdp")
 int flood(struct xdp_md *ctx)
 {
-	struct ethhdr *eth = (void *)(long)ctx->data;
+	void *data = (void *)(long)ctx->data, *data_end = (void *)(long)ctx->data_end;
+	struct ethhdr *eth = data;
 	struct iphdr *ip = (void *)(eth + 1);
-	struct tcphdr *tcp = (void *)(ip + 1);
-	__be32 saddr = bpf_htonl(NET | (bpf_get_prandom_u32() & 0xffff));
+	__be32 saddr = bpf_htonl(net | (bpf_get_prandom_u32() & mask));
 	__u32 seq = bpf_get_prandom_u32(), ack = bpf_get_prandom_u32();
 	__be16 sport = bpf_get_prandom_u32() | bpf_htons(0x8000);
+	struct tcphdr *tcp;
 	__u64 changes;
 
-	if ((void *)(tcp + 1) > (void *)(long)ctx->data_end)
+	if ((void *)(ip + 1) > data_end)
+		return XDP_ABORTED;
+	changes = changed(0, ip->saddr, saddr);
+	ip->check = patched(ip->check, changes);
+	ip->saddr = saddr;
+	if (ip->protocol != IPPROTO_TCP)
+		return XDP_TX;
+	tcp = (void *)ip + ip->ihl * 4;
+	if ((void *)(tcp + 1) > data_end)
 		return XDP_ABORTED;
 	if (tcp->syn)
 		ack = 0;
-	changes = changed(0, ip->saddr, saddr);
-	ip->check = patched(ip->check, changes);
 	changes = changed(changes, tcp->seq, seq);
 	changes = changed(changes, tcp->ack_seq, ack);
 	changes = changed(changes, tcp->source, sport);
 	tcp->check = patched(tcp->check, changes);
-	ip->saddr = saddr;
 	tcp->seq = seq;
 	tcp->ack_seq = ack;
 	tcp->source = sport;
+	if (is_unfinished)
+		tcp->check = folded(pseudo_sum(ip->saddr, ip->daddr,
+					       bpf_ntohs(ip->tot_len) - ip->ihl * 4));
 	return XDP_TX;
 }

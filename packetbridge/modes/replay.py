@@ -13,7 +13,8 @@ from packetbridge.flows import BridgeFlow
 
 FIRST_TIMEOUT_MS = 1000
 MAX_SEGMENTS = 64
-MAX_OCTETS = 128 << 10
+MAX_OCTETS = 160 << 10
+SEGMENT_COST = 640  # octets of memory that a held segment takes besides its own
 MAX_MSS = 3960  # with headers, as much as the packet queue copies (common/engine/queue.py)
 _MAX_EAGER_SYNS = 3
 
@@ -25,7 +26,7 @@ class Replay:
                 vouches for it.
     syn:        the packet to the server. due_ms: when it is sent again, or given up.
     expires_ms: when the server is given up.
-    octets:     of all held segments.
+    octets:     of memory that all held segments take, about.
     """
 
     __slots__ = ("_by_seq", "_eager_syns", "_timeout_ms", "due_ms", "expires_ms", "handoff",
@@ -53,8 +54,9 @@ class Replay:
         if place in self._by_seq or full or offset >= 1 << 30:
             return 0
         self._by_seq[place] = segment
-        self.octets += len(segment.octets)
-        return len(segment.octets)
+        grown = SEGMENT_COST + len(segment.octets)
+        self.octets += grown
+        return grown
 
     def segments(self) -> list[Segment]:
         """What is held, in the order of the stream."""

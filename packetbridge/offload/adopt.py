@@ -7,13 +7,14 @@ cookies allowed, and the TCP options that balancers promise switched on.
 import logging
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pyroute2 import DiagSocket
 
-from common.bpf import BpfError, build, features, pins, reasons
+from common.bpf import BpfError, allowance, build, features, pins, reasons
+from common.bpf.allowance import BRIDGE_BUDGETS
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program
 from common.bpf.pins import Kept, Pins
@@ -61,17 +62,22 @@ def refusal_of_service(service: Service) -> str:
 class Adopt:
     """The program with its maps. spent: cookies that have opened a connection."""
 
-    def __init__(self, config: Config, services: Sequence[Service],
-                 max_unknown: int = fast_maps.MAX_UNKNOWN) -> None:
-        """Load it; nothing on the host is changed. Raises: BpfError."""
+    def __init__(
+        self, config: Config, services: Sequence[Service],
+        budgets: Mapping[str, int] | None = BRIDGE_BUDGETS,
+    ) -> None:
+        """Load it; nothing on the host is changed. budgets: as common/bpf/allowance.py.
+
+        Raises: BpfError.
+        """
         self._config = config
         self._services = services
         self.is_attached = False
         self._pins = Pins(owner(config))
         self._object = Object(build.object_of("packetbridge", "adopt"))
+        allowance.allow(self._object, budgets)
         fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", 1)  # every kernel with the other one has it
-        self._object.set_variable("max_unknown", max_unknown)
         fast_maps.size_spent(self._object, config)
         self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("refused"),
                                              Kept("spent")])

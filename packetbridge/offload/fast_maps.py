@@ -10,7 +10,6 @@ from common.flow import guesses
 from packetbridge.config import Config, Service
 from packetbridge.modes.spent import BUCKET, bucket_count
 
-MAX_UNKNOWN = 1000  # packets of unknown flows that go up in a period (allowance.h)
 _MAX_DRIFT_NS = 100_000_000
 
 

@@ -9,11 +9,12 @@ import ctypes
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from common.bpf import BpfError, build, features, pins, reasons
+from common.bpf import BpfError, allowance, build, features, pins, reasons
+from common.bpf.allowance import BRIDGE_BUDGETS
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program, types_of
 from common.bpf.pins import Kept, Pins
@@ -130,19 +131,24 @@ class Splice:
     spent:   cookies that have opened a connection.
     """
 
-    def __init__(self, config: Config, services: Sequence[Service],
-                 max_unknown: int = fast_maps.MAX_UNKNOWN) -> None:
-        """Load them; nothing on the host is changed. Raises: BpfError, build.BuildError."""
+    def __init__(
+        self, config: Config, services: Sequence[Service],
+        budgets: Mapping[str, int] | None = BRIDGE_BUDGETS,
+    ) -> None:
+        """Load them; nothing on the host is changed. budgets: as common/bpf/allowance.py.
+
+        Raises: BpfError, build.BuildError.
+        """
         self._config = config
         self.services = frozenset(services)
         self.is_attached = False
         self._pins = Pins(owner(config))
         self._object = Object(build.object_of("packetbridge", "splice"))
         self._object.set_variable("server_mark", config.mark)
+        allowance.allow(self._object, budgets)
         fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", not features.missing_kfuncs(_READS_SUMMED))
         self._object.set_max_entries("flows", config.max_flows)
-        self._object.set_variable("max_unknown", max_unknown)
         fast_maps.size_spent(self._object, config)
         self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("flows"),
                                              Kept("spent")])

@@ -41,7 +41,7 @@ class Spliced(Datapath):
         )
         local = [service for service in config.services if service.server.packed not in foreign]
         with mock.patch.object(guesses, "MAX_GUESSES", 1 << 30):  # they have another time
-            self._programs = Splice(config, local, max_unknown=1 << 31)
+            self._programs = Splice(config, local, budgets=None)
         self._local_ends = {service.server.packed + service.server_port.to_bytes(2, "big")
                             for service in local}
         self._mark = config.mark

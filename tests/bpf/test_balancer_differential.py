@@ -263,7 +263,7 @@ def test_a_flood_of_unknown_packets_is_kept_from_the_portable_engine(
     flood = program.run(ETHERNET + packet, repeat=100_000)
 
     assert (alone.retval, flood.retval) == (XDP_PASS, XDP_DROP)
-    assert 50_000 < program.loaded.reasons.totals()[DropReason.UNKNOWN_FLOW] < 100_000
+    assert 50_000 < program.loaded.reasons.totals()[DropReason.LIMITED_UNKNOWN] < 100_000
     program.loaded.close()
 
 

@@ -204,12 +204,12 @@ def test_a_flood_of_unknown_packets_is_kept_from_the_portable_engine(
     packet = segment(sport=6001)
     counters = new_counters()
     adopt.on_tick(counters)
-    before = counters[DropReason.UNKNOWN_FLOW]
+    before = counters[DropReason.LIMITED_UNKNOWN]
 
     flood = adopt.program("on_ingress").test_run(ETHERNET + bytes(packet), SkBuff(), 100_000)
     adopt.on_tick(counters)
 
     assert flood.retval == TC_ACT_SHOT
-    assert 50_000 < counters[DropReason.UNKNOWN_FLOW] - before < 100_000
+    assert 50_000 < counters[DropReason.LIMITED_UNKNOWN] - before < 100_000
     assert run(segment()).data[len(ETHERNET):] == bytes(segment(dst=VIP, tos=1, ttl=59))
     assert counters[Event.TO_SERVER] > 0

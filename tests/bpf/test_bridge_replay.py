@@ -58,7 +58,7 @@ def lo() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def programs(lo: socket.socket) -> Iterator[Splice]:
-    made = Splice(CONFIG, [SERVICE])
+    made = Splice(CONFIG, [SERVICE], budgets=None)
     made.set_secrets(SECRETS)
     yield made
     made.close()

@@ -21,7 +21,7 @@ BACKENDS = tuple(BRIDGE + number for number in range(3))
 CLIENT = IPv4Address("192.168.33.1").packed
 VIP_PORT, SERVER_PORT, DSCP = 80, 8080, 3
 START_MS = 1_700_000_010_000
-MAX_FLOWS, HOLD_OCTETS = 8, 4000
+MAX_FLOWS, HOLD_OCTETS = 8, 9000
 REQUEST = b"GET /a/rather/long/path?q=1 HTTP/1.1\r\nHost: shop.example.net\r\nX: y\r\n\r\n"
 HOLD = balancer_config.Hold(octets=1500, segments=60, time_ms=3000)
 _BACKENDS = tuple(

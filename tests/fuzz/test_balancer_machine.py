@@ -210,7 +210,7 @@ class Balancer(RuleBasedStateMachine):
         return verdict
 
     def _held(self) -> list[Held]:
-        return list(self.split.holds._held.values())
+        return [each for _, each in self.split.holds._held.items()]
 
     def _check_cookie(self, key: bytes, seq: int, ack: int, waited: bool) -> None:
         """A flow follows a cookie given to this client in a neighbouring epoch.
@@ -245,7 +245,7 @@ class Balancer(RuleBasedStateMachine):
         held = self._held()
         assert len(split.flows) <= MAX_FLOWS
         assert len(split.unknown) <= MAX_UNKNOWN
-        assert split.holds.octets == sum(each.octets for each in held) <= HOLD_OCTETS
+        assert split.holds.octets == sum(each.cost for each in held) <= HOLD_OCTETS
         assert all(0 < each.octets < HOLD.octets for each in held)
         assert split.deliveries.octets <= HOLD_OCTETS
         assert all(split.deliveries.get(flow.key) for flow in split.flows if flow.goes_up)

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from balancer.config import Hold
-from balancer.modes.split.delivery import DUE_MS, Deliveries, Delivery
-from balancer.modes.split.hold import Held, HoldTable
+from balancer.modes.split.delivery import COST, DUE_MS, Deliveries, Delivery
+from balancer.modes.split.hold import FLOW_COST, SEGMENT_COST, Held, HoldTable
 from common.flow.memory import MemoryStore
 from common.flow.store import SEEN_MS, Flow
 from common.flow.unknown import FORGET_MS, PATIENCE_MS, UnknownFlows
@@ -109,7 +109,7 @@ class Holds(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.first = self._segment(0, 5)
-        self.table = HoldTable(1000, set())
+        self.table = HoldTable(1 << 20, set())
         self.held = Held(None, BOUND, self.first, 0)
         self.came = [self.first]
         self.taken = b""
@@ -135,7 +135,7 @@ class Holds(RuleBasedStateMachine):
 
         self.table.take(self.held)
 
-        assert self.held.taken == expected
+        assert self.held.taken == len(expected)
         self.taken = expected
 
     @invariant()
@@ -147,7 +147,7 @@ class Holds(RuleBasedStateMachine):
 
     @invariant()
     def what_would_leave_is_what_is_held(self) -> None:
-        assembled = bytearray(self.taken)
+        assembled = bytearray()
         for segment in self.held.segments(20):
             offset = segment.seq - 0xFFFFFFF1 & 0xFFFFFFFF
             assert segment.checksum_holds()
@@ -158,7 +158,7 @@ class Holds(RuleBasedStateMachine):
 
     @invariant()
     def the_octets_are_counted(self) -> None:
-        assert self.table.octets == self.held.octets
+        assert self.table.octets == self.held.cost > self.held.octets
         islands = self.held.islands(self.came[-1])
         assert all((end - start) & 0xFFFFFFFF <= len(STREAM) for start, end in islands)
 
@@ -166,7 +166,7 @@ class Holds(RuleBasedStateMachine):
 class HeldFlows(RuleBasedStateMachine):
     """A HoldTable of several flows, used as the data path uses it: bounds, sums and times."""
 
-    TOTAL = 800
+    TOTAL = 3 * (FLOW_COST + SEGMENT_COST)
 
     def __init__(self) -> None:
         super().__init__()
@@ -193,7 +193,10 @@ class HeldFlows(RuleBasedStateMachine):
             self.table.take(held)
 
         self.model[held.key] = held
-        if self.table.is_at_bound(held):
+        while (oldest := self.table.crowded_by(held)) is not None:
+            assert oldest is next(iter(self.model.values()))
+            self._remove(oldest)
+        if held.is_full and held.key in self.model:
             self._remove(held)
 
     @precondition(lambda self: self.model)
@@ -221,14 +224,14 @@ class HeldFlows(RuleBasedStateMachine):
     def the_sum_is_kept_and_bounded(self) -> None:
         assert self.marks == set(self.model)
         assert len(self.table) == len(self.model)
-        assert self.table.octets == sum(held.octets for held in self.model.values()) <= self.TOTAL
+        assert self.table.octets == sum(held.cost for held in self.model.values()) <= self.TOTAL
         assert all(held.octets < BOUND.octets for held in self.model.values())
 
 
 class Repeated(RuleBasedStateMachine):
     """Deliveries of a few flows against a plain list of times."""
 
-    TOTAL = 500
+    TOTAL = 3 * COST
 
     def __init__(self) -> None:
         super().__init__()
@@ -240,14 +243,17 @@ class Repeated(RuleBasedStateMachine):
     def add(self, key: bytes, length: int) -> None:
         self.model.pop(key, None)  # it takes the place of an older connection's
         packet = key + bytes(length)
-        fits = sum(len(sent) for sent, _ in self.model.values()) + len(packet) <= self.TOTAL
+        self.model[key] = packet, [self.now_ms + due_ms for due_ms in DUE_MS]
+        expected = []
+        while sum(COST + len(sent) for sent, _ in self.model.values()) > self.TOTAL:
+            oldest = next(iter(self.model))
+            expected.append(oldest)
+            del self.model[oldest]
 
-        added = self.deliveries.add(key, Delivery((packet,), 1, self.now_ms))
+        crowded_out = self.deliveries.add(key, Delivery((packet,), 1, self.now_ms))
 
-        assert added == fits
-        assert (self.deliveries.get(key) is not None) == fits
-        if fits:
-            self.model[key] = packet, [self.now_ms + due_ms for due_ms in DUE_MS]
+        assert crowded_out == expected
+        assert self.deliveries.get(key) is not None
 
     @rule(key=KEYS)
     def settle(self, key: bytes) -> None:
@@ -274,7 +280,7 @@ class Repeated(RuleBasedStateMachine):
 
     @invariant()
     def octets_are_counted_and_bounded(self) -> None:
-        kept = sum(len(packet) for packet, _ in self.model.values())
+        kept = sum(COST + len(packet) for packet, _ in self.model.values())
         assert self.deliveries.octets == kept <= self.TOTAL
 
 

@@ -184,6 +184,24 @@ def what_was_acknowledged_is_repeated_only_so_often(case: Case) -> None:
 
 
 @book.case(services=[KEY])
+def what_was_acknowledged_is_not_repeated_for_ever_beside_a_flood(case: Case) -> None:
+    """A client of which 256 packets have come, none of which acknowledges anything of the server's,
+    is looked at no longer."""
+    client = Client(timestamps=False)
+    first, second, third = _parts(client)
+    handoff = to_bridge(client.joined(FIRST + SECOND)), to_bridge(third)
+    silent = client.segment("A", 60)
+
+    case.holds(first)
+    case.sends("acknowledged", first, client.taken(FIRST))
+    case.sends("acknowledged", second, client.taken(FIRST + SECOND))
+    case.sends("handoff", third, *handoff)
+    for _ in range(256):
+        case.sends("forwarded", silent, to_bridge(silent))
+    case.wait(7000)
+
+
+@book.case(services=[KEY])
 def a_reset_ends_the_repetition_of_what_was_acknowledged(case: Case) -> None:
     """A client that resets is of no server's interest any more."""
     client = Client(timestamps=False)
@@ -315,18 +333,64 @@ def at_the_bound_on_octets_what_is_there_decides(case: Case) -> None:
     case.sends("handoff", large, *map(to_bridge, (first, second, large)))
 
 
-@book.case(services=[KEY], hold_octets_total=150)
-def at_the_bound_over_all_flows_what_is_there_decides(case: Case) -> None:
-    """The sum over all flows is bounded too: the flow whose segment goes beyond it is decided, the
-    others stay."""
+@book.case(services=[KEY], hold_octets_total=5000)
+def at_the_bound_over_all_flows_the_oldest_is_decided(case: Case) -> None:
+    """Memory over all flows is bounded, too: a segment for which there is none left lets the oldest
+    flow go, by what is there of it, and the others stay."""
     one, other = Client(timestamps=False), Client(40001, timestamps=False)
-    first, second, third = _parts(one)
-    other_first, _, _ = _parts(other)
+    first, second, _ = _parts(one)
+    other_first, other_second, other_third = _parts(other)
 
     case.holds(first, other_first)
-    case.sends("handoff", second, *map(to_bridge, (first, second)))
-    case.sends("forwarded", third, to_bridge(third))
-    case.holds(other.segment("PA", 21, payload=SECOND))
+    case.holds_and_sends(other_second, to_bridge(first))
+    case.sends("forwarded", second, to_bridge(second))
+    case.sends("handoff", other_third, *map(to_bridge, (other_first, other_second, other_third)))
+
+
+@book.case(services=[KEY])
+def a_client_that_sends_too_many_useless_packets_is_decided(case: Case) -> None:
+    """Of copies, of bare ACKs and of what is too much behind a gap 64 are borne: whoever sends more
+    is not waited for, and what was acknowledged is not repeated for it."""
+    client = Client(timestamps=False)
+    first, second, _ = _parts(client)
+
+    case.holds(first)
+    case.drops("handshake_ack", *[client.segment("A")] * 62)
+    case.sends("acknowledged", first, client.taken(FIRST))
+    case.sends("handoff", client.segment("A"), to_bridge(client.joined(FIRST)))
+    case.wait(7000)
+    case.sends("forwarded", second, to_bridge(second))
+
+
+@book.case(services=[KEY])
+def few_segments_behind_a_gap_are_kept(case: Case) -> None:
+    """Of what comes behind a gap sixteen segments are kept. The rest of it the client, which has to
+    fill the gap first, sends again."""
+    client = Client(timestamps=False, sack=False)
+    first, _, _ = _parts(client)
+    behind = [client.segment("PA", 22 + at, payload=REQUEST[21 + at:22 + at]) for at in range(18)]
+
+    case.holds(first, *behind[:7])
+    for kept in behind[7:]:
+        case.sends("acknowledged", kept, client.taken(FIRST))
+    case.sends("acknowledged", client.segment("PA", 21, payload=REQUEST[20:21]),
+               client.taken(REQUEST[:37]))
+
+
+@book.case(services=[KEY])
+def in_overlaps_the_octets_that_came_first_are_hashed_and_forwarded(case: Case) -> None:
+    """A client that sends other octets a second time changes nothing: a copy is not kept, and of a
+    segment that goes on only what is new is read, here as by the server."""
+    client = Client(timestamps=False)
+    first, _, third = _parts(client)
+    other = client.segment("PA", 1, payload=b"X" * 20 + SECOND)
+
+    case.holds(first, other)
+    case.sends("acknowledged", client.segment("PA", 21, payload=b"Y" * 20),
+               client.taken(FIRST + SECOND))
+    case.sends("handoff", third, to_bridge(client.joined(FIRST + SECOND)), to_bridge(third))
+    answered = client.segment("A", 60, 9)
+    case.sends("forwarded", answered, to_bridge(answered))
 
 
 @book.case(services=[{**KEY, "hold": {"time": 3}}])

@@ -69,6 +69,11 @@ class Case:
         for packet in packets:
             self._receive("hold held", packet)
 
+    def holds_and_sends(self, packet: Octets, *expected: Octets) -> None:
+        """`packet` arrives now and is kept; others, for which there is no room, are sent."""
+        self.holds(packet)
+        self.sent += [(self.now_ms, bytes(made)) for made in expected]
+
     def passes(self, *packets: Octets) -> None:
         """Each of `packets` arrives now and is left to the host."""
         for packet in packets:

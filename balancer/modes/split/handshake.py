@@ -89,11 +89,11 @@ def acknowledge(segment: tcp.Segment, held: Held, wscale: int) -> bytes:
     SYN-ACK's did: no server has promised more (RFC 9293 §3.8.6 discourages taking it back).
     """
     offer = cookie.decode(held.cookie_isn, held.key)
-    window = max(WINDOW - len(held.taken), 0) >> (wscale if offer.wscale is not None else 0)
+    window = max(WINDOW - held.taken, 0) >> (wscale if offer.wscale is not None else 0)
     sack = options.emit_sack(held.islands(segment)) if offer.sack else b""
     return tcp.emit(
         five_tuple.reverse(segment.five_tuple), add(held.cookie_isn, 1),
-        add(held.client_isn, 1 + len(held.taken)), tcp.ACK,
+        add(held.client_isn, 1 + held.taken), tcp.ACK,
         window=window, option_octets=_echo(segment) + sack,
     )
 

@@ -86,10 +86,12 @@ class Split:
         flags = segment.flags
         if flags & SYN:
             return self._on_syn(segment, service, now_ms)
-        if segment.packet.ttl <= 1:
-            return DROP[DropReason.TTL_EXPIRED]
         key = segment.five_tuple
         flow = self.flows.get(key)
+        if flow is None and not _may_be_answered(segment):
+            return DROP[DropReason.BAD_SOURCE]  # nor may it be sent on by its echo alone
+        if segment.packet.ttl <= 1:
+            return DROP[DropReason.TTL_EXPIRED]
         if segment.ts_off and flags & ACK:
             tsecr = _U32.unpack_from(segment.octets, segment.ts_off + 4)[0]
             named = service.pool.get(takeover.backend_id(tsecr, self._id_shift))
@@ -197,8 +199,6 @@ class Split:
             service.guesses.note(now_ms)
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
-        if not _may_be_answered(segment):
-            return DROP[DropReason.BAD_SOURCE]
         if self.unknown.is_lost(key, now_ms):
             return send(Event.RESET, tcp.reset_for(segment))
         return DROP[DropReason.UNKNOWN_FLOW if proven is None else DropReason.BAD_ECHO]
@@ -233,14 +233,16 @@ class Split:
             self.holds.remove(held)
             return DROP[DropReason.RESET_UNANSWERED]
         if not segment.seq_len:
-            return DROP[DropReason.HANDSHAKE_ACK]
+            held.useless += 1
+            return (self._on_hold_bound(held, old, now_ms) if held.is_full
+                    else DROP[DropReason.HANDSHAKE_ACK])
         if not segment.checksum_holds():
             return DROP[DropReason.BAD_CHECKSUM]  # it may get acknowledged, and a new checksum
-        self.holds.add(held, segment)
-        payload, ended = held.prefix()
-        chosen = _choose(held.service.config, segment, payload, ended)
-        if chosen is not None:
-            return self._open_held(held, chosen, old, now_ms)
+        if self.holds.add(held, segment):
+            payload, ended = held.prefix()
+            chosen = _choose(held.service.config, segment, payload, ended)
+            if chosen is not None:
+                return self._open_held(held, chosen, old, now_ms)
         return self._wait(segment, held, old, now_ms)
 
     def _wait(
@@ -252,12 +254,21 @@ class Split:
         """
         if held.is_awaited:
             self.holds.take(held)  # joined, they may be within the bounds again
-        if self.holds.is_at_bound(held):
-            return self._on_hold_bound(held, old, now_ms)
-        if held.is_awaited:
+        crowded_out: list[Verdict] = []
+        while (oldest := self.holds.crowded_by(held)) is not None and oldest is not held:
+            verdict = self._on_hold_bound(oldest, self.flows.get(oldest.key), now_ms)
+            self._counters[verdict.reason] += 1
+            crowded_out.append(verdict)
+        if held.is_full or oldest is held:
+            verdict = self._on_hold_bound(held, old, now_ms)
+        elif held.is_awaited:
             wscale = held.service.config.wscale
-            return send(Event.ACKNOWLEDGED, handshake.acknowledge(segment, held, wscale))
-        return HELD
+            verdict = send(Event.ACKNOWLEDGED, handshake.acknowledge(segment, held, wscale))
+        else:
+            verdict = HELD
+        for other in crowded_out:
+            verdict = verdict._replace(packets=verdict.packets + other.packets)
+        return verdict
 
     def _on_hold_bound(
         self, held: hold.Held, old: BackendFlow | None, now_ms: int
@@ -312,7 +323,7 @@ class Split:
         backend.handoffs += 1
         packets = [_to_backend(segment, backend, shift, flow.client_isn) for segment in segments]
         verdict = send(Event.HANDOFF, *packets)
-        if held and held.taken:
+        if held and held.taken and not held.is_a_nuisance:
             self._deliver(flow, Delivery(verdict.packets, add(held.cookie_isn, 1), now_ms))
         return verdict
 
@@ -338,9 +349,13 @@ class Split:
 
     def _deliver(self, flow: BackendFlow, delivery: Delivery) -> None:
         """Repeat a flow's handoff, and see all its packets until the server has answered."""
-        if self.deliveries.add(flow.key, delivery):
-            flow.goes_up = True
-            self.flows.update(flow)
+        crowded_out = self.deliveries.add(flow.key, delivery)
+        flow.goes_up = flow.key not in crowded_out
+        self.flows.update(flow)
+        for key in crowded_out:
+            other = self.flows.get(key)
+            if other is not None and other.goes_up:
+                self._end_delivery(other)
 
     def _watch(self, segment: Segment, flow: BackendFlow) -> None:
         """Look whether a flow's handoff need be repeated no more."""

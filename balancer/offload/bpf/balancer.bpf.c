@@ -7,13 +7,7 @@
 #include "forward.h"
 #include "life.h"
 #include "request.h"
-
-#include "common/bpf/include/allowance.h"
-
-/* Packets of unknown flows that go up in a period: second segments of long requests are such, too,
- * until the first one is known to be held.
- */
-#define MAX_UNKNOWN 10000
+#include "up.h"
 
 char LICENSE[] SEC("license") = "Dual MIT/GPL";
 
@@ -36,11 +30,11 @@ static __always_inline int forward_flow(struct xdp_md *ctx, const struct segment
 	int verdict;
 
 	if (!backend || flow->tag.state & GOES_UP)
-		return XDP_PASS;
+		return up(UP_FLOW);
 	verdict = forward(ctx, segment, backend, place, shift, flow->client_isn,
 			  REASON_FORWARDED);
 	if (verdict == XDP_PASS)
-		return verdict;
+		return up(backend->index ? UP_FLOW : UP_NO_WAY);
 	if (segment->flags & (RST | FIN) || state_of(flow) != OPEN)
 		live_on(flow, segment, now_ms);
 	else if ((__s32)((__u32)now_ms - flow->seen_ms) >= SEEN_MS)
@@ -75,7 +69,7 @@ static __always_inline int on_named(struct xdp_md *ctx, const struct settings *s
 	if (flow && own)
 		return forward_flow(ctx, segment, flow, own, 0, now_ms);
 	if (!named->index || segment->packet.len > named->mtu)
-		return XDP_PASS;
+		return up(UP_TAKEOVER);
 	standing = judge(segment, id, now_ms);
 	if (standing == LIMITED) {
 		note(REASON_TAKEOVER_LIMITED);
@@ -136,15 +130,6 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 		       REASON_HANDOFF);
 }
 
-/* A segment of no flow: it may have overtaken the one that opens it, or wants a reset in time. */
-static __always_inline int on_unknown(void)
-{
-	if (in_test || may_go_up(MAX_UNKNOWN))
-		return XDP_PASS;
-	note(REASON_UNKNOWN_FLOW);
-	return XDP_DROP;
-}
-
 /* A segment whose echo, if it has one, names no backend. */
 static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings *settings,
 				      __u32 service, const struct segment *segment,
@@ -158,7 +143,7 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
 		return forward_flow(ctx, segment, flow, backend, shift, now_ms);
 	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
-		return XDP_PASS;
+		return up(UP_HELD);
 	if (is_guess && !may_guess(service, now_ms)) {
 		note(REASON_GUESSES_LIMITED);
 		return XDP_DROP;
@@ -170,12 +155,14 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 			int verdict = on_first_payload(ctx, settings, service, segment, proven,
 						       hash, now_ms);
 
-			if (flow && verdict == XDP_PASS) /* of an older connection on these ports: */
+			if (verdict != XDP_PASS)
+				return verdict;
+			if (flow) /* of an older connection on these ports: */
 				send_up(flow); /* the next segment must not follow it */
-			return verdict;
+			return first_up(settings, segment, hash);
 		}
 		if (segment->flags & (RST | FIN))
-			return XDP_PASS;
+			return up(UP_FIRST);
 		note(REASON_HANDSHAKE_ACK);
 		return XDP_DROP;
 	}
@@ -183,17 +170,7 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		return forward_flow(ctx, segment, flow, backend, shift, now_ms);
 	if (is_guess)
 		note_guess(service, now_ms);
-	return on_unknown();
-}
-
-/* The service of a segment, or NULL. */
-static __always_inline struct service *find_service(const struct segment *segment)
-{
-	struct service_key key = {
-		.vip = segment->five_tuple.daddr, .port = segment->five_tuple.dport
-	};
-
-	return bpf_map_lookup_elem(&services, &key);
+	return unknown_up(hash);
 }
 
 static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings,
@@ -201,10 +178,16 @@ static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings
 {
 	struct service *service = find_service(segment);
 
-	if (!service || segment->flags & (ACK | FIN | RST) ||
-	    !may_be_answered(&segment->five_tuple))
+	int verdict;
+
+	if (!service)
 		return XDP_PASS;
-	return answer_syn(ctx, settings, service, segment, clock_ms(settings));
+	if (segment->flags & (ACK | FIN | RST))
+		return drop(REASON_BAD_FLAGS);
+	if (!may_be_answered(&segment->five_tuple))
+		return drop(REASON_BAD_SOURCE);
+	verdict = answer_syn(ctx, settings, service, segment, clock_ms(settings));
+	return verdict == XDP_PASS ? up(UP_ODD) : verdict;
 }
 
 SEC("xdp.frags")
@@ -219,8 +202,10 @@ int on_packet(struct xdp_md *ctx)
 	__u64 hash, now_ms;
 
 	settings = get_settings();
-	if (!settings || !read_frame(ctx, &segment))
+	if (!settings)
 		return XDP_PASS;
+	if (!read_frame(ctx, &segment))
+		return on_unusual(ctx, settings);
 	if (segment.flags & SYN) {
 		int verdict = on_syn(ctx, settings, &segment);
 
@@ -237,12 +222,16 @@ int on_packet(struct xdp_md *ctx)
 		number = flow->tag.service;
 	} else {
 		service = find_service(&segment);
-		if (!service || !may_be_answered(&segment.five_tuple))
+		if (!service)
 			return XDP_PASS;
+		if (!may_be_answered(&segment.five_tuple))
+			return drop(REASON_BAD_SOURCE);
 		number = service->number;
 	}
-	if (segment.packet.ttl <= 1 || !read_timestamps(ctx, &segment))
-		return XDP_PASS;
+	if (segment.packet.ttl <= 1)
+		return drop(REASON_TTL_EXPIRED);
+	if (!read_timestamps(ctx, &segment))
+		return flow ? up(UP_FLOW) : odd_up(settings, &segment, hash);
 	id = segment.has_timestamps && segment.flags & ACK
 		     ? segment.tsecr >> (settings->id_shift & 31)
 		     : 0;

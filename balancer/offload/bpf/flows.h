@@ -13,7 +13,7 @@
  */
 #pragma once
 
-#include "maps.h"
+#include "ahead.h"
 
 #define BUCKET_FLOWS 2
 #define BUCKET_COUNTS 8 /* of backends' flows in the room of a bucket */
@@ -370,11 +370,13 @@ int write_flow(struct flow_request *request)
 {
 	struct settings *settings = get_settings();
 	struct flow made = request->flow;
+	__u64 hash;
 
 	if (!settings)
 		return TABLE_FULL;
-	return enter_flow(&made, hash_of(&made.ends, settings->flow_seed),
-			  request->now_ms, request->least);
+	hash = hash_of(&made.ends, settings->flow_seed);
+	settle_ahead(hash, made.ends.saddr, settings->flow_seed);
+	return enter_flow(&made, hash, request->now_ms, request->least);
 }
 
 /* Remove the flow of the same ends. Returns: whether there was one. */

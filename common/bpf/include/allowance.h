@@ -1,6 +1,11 @@
-/* How many packets of unknown flows may go up to the portable engine: as many as it can bear.
+/* What may go up to the portable engine, and how much of it: as many packets as that can bear.
  *
- * Without a bound a flood of them takes a processor from real traffic.
+ * A packet goes up for a reason that it has in common with others. Each such class has a budget of its
+ * own, so that a flood takes nothing from other classes: strangers cannot make it up to what the first
+ * segments of long requests have. Budgets are the host's: all processors count in one place, by tenths
+ * of a second, whatever the kernel's tick is.
+ *
+ * Python sets the budgets: common/bpf/allowance.py.
  */
 #pragma once
 
@@ -9,32 +14,65 @@
 
 #include <bpf/bpf_helpers.h>
 
-#define PERIOD_JIFFIES 256 /* a second, or a quarter of one */
+#include "common/bpf/include/verdict.h"
 
+#define TENTH_MS 100
+
+/* In the order of the reasons REASON_LIMITED_*, by which what exceeds a budget is counted. */
+enum way_up {
+	UP_FLOW, /* of a flow that is known, but unusual */
+	UP_HELD, /* of a flow whose first segments wait for more, or went up just now */
+	UP_FIRST, /* a first payload, or what else follows a cookie */
+	UP_UNFINISHED, /* the same of a network that has left many unfinished */
+	UP_TAKEOVER, /* its echo names a backend, and no more is known */
+	UP_NO_WAY, /* its backend cannot be reached from a program */
+	UP_UNKNOWN, /* nothing vouches for it */
+	UP_ODD, /* nor for this, whose options or checksum are unusual */
+	UP_IP, /* fragments, and packets with IP options */
+	UP_ICMP, /* errors */
+	WAYS_UP,
+};
+
+SHARE_TYPE(way_up, enum way_up);
+
+/* used: of the budget, in that tenth of a second. A cache line for each. */
 struct allowance {
-	__u64 period;
+	__u64 tenth;
 	__u64 used;
+	__u64 padding[6];
 };
 
 struct {
-	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
-	__uint(max_entries, 1);
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, WAYS_UP);
 	__type(key, __u32);
 	__type(value, struct allowance);
 } allowances SEC(".maps");
 
-/* Whether one more may. most: in a period, on each CPU. */
-static __always_inline bool may_go_up(__u32 most)
-{
-	__u32 zero = 0;
-	struct allowance *allowance = bpf_map_lookup_elem(&allowances, &zero);
-	__u64 period = bpf_jiffies64() / PERIOD_JIFFIES;
+const volatile __u32 budgets[WAYS_UP]; /* packets in a tenth of a second */
+const volatile __u32 tick_length; /* of the kernel's tick, in 2^-20 ms */
 
-	if (!allowance)
+static __always_inline __u64 current_tenth(void)
+{
+	return (bpf_jiffies64() * tick_length >> 20) / TENTH_MS;
+}
+
+/* Whether one more of a class may; if not, it has been counted. */
+static __noinline bool may_go_up(__u32 way)
+{
+	struct allowance *allowance = bpf_map_lookup_elem(&allowances, &way);
+	__u64 tenth = current_tenth(), before;
+
+	if (!allowance || way >= WAYS_UP)
 		return false;
-	if (allowance->period != period) {
-		allowance->period = period;
-		allowance->used = 0;
-	}
-	return allowance->used++ < most;
+	before = *(volatile __u64 *)&allowance->tenth;
+	if (before != tenth &&
+	    __sync_val_compare_and_swap(&allowance->tenth, before, tenth) == before)
+		*(volatile __u64 *)&allowance->used = 0;
+	/* looked at first, since processors wait for each other where they add */
+	if (*(volatile __u64 *)&allowance->used < budgets[way] &&
+	    __sync_fetch_and_add(&allowance->used, 1) < budgets[way])
+		return true;
+	count(REASON_LIMITED_FLOW + way);
+	return false;
 }

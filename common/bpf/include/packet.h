@@ -27,6 +27,8 @@ struct cursor {
 
 enum family { FAMILY_NONE, FAMILY_IPV4 };
 
+enum { MORE_FRAGMENTS = 0x2000, FRAGMENT_OFFSET = 0x1fff }; /* of iphdr.frag_off */
+
 /* off: where the network header begins in the frame; l4_off: the transport's, from there on.
  * len: from the network header on, without the frame's padding.
  */
@@ -72,7 +74,7 @@ static __always_inline struct iphdr *read_ipv4(struct cursor *cursor, struct pac
 	struct iphdr *ip = cursor->at;
 
 	if ((void *)(ip + 1) > cursor->end || *(__u8 *)ip != 0x45 ||
-	    ip->frag_off & bpf_htons(0x3fff))
+	    ip->frag_off & bpf_htons(MORE_FRAGMENTS | FRAGMENT_OFFSET))
 		return NULL;
 	packet->family = FAMILY_IPV4;
 	packet->l4_off = sizeof(*ip);

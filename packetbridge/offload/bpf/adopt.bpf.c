@@ -15,16 +15,13 @@
 #include "cookie.h"
 #include "options.h"
 #include "socket.h"
-
-#include "common/bpf/include/allowance.h"
+#include "up.h"
 
 #define NO_LISTENER 1
 #define FOLLOWS 0x5ce2 /* in tc_index: a handoff's copy that comes in behind it */
 #define FLAGS_OFF 12 /* in the TCP header: data offset and flags, 16 bits */
 #define ICMP_LEN 8
 #define QUOTE_LEN (2 * sizeof(struct iphdr) + ICMP_LEN + 8)
-
-const volatile __u32 max_unknown; /* packets of unknown flows that go up in a period */
 
 /* Flows that the portable engine has taken because the listener would not. */
 struct flow_key {
@@ -180,15 +177,6 @@ static __noinline int strip_echo(struct __sk_buff *skb, const struct segment *se
 	return bpf_l4_csum_replace(skb, CHECK_OFF, old, new, sizeof(new));
 }
 
-/* To the portable engine, at a rate that it can bear. */
-static __always_inline int up(void)
-{
-	if (may_go_up(max_unknown))
-		return NEXT;
-	count(REASON_UNKNOWN_FLOW);
-	return DROP;
-}
-
 /* What comes in behind a handoff, to see whether the stack has the connection now: a full accept
  * queue, damage, or a rule of the host's may be against it, and then the client tries again.
  */
@@ -216,7 +204,7 @@ static __always_inline int on_handoff(struct __sk_buff *skb, struct service *ser
 	if (stack->state != NO_SOCKET)
 		/* a kernel with tcp_rfc1337 keeps TIME_WAIT whatever comes: try once */
 		return skb->tc_index == REQUEUED
-			       ? up()
+			       ? up(UP_UNKNOWN)
 			       : end_old_socket(skb, service, segment, stack->expected_seq);
 	error = open_connection(skb, service, segment);
 	if (!error) {
@@ -230,7 +218,7 @@ static __always_inline int on_handoff(struct __sk_buff *skb, struct service *ser
 		service->has_refused = 1;
 		bpf_map_update_elem(&refused, key, &yes, BPF_ANY);
 	}
-	return NEXT;
+	return up(UP_FIRST);
 }
 
 /* Whether a segment's TSecr is from the server's own clock, so that the stack had, or has, the
@@ -257,7 +245,7 @@ static __noinline int on_other(struct __sk_buff *skb, struct service *service,
 	int proof = NOTHING;
 
 	if (service->has_refused && bpf_map_lookup_elem(&refused, &key))
-		return NEXT;
+		return up(UP_FLOW);
 	if (has_payload(segment) && (segment->flags & (SYN | RST | ACK)) == ACK)
 		proof = proof_of(skb, service, segment);
 	if (proof == PROVEN)
@@ -270,7 +258,7 @@ static __noinline int on_other(struct __sk_buff *skb, struct service *service,
 		return to_stack(skb, service, REASON_TO_SERVER);
 	if (has_payload(segment) && skb->tc_index != REQUEUED)
 		return requeue(skb); /* the first one may be just before it, not yet at the stack */
-	return up();
+	return up(UP_UNKNOWN);
 }
 
 static __always_inline int on_segment(struct __sk_buff *skb, struct iphdr *ip,
@@ -282,7 +270,7 @@ static __always_inline int on_segment(struct __sk_buff *skb, struct iphdr *ip,
 
 	if (ip->ttl <= 1 || !read_frame(skb, ip, &segment) || segment.flags & SYN ||
 	    segment.five_tuple.dport != service->vip_port)
-		return NEXT;
+		return on_unusual(skb, service->vip_port);
 	if (!service->has_refused && echoes_the_server(skb, &segment) && skb->tc_index != FOLLOWS)
 		return to_stack(skb, service, REASON_TO_SERVER);
 	stack = look_up(skb, service, &segment);
@@ -292,13 +280,6 @@ static __always_inline int on_segment(struct __sk_buff *skb, struct iphdr *ip,
 	if (skb->tc_index == FOLLOWS)
 		return on_follower(service, &other, &stack);
 	return on_other(skb, service, &other, &stack, dscp);
-}
-
-/* Twin: common/wire/icmp.py:ERRORS */
-static __always_inline bool is_error(__u8 icmp_type)
-{
-	return icmp_type == ICMP_DEST_UNREACHABLE || icmp_type == ICMP_TIME_EXCEEDED ||
-	       icmp_type == ICMP_PARAMETER_PROBLEM;
 }
 
 /* An error about a packet of the stack's own, which then acts on it (RFC 1191 §6.3). */
@@ -313,23 +294,24 @@ static __always_inline int on_icmp(struct __sk_buff *skb, const struct service *
 	struct bpf_sock *sk;
 	__u32 state;
 
-	if (!ip || !read_ipv4(&cursor, &packet) || packet.ttl <= 1 || !is_error(*(__u8 *)(ip + 1)))
-		return NEXT;
+	if (!ip || !read_ipv4(&cursor, &packet) || packet.ttl <= 1 ||
+	    !is_icmp_error(*(__u8 *)(ip + 1)))
+		return icmp_up(skb);
 	quoted = (void *)(ip + 1) + ICMP_LEN;
 	ports = (const void *)(quoted + 1);
 	if (quoted->ihl != 5 || quoted->protocol != IPPROTO_TCP || quoted->saddr != service->vip ||
 	    ports[0] != service->vip_port)
-		return NEXT;
+		return icmp_up(skb);
 	tuple.ipv4.saddr = quoted->daddr;
 	tuple.ipv4.sport = ports[1];
 	tuple.ipv4.daddr = service->vip;
 	tuple.ipv4.dport = service->vip_port;
 	sk = bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!sk)
-		return NEXT;
+		return icmp_up(skb);
 	state = *(volatile __u32 *)&sk->state;
 	bpf_sk_release(sk);
-	return state == LISTENING ? NEXT : to_stack(skb, service, REASON_ICMP_FORWARDED);
+	return state == LISTENING ? icmp_up(skb) : to_stack(skb, service, REASON_ICMP_FORWARDED);
 }
 
 SEC("tc")
@@ -341,7 +323,9 @@ int on_ingress(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP))
 		return NEXT;
 	ip = pulled_ip_header(skb, HEADERS_LEN);
-	service = ip ? service_of(ip) : NULL;
+	if (!ip)
+		return on_short(skb);
+	service = service_of(ip);
 	if (!service)
 		return NEXT;
 	if (ip->protocol == IPPROTO_TCP)

@@ -16,15 +16,13 @@
 #include "checksum.h"
 #include "cookie.h"
 #include "translate.h"
-
-#include "common/bpf/include/allowance.h"
+#include "up.h"
 
 #define HOST 0 /* PACKET_HOST: for this host, whatever the frame's address is */
 
 #define BOTH_ENDED (CLIENT_FIN | SERVER_FIN | CLIENT_FIN_ACKED | SERVER_FIN_ACKED)
 
 const volatile __u32 server_mark; /* of packets to servers, and of their answers */
-const volatile __u32 max_unknown; /* packets of unknown flows that go up in a period */
 
 /* Seconds, counted up by packetbridge/offload/splice.py. Any clock of the kernel's would cost more. */
 volatile __u32 current_s;
@@ -122,15 +120,6 @@ static __always_inline void note_server(struct flow *flow, const struct segment 
 	flow->seen_s = current_s;
 }
 
-/* To the portable engine, at a rate that it can bear: nothing vouches for this packet. */
-static __always_inline int up(void)
-{
-	if (may_go_up(max_unknown))
-		return NEXT;
-	count(REASON_UNKNOWN_FLOW);
-	return DROP;
-}
-
 /* Beside the DSCP, which saves an argument: no flow was found, or that of a copy. */
 enum { IS_FIRST = 1 << 8, IS_COPY = 1 << 9 };
 
@@ -169,7 +158,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 	/* another processor may have had a copy just now, and its flow may be open already */
 	error = bpf_map_update_elem(&flows, &key, &flow, how & IS_FIRST ? BPF_NOEXIST : BPF_ANY);
 	if (error)
-		return error == -EEXIST ? requeue(skb) : NEXT;
+		return error == -EEXIST ? requeue(skb) : up(UP_FIRST);
 	return send_syn(skb, service, segment, &timestamps);
 }
 
@@ -191,11 +180,11 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 		return NEXT;
 	dscp = ip->tos >> 2;
 	if (flow && flow->state == PORTABLE)
-		return NEXT;
+		return up(UP_FLOW);
 	is_others = flow && flow->dscp != dscp; /* another service has the client's port */
 	is_waiting = flow && flow->state == REPLAYING && !is_others;
 	if (is_again && is_waiting)
-		return NEXT; /* the server has not answered at once */
+		return up(UP_FIRST); /* the server has not answered at once */
 	if ((!flow || is_waiting || is_others || flow->client_isn != segment.seq - 1) &&
 	    has_payload(&segment) && !(segment.flags & RST))
 		proof = proof_of(skb, service, &segment);
@@ -206,7 +195,7 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 	if (proof == PROVEN) {
 		/* one that ends the connection as well is the portable engine's, too */
 		if (is_others || segment.flags & FIN || (is_again && !flow))
-			return NEXT;
+			return up(UP_FIRST);
 		if (!flow)
 			dscp |= IS_FIRST;
 		else if (flow->client_isn == segment.seq - 1)
@@ -214,7 +203,7 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 		return on_handoff(skb, service, &segment, dscp);
 	}
 	if (!is_waiting)
-		return up();
+		return up(flow ? UP_FLOW : UP_UNKNOWN);
 	if (has_payload(&segment) || segment.flags & (FIN | RST))
 		return requeue(skb); /* the SYN and the handoff wait before it */
 	count(REASON_REPLAY_PENDING);
@@ -231,13 +220,13 @@ static __always_inline int on_client(struct __sk_buff *skb, struct iphdr *ip,
 
 	if (ip->ttl <= 1 || !read_frame(skb, ip, &segment) ||
 	    (segment.flags & (SYN | ACK)) != ACK || segment.five_tuple.dport != service->vip_port)
-		return NEXT;
+		return on_unusual(skb, service->vip_port);
 	key = key_of(service, &segment);
 	flow = bpf_map_lookup_elem(&flows, &key);
 	if (!flow || flow->state != OPEN || flow->dscp != dscp || !is_of_flow(&segment, flow))
 		return on_other(skb, service, flow);
 	if (!to_server(skb, &segment, service, flow))
-		return NEXT;
+		return up(UP_FLOW);
 	note_client(flow, &segment);
 	skb->mark = server_mark; /* so that a RST in answer is known for one of ours */
 	count(REASON_TO_SERVER);
@@ -253,9 +242,13 @@ int on_ingress(struct __sk_buff *skb)
 	if (skb->protocol != bpf_htons(ETH_P_IP))
 		return NEXT;
 	ip = pulled_ip_header(skb, HEADERS_LEN);
-	service = ip ? service_of(ip) : NULL;
+	if (!ip)
+		return on_short(skb);
+	service = service_of(ip);
 	if (service && ip->protocol == IPPROTO_TCP)
 		return on_client(skb, ip, service);
+	if (service && ip->protocol == IPPROTO_ICMP)
+		return icmp_up(skb);
 	if (skb->mark == server_mark)
 		/* a server's packet, turned round: its frame is addressed to somebody else */
 		bpf_skb_change_type(skb, HOST);
