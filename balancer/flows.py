@@ -12,7 +12,7 @@ class BackendFlow(Flow):
 
     client_isn: tells a retransmitted first segment from a new connection.
     ts_shift:   what turns an echo of the SYN-ACK's TSval into one that names the backend.
-    created_ms: unix time, to see whether the backend's timestamps can have wrapped.
+    created_ms: to see whether the backend's timestamps can have wrapped.
     goes_up:    whether a program leaves all its packets to the data path, which has a handoff to
                 repeat until it has seen that the server has it.
     """

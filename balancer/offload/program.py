@@ -22,10 +22,12 @@ from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
 from common.bpf.reasons import ReasonCounts
 from common.cluster.cookie import Secrets
+from common.engine import clock
 from common.verdict import DropReason, Event
 
 PROGRAM_NAME = "on_packet"
 _CLOCK_SLACK_MS = 50
+_TIME_BASE = "boot"  # of the times in flows
 _CLOCK_MONOTONIC_COARSE = 6  # linux/time.h: moves by ticks
 _TICK_MS = round(time.clock_getres(_CLOCK_MONOTONIC_COARSE) * 1000 * (1 << 20))  # of 2^-20 ms
 
@@ -46,6 +48,7 @@ class Program:
         """
         self._config = config
         self._pins = instance
+        self._for_tests = for_tests
         self._backends: dict[int, tuple[bytes, int]] = {}  # by place: address and DSCP
         self._next_hops: dict[int, NextHop] = {}
         self._mss: dict[int, int] = {}
@@ -57,7 +60,7 @@ class Program:
             instance.reuse_maps(self.object, [
                 # flows name services by these numbers, and mean nothing without them
                 Kept("flows", beside=("table", "backend_counts"),
-                     meaning=str(numbers.version(self.object)),
+                     meaning=f"{numbers.version(self.object)} {_TIME_BASE}",
                      copy=lambda old, replace: self.flows.take_over(old, replace)),
                 numbers,
                 reasons.kept(lambda: self.reasons),
@@ -89,13 +92,15 @@ class Program:
         self.object.close()
 
     def set_secrets(self, secrets: Secrets) -> None:
-        """Check and make cookies by these, and set the clock."""
+        """Check and make cookies by these, and set the clocks."""
         timeouts = self._config.timeouts
         self._secrets = secrets
-        self._base = base_ms, base_tick = time.time_ns() // 1_000_000, self._tick()
+        self._base = base_ms, base_tick = clock.now_ms(), self._tick()
+        self._clock_offset_ms = 0 if self._for_tests else clock.offset_ms()
         self.settings.update(0, {
             "secrets": bpf_secrets.of(secrets),
             "base_ms": base_ms, "base_tick": base_tick, "tick_ms": _TICK_MS,
+            "clock_offset_ms": self._clock_offset_ms,
             "timeouts_ms": (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms),
             "takeover_rate": self._config.takeover_rate,
             "id_shift": takeover.id_shift(self._config.id_bits),
@@ -103,7 +108,7 @@ class Program:
         })
 
     def set_test_time(self, now_ms: int) -> None:
-        """The time in test runs, unix ms, for a program that was made for them."""
+        """The time in test runs, unix time as well, for a program that was made for them."""
         self._test_ms[:] = now_ms.to_bytes(8, sys.byteorder)
 
     def last_reason(self) -> Event | DropReason:
@@ -111,10 +116,11 @@ class Program:
         return self.reasons.numbered[int.from_bytes(self._last_reason, sys.byteorder)]
 
     def keep_time(self, now_ms: int) -> None:
-        """Set the clock if it is wrong by more than ticks explain. now_ms: unix time."""
+        """Set the clocks if one is wrong by more than ticks explain."""
         base_ms, base_tick = self._base
         told_ms = base_ms + ((self._tick() - base_tick & 0xFFFFFFFF) * _TICK_MS >> 20)
-        if abs(told_ms - now_ms) > _CLOCK_SLACK_MS:
+        set_by_ms = clock.offset_ms() - self._clock_offset_ms
+        if max(abs(told_ms - now_ms), abs(set_by_ms)) > _CLOCK_SLACK_MS:
             self.set_secrets(self._secrets)
 
     def _tick(self) -> int:

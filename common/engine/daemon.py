@@ -11,10 +11,11 @@ from typing import NamedTuple, Protocol
 from pyroute2.netlink.exceptions import NetlinkError
 
 from common.cluster.cookie import Secrets
+from common.engine import clock
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
 from common.engine.lock import Locks, Taken
-from common.engine.loop import Datapath, Engine, Sender, clock_ms
+from common.engine.loop import Datapath, Engine, Sender
 from common.engine.queue import QueueError
 from common.engine.signals import Signals
 from common.engine.sources import Source
@@ -65,7 +66,7 @@ def serve(
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
     change:     makes the changes to the host, and returns the line to log when they are made.
-    last_words: packets to send before they are undone; now_ms: unix time in ms.
+    last_words: packets to send before they are undone; now_ms: of the engine's clock.
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
     sources:    what happens besides packets.
     Raises: ConfigError, before anything on the host is changed.
@@ -118,7 +119,7 @@ def _run(
         stays = lasting is not None and signals.hands_over
         if lasting and not stays:
             lasting.detach()
-        engine.send_all(last_words(clock_ms()))
+        engine.send_all(last_words(clock.now_ms()))
     except (FirewallError, NetlinkError, OSError) as error:
         log.error("%s", error)
         return 1

@@ -64,6 +64,7 @@ class Splice:
         patience_ms: int, foreign_servers: frozenset[bytes],
     ) -> None:
         self.secrets = secrets
+        self.clock_offset_ms = 0  # unix time − the times that are given
         self.unknown = UnknownFlows()
         self.held_octets = 0
         self._services = services
@@ -154,7 +155,7 @@ class Splice:
         ends = five_tuple.join(segment.packet.src, service.vip, segment.sport, segment.dport)
         return bool(segment.flags & ACK) and cookie.check(
             self.secrets, ends, delta(segment.seq, 1), delta(segment.ack, 1),
-            cookie.epoch_at(now_ms),
+            cookie.epoch_at(now_ms + self.clock_offset_ms),
         )
 
     def _on_handoff(

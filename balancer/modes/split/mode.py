@@ -61,6 +61,7 @@ class Split:
     ) -> None:
         """counters: of the whole data path. marks: told of the flows that are held."""
         self.secrets = secrets
+        self.clock_offset_ms = 0
         self.flows = flows
         self.holds = hold.HoldTable(config.hold_octets_total, marks)
         self.deliveries = Deliveries(config.hold_octets_total)
@@ -111,6 +112,10 @@ class Split:
         return [Sample("held_flows", "gauge", "Flows waiting for the rest of their key", {},
                        len(self.holds))]
 
+    def _unix_ms(self, now_ms: int) -> int:
+        """What hosts agree on, of a time here: handshakes go by it, and nothing else."""
+        return now_ms + self.clock_offset_ms
+
     # --- what a segment is ---
 
     def _on_syn(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
@@ -120,7 +125,8 @@ class Split:
             return DROP[DropReason.BAD_SOURCE]
         return send(
             Event.SYN_ANSWERED,
-            handshake.answer_syn(segment, service.config, service.mss, self.secrets, now_ms),
+            handshake.answer_syn(segment, service.config, service.mss, self.secrets,
+                                 self._unix_ms(now_ms)),
         )
 
     def _on_named(
@@ -152,7 +158,7 @@ class Split:
         held = self.holds.get(key)
         if held is not None and held.is_continued_by(segment):
             return self._on_held(segment, held, flow, now_ms)
-        if handshake.follows_cookie(segment, self.secrets, now_ms):
+        if handshake.follows_cookie(segment, self.secrets, self._unix_ms(now_ms)):
             if held is not None:
                 self.holds.remove(held)  # of an older connection on the same ports
             return self._on_first(segment, service, flow, now_ms)
@@ -259,7 +265,8 @@ class Split:
         shift = 0
         if timestamps:
             arrived_ms = held.arrived_ms if held else now_ms
-            shift = takeover.ts_shift(backend.ts_start, timestamps[1], arrived_ms)
+            shift = takeover.ts_shift(
+                backend.ts_start, timestamps[1], self._unix_ms(arrived_ms))
         flow = BackendFlow(first.five_tuple, backend, delta(first.seq, 1), shift, now_ms)
         for segment in segments:
             if segment.flags & FIN:

@@ -116,7 +116,7 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 	set_created(&made, now_ms);
 	if (segment->has_timestamps)
 		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), segment->tsecr,
-					 now_ms);
+					 unix_ms(settings, now_ms));
 	if (enter_flow(&made, hash, now_ms, IDLE) != ENTERED)
 		return XDP_PASS; /* the table is full: the daemon makes room */
 	return forward(ctx, segment, backend, place_of(service, id),
@@ -143,7 +143,7 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		return forward_flow(ctx, segment, flow, backend, now_ms);
 	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return XDP_PASS;
-	if (follows_cookie(settings, segment, now_ms)) {
+	if (follows_cookie(settings, segment, unix_ms(settings, now_ms))) {
 		if (payload_len(segment)) {
 			int verdict = on_first_payload(ctx, settings, service, segment, hash,
 						       now_ms);
@@ -179,7 +179,8 @@ static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings
 	if (!service || segment->flags & (ACK | FIN | RST) ||
 	    !may_be_answered(&segment->five_tuple))
 		return XDP_PASS;
-	return answer_syn(ctx, settings, service, segment, clock_ms(settings));
+	return answer_syn(ctx, settings, service, segment,
+			  unix_ms(settings, clock_ms(settings)));
 }
 
 SEC("xdp.frags")
