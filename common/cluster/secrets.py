@@ -3,7 +3,9 @@
 It needs nothing that has to be installed, so that the programs can say what they take before.
 """
 
+import os
 import secrets as _random
+import stat
 from pathlib import Path
 from typing import NamedTuple
 
@@ -42,12 +44,18 @@ def load_secrets(path: str | Path) -> Secrets:
     """Read the secret file.
 
     Raises: OSError; PermissionError too where others than the owner may read
-            it; ValueError where its content is not one or two keys.
+            it, or may change it; ValueError where its content is not one or two keys.
     """
-    path = Path(path)
-    if path.stat().st_mode & 0o077:
-        raise PermissionError("others than its owner may read it")
-    return Secrets.parse(path.read_text(encoding="ascii", errors="replace"))
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    with open(descriptor, encoding="ascii", errors="replace") as file:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode):
+            raise PermissionError("it is no file")
+        if found.st_uid not in (0, os.geteuid()):
+            raise PermissionError("it is another user's")
+        if found.st_mode & 0o077:
+            raise PermissionError("others than its owner may read it")
+        return Secrets.parse(file.read())
 
 
 def new_key() -> bytes:

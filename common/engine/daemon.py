@@ -4,6 +4,7 @@ Nothing on the host is changed before all that can be refused has been looked at
 """
 
 import logging
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
@@ -14,7 +15,7 @@ from common.cluster.cookie import Secrets
 from common.engine import clock
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
-from common.engine.lock import Locks, Taken
+from common.engine.lock import DIRECTORY, Locks, Taken
 from common.engine.loop import Datapath, Engine, Sender
 from common.engine.queue import QueueError
 from common.engine.signals import Signals
@@ -71,6 +72,7 @@ def serve(
     sources:    what happens besides packets.
     Raises: ConfigError, before anything on the host is changed.
     """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory has the secret in it
     signals = Signals()
     host, locks = Host(program, config.queue), Locks()
     own = Claim(host.owner_name, "queue", config.queue, "a queue number of its own")
@@ -142,6 +144,10 @@ def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
         which = f"another {program}" + (f" (pid {taken.pid})" if taken.pid else "")
         raise ConfigError(
             file, claim.key, claim.value, f"{claim.expected}: {which} has it; stop that one first"
+        ) from None
+    except OSError as error:
+        raise ConfigError(
+            file, claim.key, claim.value, f"the right to lock it in {DIRECTORY} ({error})"
         ) from None
 
 

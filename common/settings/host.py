@@ -57,7 +57,8 @@ def check_secret(file: str, path: str) -> Secrets:
     try:
         return load_secrets(path)
     except PermissionError as error:
-        remedy = f"a file that its owner alone may read ({error}): chmod 600 {path}"
+        how = f"chown root {path}" if "user" in str(error) else f"chmod 600 {path}"
+        remedy = f"a file that this user or root has, and alone may read ({error}): {how}"
         raise ConfigError(file, "secret_file", path, remedy) from None
     except OSError as error:
         remedy = f"the cluster's secret ({error.strerror}): make one with `balancer keygen {path}`"
