@@ -54,6 +54,9 @@ class Program:
         self._mss: dict[int, int] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
+        if config.hash_seed:
+            self.object.set_variable("has_seed", 1)
+            self.object.set_variable("hash_seed", config.hash_seed)
         FlowMap.size(self.object, config.max_flows)
         if instance is not None:
             numbers = Kept("service_numbers")

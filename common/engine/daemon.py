@@ -11,18 +11,16 @@ from typing import NamedTuple, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from common.cluster.cookie import Secrets
 from common.engine import clock
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
 from common.engine.lock import DIRECTORY, Locks, Taken
 from common.engine.loop import Datapath, Engine, Sender
 from common.engine.queue import QueueError
+from common.engine.secrets import SecretReader
 from common.engine.signals import Signals
 from common.engine.sources import Source
-from common.engine.worker import Worker
 from common.settings import ConfigError
-from common.settings.host import check_secret
 
 log = logging.getLogger(__name__)
 
@@ -155,22 +153,9 @@ def _make_engine(
     config: Config, datapath: Datapath, sender: Sender, signals: Signals,
     sources: Sequence[Source],
 ) -> Engine:
-    def read() -> Secrets | ConfigError:
-        try:
-            return check_secret(config.file, config.secret_file)
-        except ConfigError as error:
-            return error
-
-    def take(read: Secrets | ConfigError) -> None:
-        if isinstance(read, ConfigError):
-            log.error("the secrets in use are kept: %s", read)
-            return
-        datapath.secrets = read
-        log.info("the secrets in %s are now in use", config.secret_file)
-
-    reader = Worker("reading the secrets", take)  # disks may take their time; packets may not
+    reader = SecretReader(config, datapath)
     try:
-        return Engine(datapath, config.queue, sender, signals, lambda: reader.start(read),
+        return Engine(datapath, config.queue, sender, signals, reader.read,
                       [reader, *sources])
     except QueueError as error:
         raise ConfigError(
