@@ -62,7 +62,7 @@ class Held:
         self._by_seq: dict[tuple[int, int], Segment] = {}
 
     def add(self, segment: Segment) -> int:
-        """Keep `segment` and return by how many octets that grew; a copy replaces its twin.
+        """Keep `segment` and return by how many octets that grew; of copies the first stays.
 
         What would exceed the bound on octets from behind a gap is left to be sent again.
         """
@@ -71,17 +71,14 @@ class Held:
             return 0
         place = (offset, segment.payload_len)
         twin = self._by_seq.get(place)
-        if twin is None and (
-            offset + segment.seq_len <= len(self.taken) or self._is_beyond(offset, segment)
-        ):
+        if (twin is not None or offset + segment.seq_len <= len(self.taken)
+                or self._is_beyond(offset, segment)):
             self._waits = True
             return 0
         self._by_seq[place] = segment
-        self._count += twin is None
-        self._waits = (
-            self._waits or twin is not None or len(self._by_seq) > _UNACKNOWLEDGED_MAX
-        )
-        grown = len(segment.octets) - (len(twin.octets) if twin else 0)
+        self._count += 1
+        self._waits = self._waits or len(self._by_seq) > _UNACKNOWLEDGED_MAX
+        grown = len(segment.octets)
         self.octets += grown
         return grown
 
@@ -138,12 +135,15 @@ class Held:
         return joined + [segment for _, segment in self._in_order()]
 
     def prefix(self) -> tuple[bytes, bool]:
-        """The stream's octets up to the first gap, and whether a FIN ends them."""
+        """The stream's octets up to the first gap, and whether a FIN ends them.
+
+        From each segment what is beyond those before it, as the server will read them.
+        """
         stream = bytearray(self.taken)
         for (offset, length), segment in self._in_order():
             if offset > len(stream):
                 break
-            stream[offset:offset + length] = segment.payload
+            stream += segment.payload[len(stream) - offset:]
             if segment.flags & FIN and offset + length >= len(stream):
                 return bytes(stream), True
         return bytes(stream), False
