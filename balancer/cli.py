@@ -1,7 +1,10 @@
 """The command line of the balancer."""
 
 import argparse
+import os
+import time
 from collections.abc import Sequence
+from dataclasses import replace
 from ipaddress import IPv4Address
 from pathlib import Path
 from random import Random
@@ -9,6 +12,7 @@ from typing import Any
 
 from balancer import config
 from balancer.tools import explain, keygen
+from common.cluster.secrets import KEEP_S
 from common.settings import COMMAND_LINE, ConfigError, cli, host
 from common.settings.flags import flag_name
 from common.settings.readers import ipv4, port_number
@@ -107,20 +111,32 @@ def _detach(namespace: argparse.Namespace) -> int:
 
 def _add_keygen(commands: Any) -> None:
     parser = commands.add_parser(
-        "keygen", usage=f"{PROGRAM} keygen [FILE]",
+        "keygen", usage=f"{PROGRAM} keygen [--keep SECONDS] [--seed] [FILE]",
         help="make or rotate the cluster's secret",
         description="Make the secret that all balancers and bridges of a cluster share, readable "
                     "by its owner alone. Where FILE exists its key is rotated: a new one becomes "
-                    "current, and the old one stays accepted as the previous one.",
+                    "current, and the old one stays accepted as the previous one for a while. "
+                    "The seed by which balancers choose backends stays as it is: another one moves "
+                    "most URLs.",
     )
+    parser.add_argument("--keep", metavar="SECONDS", type=int, default=KEEP_S,
+                        help=f"how long the old key is accepted: long enough to copy the file to "
+                             f"all hosts (default {KEEP_S})")
+    parser.add_argument("--seed", action="store_true",
+                        help="add a seed where FILE exists and has none; a new file has one")
     parser.add_argument("file", metavar="FILE", nargs="?", default=DEFAULT_SECRET,
                         help=f"(default {DEFAULT_SECRET})")
     parser.set_defaults(act=_keygen)
 
 
 def _keygen(namespace: argparse.Namespace) -> int:
-    made = keygen.rotate(Path(namespace.file))
-    what = "a new key; the old one is still accepted" if made.previous else "a new key"
+    keep_s = max(getattr(namespace, "keep", KEEP_S), keygen.LEAST_KEEP_S)
+    made = keygen.rotate(Path(namespace.file), keep_s=keep_s,
+                         adds_seed=getattr(namespace, "seed", False))
+    what = "a new key"
+    if made.until_s is not None:
+        until = time.strftime("%Y-%m-%d %H:%M:%S %Z", time.localtime(made.until_s))
+        what = f"a new key; the old one is still accepted, until {until}"
     print(f"{namespace.file}: {what}. Copy it to every bridge, then to every balancer.")
     return 0
 
@@ -215,12 +231,24 @@ def _add_explain(commands: Any) -> None:
 def _explain(namespace: argparse.Namespace) -> int:
     loaded = _load_offline(namespace)
     service = explain.choose_service(loaded, namespace.service, namespace.url)
-    answer = explain.explain(service, _payload_of(namespace), _source_of(namespace.source))
+    answer = explain.explain(service, _payload_of(namespace), _source_of(namespace.source),
+                             _seed_of(loaded))
     if namespace.json:
         cli.print_json(answer.as_json())
     else:
         cli.print_fields(explain.lines(answer))
     return 0
+
+
+def _seed_of(loaded: config.Config) -> bytes:
+    """The cluster's seed, as far as this user may know; else a word about it."""
+    try:
+        return host.check_secret(loaded.file, loaded.secret_file).seed
+    except ConfigError as error:
+        if os.path.exists(loaded.secret_file) or loaded.secret_file != DEFAULT_SECRET:
+            cli.print_warnings(PROGRAM, [f"the cluster's seed is not known here, so if it has one, "
+                                         f"the hash is another: {error}"])
+        return b""
 
 
 def _payload_of(namespace: argparse.Namespace) -> bytes:
@@ -271,8 +299,9 @@ def _replay(namespace: argparse.Namespace) -> int:
     from balancer.tools.rebase import Rebased
 
     loaded = _load_offline(namespace)
-    secrets = cli.replay_secrets(namespace, loaded.file, loaded.secret_file)
-    datapath = Datapath(loaded, secrets, random=Random(namespace.seed))
+    secret = cli.replay_secrets(namespace, loaded.file, loaded.secret_file)
+    loaded = replace(loaded, hash_seed=secret.seed)
+    datapath = Datapath(loaded, secret.keys, random=Random(namespace.seed))
     rebased = Rebased(datapath, loaded)
 
     def report() -> list[str]:

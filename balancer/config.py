@@ -176,6 +176,7 @@ class Config(Shared):
     mark: Mark = 0x330
     timeouts: Annotated[Timeouts, Tables("timeouts", Timeouts)] = field(default_factory=Timeouts)
     services: Annotated[tuple[Service, ...], Tables("service", Service)]
+    hash_seed: bytes = field(default=b"", repr=False)  # of the secret's file, not of this one
 
 
 def load(

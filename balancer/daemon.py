@@ -1,5 +1,6 @@
 """The balancer's effects: the VIP, the rules, the queue, the socket."""
 
+import time
 from dataclasses import replace
 from random import SystemRandom
 
@@ -27,7 +28,9 @@ def run(config: Config) -> int:
 
     Raises: ConfigError, before anything on the host is changed.
     """
-    secrets = check_secret(config.file, config.secret_file)
+    secret = check_secret(config.file, config.secret_file)
+    secrets = secret.keys_at(time.time())
+    config = replace(config, hash_seed=secret.seed)
     log.set_up(config.log_level, config.log_format)
     program, reason = instance.prepare(config, secrets)
     offload: ProgramOffload | None = None

@@ -3,6 +3,9 @@
 Rules: octets, state, clock and secret in, a verdict out; nothing here blocks,
 reads a clock or touches a socket. No octets raise.
 
+Times are of a clock that nobody sets, so that no flow ends because the host's
+clock is wrong; `clock_offset_ms` makes unix time of them, for cookies alone.
+
 A data path has a flow store, in memory or in a program's map, and where there
 is a program an offload beside it, which it tells what the program must know.
 Neither changes what is decided.
@@ -88,6 +91,18 @@ class Datapath:
         self._find_bridges()
         self._fitted = self.paths.version
         self._secrets = secrets
+        self._clock_offset_ms = 0
+
+    @property
+    def clock_offset_ms(self) -> int:
+        """Unix time − the clock's by which packets are decided about."""
+        return self._clock_offset_ms
+
+    @clock_offset_ms.setter
+    def clock_offset_ms(self, offset_ms: int) -> None:
+        self._clock_offset_ms = offset_ms
+        for mode in self.modes.values():
+            mode.clock_offset_ms = offset_ms
 
     @property
     def secrets(self) -> Secrets:
@@ -106,7 +121,7 @@ class Datapath:
         """Decide about one IP packet.
 
         octets: from the IP header on; those past its total length are ignored.
-        now_ms: unix time in ms.
+        now_ms: of a clock that nobody sets.
         """
         if self.offload is not None:
             self.offload.before(now_ms)

@@ -12,7 +12,7 @@ import struct
 import time
 
 from balancer.paths import Paths
-from common.engine.loop import clock_ms
+from common.engine import clock
 
 EVERY_S = 60
 _CALM_S = 1  # between two rounds, where routes do not cease to change
@@ -90,7 +90,7 @@ class Measurement:
             if (level, kind) == (socket.IPPROTO_IP, _IP_RECVERR) and length:
                 number, _, _, _, info, _ = _ERROR.unpack_from(octets)
                 if number == errno.EMSGSIZE and 0 < info < length:
-                    self._paths.learn(address, info, clock_ms())
+                    self._paths.learn(address, info, clock.now_ms())
                 elif number == errno.ECONNREFUSED:
                     self._paths.is_whole(address)
         return True

@@ -21,7 +21,8 @@ class ServiceState:
     """
 
     def __init__(
-        self, service: config.Service, number: int, id_shift: int, random: Random
+        self, service: config.Service, number: int, id_shift: int, random: Random,
+        hash_seed: bytes = b"",
     ) -> None:
         self.config = service
         self.mss = service.mss
@@ -34,7 +35,7 @@ class ServiceState:
                 self, backend, dscp.Way(vip, backend.address.packed, service.dscp), id_shift),
             lambda backends: make_scheduler(
                 service.scheduler, backends, hash_balance_factor=service.hash_balance_factor,
-                random=random),
+                hash_seed=hash_seed, random=random),
         )
 
     def update(self, backends: Sequence[config.Backend]) -> Changes:
@@ -54,7 +55,8 @@ class Services:
         id_shift = takeover.id_shift(configured.id_bits)
         self._by_key = {
             service.endpoint.packed: ServiceState(
-                service, place if numbers is None else numbers[service.endpoint], id_shift, random)
+                service, place if numbers is None else numbers[service.endpoint], id_shift, random,
+                configured.hash_seed)
             for place, service in enumerate(configured.services)
         }
         self._by_number = {service.number: service for service in self}

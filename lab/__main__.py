@@ -11,6 +11,8 @@ from lab.node import REPOSITORY
 from lab.topology import PAIRS
 
 _SHORT = "tests/lab/test_pair.py"
+_FUZZ, _FUZZ_WIRE = "tests/attacks/test_fuzz.py", "tests/lab/test_pair_fuzz.py"
+_A_MINUTE_S = 60
 _DESCRIPTION = """\
 The network of the Vagrantfile in network namespaces: a client, a balancer, and two
 backends with real nginx. It needs root, and touches nothing outside its namespaces."""
@@ -52,6 +54,18 @@ def make_parser() -> argparse.ArgumentParser:
                        help="client (default), balancer, backend1, backend2 or switch")
     shell.add_argument("words", metavar="COMMAND ...", nargs=argparse.REMAINDER,
                        help="instead of a shell")
+    fuzz = commands.add_parser(
+        "fuzz", help="mutated packets through the programs, and on the wire",
+        description="Mutate packets: so many through each program by test runs and through Python, "
+                    "which must say the same, and for some minutes on the wire to every kind of "
+                    "pair. Exit code 0 only if nothing differed, and real requests were served.",
+    )
+    fuzz.add_argument("--minutes", metavar="N", type=float, default=1,
+                      help="on the wire, for each kind of pair (default 1)")
+    fuzz.add_argument("--packets", metavar="N", type=int, default=1_000_000,
+                      help="for each program (default 1000000, which takes some ten minutes)")
+    fuzz.add_argument("--seed", metavar="N", type=int, default=1,
+                      help="others (default 1)")
     commands.add_parser("bench", help="measure, beside HAProxy and nginx; --help says more",
                         add_help=False)
     return parser
@@ -70,6 +84,8 @@ def main(arguments: Sequence[str]) -> int:
         if namespace.pair:
             return _test_pairs(namespace.pair, _words(rest))
         return _test(namespace.repeat, _words(rest))
+    if namespace.command == "fuzz":
+        return _fuzz(namespace.minutes, namespace.packets, namespace.seed)
     if namespace.command == "bench":
         return importlib.import_module("lab.bench").main(rest)
     keep = importlib.import_module("lab.keep")
@@ -110,6 +126,13 @@ def _test(repeat: int, arguments: Sequence[str]) -> int:
         if code:
             return code
     return 0
+
+
+def _fuzz(minutes: float, packets: int, seed: int) -> int:
+    """Both kinds of it. Returns: an exit code."""
+    common = [f"--seed={seed}", "-q"]
+    code = _pytest([*common, f"--fuzz={packets}", _FUZZ])
+    return code or _test_pairs("all", [*common, f"--fuzz-s={minutes * _A_MINUTE_S}", _FUZZ_WIRE])
 
 
 if __name__ == "__main__":

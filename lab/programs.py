@@ -30,6 +30,7 @@ from balancer.paths import NextHop
 from common.bpf import build
 from common.bpf.objects import Object, Program, SkBuff
 from common.cluster.cookie import Secrets
+from common.engine import clock
 from common.verdict import DropReason, Event, Reason
 from common.wire import five_tuple, options, tcp
 from common.wire.checksum import checksum
@@ -236,7 +237,7 @@ def _first_ns(balancer: _Measured, clients: Sequence[bytes], *first: bytes) -> f
 
 def _hit_ns(balancer: _Measured, count: int) -> float:
     """Packets of flows at random."""
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock.now_ms()
     for number in range(count):
         key = (10 << 24 | number).to_bytes(4) + _UP_TO_VIP
         entry = Entry(key, _ISN, 0, now_ms, now_ms, 0, 3, 0)

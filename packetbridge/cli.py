@@ -165,7 +165,7 @@ def _replay(namespace: argparse.Namespace) -> int:
     from packetbridge.tools.standin import StandIn
 
     loaded = _load_offline(namespace)
-    secrets = cli.replay_secrets(namespace, loaded.file, loaded.secret_file)
+    secrets = cli.replay_secrets(namespace, loaded.file, loaded.secret_file).keys
     address, has_server = _look_through(namespace.source, loaded)
     loaded = dataclasses.replace(loaded, address=address)
     datapath = Datapath(loaded, secrets, random=Random(namespace.seed))

@@ -1,6 +1,7 @@
 """The bridge's effects: the rules, two sysctls, the queue, the sockets."""
 
 import logging
+import time
 from collections.abc import Collection
 from dataclasses import replace
 from ipaddress import IPv4Address
@@ -61,7 +62,7 @@ def run(config: Config) -> int:
 
     Raises: ConfigError, before anything on the host is changed.
     """
-    secrets = check_secret(config.file, config.secret_file)
+    secrets = check_secret(config.file, config.secret_file).keys_at(time.time())
     config = replace(config, address=_own_address(config))
     host.check_sysctls(config.file, _SYSCTLS)
     log.set_up(config.log_level, config.log_format)

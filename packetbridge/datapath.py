@@ -4,10 +4,12 @@ Packets are told apart by address. With a service's label, to the bridge's own
 address: from a client, by way of the balancer. From a service's server: from
 the server. Anything else is none of ours.
 
-Rules: octets, state, clock and secret in, a verdict out; no octets raise. A data
-path has a flow store and, where there are programs, an offload beside it, which
-tells it what they know of a flow before a packet is decided about, and them what
-has become of it after. Neither changes what is decided.
+Rules: octets, state, clock and secret in, a verdict out; no octets raise. The
+clock is one that nobody sets; `clock_offset_ms` makes unix time of it, for
+cookies alone. A data path has a flow store and, where there are programs, an
+offload beside it, which tells it what they know of a flow before a packet is
+decided about, and them what has become of it after. Neither changes what is
+decided.
 
 What still dissatisfies: without programs, state lives in this process, so when
 it is killed its flows end with a reset.
@@ -90,10 +92,20 @@ class Datapath:
             self._forget_flow,
         )
         self._secrets = secrets
+        self._clock_offset_ms = 0
         self.splice = Splice(states, self.flows, secrets, timeouts.replay_ms, foreign_servers,
                              config.accept_version_1, SpentCookies(MemoryBuckets(config.max_flows)))
         self.offload: Offload | None = None
         self.counters = new_counters()
+
+    @property
+    def clock_offset_ms(self) -> int:
+        """Unix time − the clock's by which packets are decided about."""
+        return self._clock_offset_ms
+
+    @clock_offset_ms.setter
+    def clock_offset_ms(self, offset_ms: int) -> None:
+        self._clock_offset_ms = self.splice.clock_offset_ms = offset_ms
 
     @property
     def secrets(self) -> Secrets:
@@ -110,7 +122,7 @@ class Datapath:
         """Decide about one IP packet.
 
         octets: from the IP header on; those past its total length are ignored.
-        now_ms: unix time in ms.
+        now_ms: of a clock that nobody sets.
         """
         try:
             verdict = self._decide(look(octets), now_ms)

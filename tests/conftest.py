@@ -18,6 +18,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("differential tests (tests/bpf)")
     group.addoption("--seed", type=int, default=1, help="of what they generate (default 1)")
     group.addoption("--times", type=int, default=1, help="so many times as much (default 1)")
+    group = parser.getgroup("fuzzing (tests/attacks/test_fuzz.py, tests/lab/test_pair_fuzz.py)")
+    group.addoption("--fuzz", type=int, default=0,
+                    help="so many packets for each program (default 4000)")
+    group.addoption("--fuzz-s", type=float, default=3, help="seconds on the wire (default 3)")
     group = parser.getgroup("restarts under load (tests/lab/test_restarts.py)")
     group.addoption("--restarts", type=int, default=8, help="for so many seconds (default 8)")
 

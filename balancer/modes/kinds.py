@@ -25,6 +25,7 @@ class Mode(Protocol):
     """What a data path does with the packets of one kind of service. Pure: times are given."""
 
     secrets: Secrets
+    clock_offset_ms: int  # unix time − the times that are given
 
     def on_packet(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
         """Decide about a packet of a service."""

@@ -9,7 +9,6 @@ import ctypes
 import os
 import re
 import sys
-import time
 from collections.abc import Iterator
 from functools import cache
 from mmap import mmap
@@ -18,6 +17,7 @@ from typing import NamedTuple
 from common.bpf.btf import Row
 from common.bpf.maps import ARRAY, Map
 from common.bpf.objects import Object, types_of
+from common.engine import clock
 
 ENTERED, TABLE_FULL, CROWDED = range(3)  # what becomes of an attempt to enter a flow
 IDLE = 6  # a rank that no state has
@@ -36,9 +36,9 @@ _CREATED_MASK = (1 << CREATED_BITS) - 1
 
 
 class Entry(NamedTuple):
-    """A flow as it stands in the table; names and units as in BackendFlow, times in unix ms.
+    """A flow as it stands in the table; names and units as in BackendFlow.
 
-    key: the five-tuple. service: its number. backend: an id.
+    key: the five-tuple. service: its number. backend: an id. Times: since the boot.
     number: of a flow with timestamps its ts_shift, else its noted_seq.
     """
 
@@ -199,7 +199,7 @@ class FlowMap:
         """Enter the flows of a table of another size. replace: also those that are here."""
         if old.shape[:3] != (ARRAY, 4, self._bucket.size):
             return
-        memory, now_ms = old.map_memory(), time.time_ns() // 1_000_000
+        memory, now_ms = old.map_memory(), clock.now_ms()
         # whatever that release had beyond its buckets: they are a power of two, and most of it
         buckets = 1 << (old.shape.max_entries - 1).bit_length() - 1
         for chunk in self._chunks(memory, buckets * self._bucket.size):

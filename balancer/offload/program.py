@@ -5,7 +5,6 @@ Program and tables are pinned, so they go on when the daemon has ended.
 
 import socket
 import sys
-import time
 from collections.abc import Iterable, Mapping
 
 from balancer.config import Config, Service
@@ -24,11 +23,13 @@ from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
 from common.bpf.reasons import ReasonCounts
 from common.cluster.cookie import Secrets
+from common.engine import clock
 from common.flow import guesses
 from common.verdict import DropReason, Event
 
 PROGRAM_NAME = "on_packet"
 _CLOCK_SLACK_MS = 50
+_TIME_BASE = "boot"  # of the times in flows
 
 
 class Program:
@@ -48,6 +49,7 @@ class Program:
         """
         self._config = config
         self._pins = instance
+        self._for_tests = for_tests
         self._backends: dict[int, tuple[bytes, int]] = {}  # by place: address and DSCP
         self._next_hops: dict[int, NextHop] = {}
         self._mss: dict[int, int] = {}
@@ -55,13 +57,16 @@ class Program:
         self.object.set_variable("in_test", for_tests)
         self.object.set_variable("max_guesses", guesses.MAX_GUESSES)
         allowance.allow(self.object, None if for_tests else budgets)
+        if config.hash_seed:
+            self.object.set_variable("has_seed", 1)
+            self.object.set_variable("hash_seed", config.hash_seed)
         FlowMap.size(self.object, config.max_flows)
         if instance is not None:
             numbers = Kept("service_numbers")
             instance.reuse_maps(self.object, [
                 # flows name services by these numbers, and mean nothing without them
                 Kept("flows", beside=("table", "backend_counts"),
-                     meaning=f"{numbers.version(self.object)} {STATE_BITS}",
+                     meaning=f"{numbers.version(self.object)} {STATE_BITS} {_TIME_BASE}",
                      copy=lambda old, replace: self.flows.take_over(old, replace)),
                 numbers,
                 reasons.kept(lambda: self.reasons),
@@ -93,12 +98,14 @@ class Program:
         self.object.close()
 
     def set_secrets(self, secrets: Secrets) -> None:
-        """Check and make cookies by these, and set the clock."""
+        """Check and make cookies by these, and set the clocks."""
         self._secrets = secrets
-        self._base = base_ms, base_tick = time.time_ns() // 1_000_000, self._tick()
+        self._base = base_ms, base_tick = clock.now_ms(), self._tick()
+        self._clock_offset_ms = 0 if self._for_tests else clock.offset_ms()
         self.settings.update(0, {
             "secrets": bpf_secrets.of(secrets),
             "base_ms": base_ms, "base_tick": base_tick, "tick_ms": TICK_LENGTH,
+            "clock_offset_ms": self._clock_offset_ms,
             "timeouts_ms": (*timeouts_ms(self._config.timeouts), 0, 0),
             "takeover_rate": self._config.takeover_rate,
             "id_shift": takeover.id_shift(self._config.id_bits),
@@ -107,7 +114,7 @@ class Program:
         })
 
     def set_test_time(self, now_ms: int) -> None:
-        """The time in test runs, unix ms, for a program that was made for them."""
+        """The time in test runs, unix time as well, for a program that was made for them."""
         self._test_ms[:] = now_ms.to_bytes(8, sys.byteorder)
 
     def last_reason(self) -> Event | DropReason:
@@ -115,10 +122,11 @@ class Program:
         return self.reasons.numbered[int.from_bytes(self._last_reason, sys.byteorder)]
 
     def keep_time(self, now_ms: int) -> None:
-        """Set the clock if it is wrong by more than ticks explain. now_ms: unix time."""
+        """Set the clocks if one is wrong by more than ticks explain."""
         base_ms, base_tick = self._base
         told_ms = base_ms + ((self._tick() - base_tick & 0xFFFFFFFF) * TICK_LENGTH >> 20)
-        if abs(told_ms - now_ms) > _CLOCK_SLACK_MS:
+        set_by_ms = clock.offset_ms() - self._clock_offset_ms
+        if max(abs(told_ms - now_ms), abs(set_by_ms)) > _CLOCK_SLACK_MS:
             self.set_secrets(self._secrets)
 
     def _tick(self) -> int:

@@ -2,8 +2,8 @@
 
 Tables are built from the backends' stable ids, never from the order of a list:
 the same backends give the same choices, on every balancer and after every
-reload. The hash of a key is MurmurHash3 (x86, 32 bits, seed 0); its slot, which
-Maglev and rendezvous choose by, is that hash modulo 65537.
+reload. A key's slot, which Maglev and rendezvous choose by, is its hash
+(balancer/pool/hashing.py) modulo 65537.
 
 When one of N backends leaves, Maglev moves that backend's keys and a small share
 of the others' keys, which `moved_share` measures. With equal weights that is
@@ -26,10 +26,10 @@ from typing import NamedTuple, Protocol
 
 import mmh3
 
+from balancer.pool.hashing import Hash, hash_by, hash_key
 from balancer.pool.schedulers import HASHING, SCHEDULERS
 
 TABLE_SIZE = 65537
-SEED = 0
 _OFFSET_SEED, _SKIP_SEED = 1, 2
 
 Load = Callable[[int], int]
@@ -71,30 +71,26 @@ class Scheduler(Protocol):
     def explain(self, key: bytes) -> Explanation: ...
 
 
-def hash_key(key: bytes) -> int:
-    """The 32-bit hash of a key."""
-    return mmh3.hash(key, SEED, signed=False)
-
-
 class Maglev:
     """A table of backend ids, as even as the weights ask, that hardly changes with its backends.
 
-    table: TABLE_SIZE ids, or empty without a backend.
+    hash_of: keys. table: TABLE_SIZE ids, or empty without a backend.
     """
 
-    def __init__(self, backends: Sequence[BackendLike]) -> None:
+    def __init__(self, backends: Sequence[BackendLike], hash_of: Hash = hash_key) -> None:
         self._backends = _eligible(backends)
+        self._hash_of = hash_of
         self.table = _fill_table(self._backends)
 
     def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """The id in the key's slot."""
-        return self.table[hash_key(key) % TABLE_SIZE] if self.table else None
+        return self.table[self._hash_of(key) % TABLE_SIZE] if self.table else None
 
     def order(self, key: bytes) -> Iterator[int]:
         """Every backend once, in the order in which this key would try them."""
         if not self.table:
             return
-        slot = hash_key(key) % TABLE_SIZE
+        slot = self._hash_of(key) % TABLE_SIZE
         seen: set[int] = set()
         for step in range(TABLE_SIZE):
             backend_id = self.table[(slot + step) % TABLE_SIZE]
@@ -108,9 +104,10 @@ class Maglev:
 
     def explain(self, key: bytes) -> Explanation:
         """Hash, slot, backend, and the choice of the table without that backend."""
-        key_hash = hash_key(key)
+        key_hash = self._hash_of(key)
         chosen = self.pick(key)
-        rest = Maglev([backend for backend in self._backends if backend.id != chosen])
+        rest = Maglev([backend for backend in self._backends if backend.id != chosen],
+                      self._hash_of)
         return Explanation(key_hash, key_hash % TABLE_SIZE, chosen, rest.pick(key))
 
 
@@ -120,8 +117,9 @@ class Rendezvous:
     Slots are Maglev's, so that programs choose by either's table alike.
     """
 
-    def __init__(self, backends: Sequence[BackendLike]) -> None:
+    def __init__(self, backends: Sequence[BackendLike], hash_of: Hash = hash_key) -> None:
         self._backends = _eligible(backends)
+        self._hash_of = hash_of
 
     @cached_property
     def table(self) -> array:
@@ -131,17 +129,17 @@ class Rendezvous:
 
     def order(self, key: bytes) -> Iterator[int]:
         """Every backend once, from the highest score down."""
-        name = _slot_name(hash_key(key) % TABLE_SIZE)
+        name = _slot_name(self._hash_of(key) % TABLE_SIZE)
         scored = ((self._score(name, backend), backend.id) for backend in self._backends)
         return (backend_id for _, backend_id in sorted(scored, reverse=True))
 
     def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """The id with the highest score."""
-        return self._best(hash_key(key) % TABLE_SIZE) if self._backends else None
+        return self._best(self._hash_of(key) % TABLE_SIZE) if self._backends else None
 
     def explain(self, key: bytes) -> Explanation:
         """Hash, slot, backend and the second in score."""
-        key_hash = hash_key(key)
+        key_hash = self._hash_of(key)
         order = self.order(key)
         return Explanation(key_hash, key_hash % TABLE_SIZE, next(order, None), next(order, None))
 
@@ -258,14 +256,15 @@ _NOBODY = _Nobody()
 
 def make_scheduler(
     name: str, backends: Sequence[BackendLike], *, hash_balance_factor: int | None = None,
-    random: Randomness,
+    hash_seed: bytes = b"", random: Randomness,
 ) -> Scheduler:
-    """The scheduler called `name`.
+    """The scheduler called `name`. hash_seed: of keys' hashes, if the cluster has one.
 
     Raises: ValueError if there is no such scheduler.
     """
     if name in HASHING:
-        hashing = Maglev(backends) if name == "maglev" else Rendezvous(backends)
+        kind = Maglev if name == "maglev" else Rendezvous
+        hashing = kind(backends, hash_by(hash_seed))
         if hash_balance_factor is None:
             return hashing
         return BoundedLoad(hashing, backends, hash_balance_factor)

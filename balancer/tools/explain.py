@@ -73,11 +73,13 @@ def lines(answer: Answer) -> list[tuple[str, str]]:
 
 
 def explain(
-    service: Service, payload: bytes, source: tuple[IPv4Address, int] | None = None
+    service: Service, payload: bytes, source: tuple[IPv4Address, int] | None = None,
+    hash_seed: bytes = b"",
 ) -> Answer:
     """Where a flow with this first payload goes.
 
     source: the client's address and port, for keys (and fallbacks) that are made of them.
+    hash_seed: the cluster's, if it has one.
     Raises: ConfigError where the key is the client's address and `source` is None.
     """
     from balancer.pool.schedule import make_scheduler
@@ -93,7 +95,7 @@ def explain(
     assert isinstance(key, bytes)  # for complete octets there is always a key
     scheduler = make_scheduler(
         service.scheduler, service.backends, random=Random(0),
-        hash_balance_factor=service.hash_balance_factor,
+        hash_balance_factor=service.hash_balance_factor, hash_seed=hash_seed,
     )
     found = scheduler.explain(key)
     addresses = {backend.id: str(backend.address) for backend in service.backends}

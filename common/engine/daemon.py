@@ -4,23 +4,23 @@ Nothing on the host is changed before all that can be refused has been looked at
 """
 
 import logging
+import resource
 import sys
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from common.cluster.cookie import Secrets
+from common.engine import clock
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
-from common.engine.lock import Locks, Taken
-from common.engine.loop import Datapath, Engine, Sender, clock_ms
+from common.engine.lock import DIRECTORY, Locks, Taken
+from common.engine.loop import Datapath, Engine, Sender
 from common.engine.queue import QueueError
+from common.engine.secrets import SecretReader
 from common.engine.signals import Signals
 from common.engine.sources import Source
-from common.engine.worker import Worker
 from common.settings import ConfigError
-from common.settings.host import check_secret
 
 log = logging.getLogger(__name__)
 
@@ -65,11 +65,12 @@ def serve(
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
     change:     makes the changes to the host, and returns the line to log when they are made.
-    last_words: packets to send before they are undone; now_ms: unix time in ms.
+    last_words: packets to send before they are undone; now_ms: of the engine's clock.
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
     sources:    what happens besides packets.
     Raises: ConfigError, before anything on the host is changed.
     """
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory has the secret in it
     signals = Signals()
     host, locks = Host(program, config.queue), Locks()
     own = Claim(host.owner_name, "queue", config.queue, "a queue number of its own")
@@ -118,7 +119,7 @@ def _run(
         stays = lasting is not None and signals.hands_over
         if lasting and not stays:
             lasting.detach()
-        engine.send_all(last_words(clock_ms()))
+        engine.send_all(last_words(clock.now_ms()))
     except (FirewallError, NetlinkError, OSError) as error:
         log.error("%s", error)
         return 1
@@ -142,28 +143,19 @@ def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
         raise ConfigError(
             file, claim.key, claim.value, f"{claim.expected}: {which} has it; stop that one first"
         ) from None
+    except OSError as error:
+        raise ConfigError(
+            file, claim.key, claim.value, f"the right to lock it in {DIRECTORY} ({error})"
+        ) from None
 
 
 def _make_engine(
     config: Config, datapath: Datapath, sender: Sender, signals: Signals,
     sources: Sequence[Source],
 ) -> Engine:
-    def read() -> Secrets | ConfigError:
-        try:
-            return check_secret(config.file, config.secret_file)
-        except ConfigError as error:
-            return error
-
-    def take(read: Secrets | ConfigError) -> None:
-        if isinstance(read, ConfigError):
-            log.error("the secrets in use are kept: %s", read)
-            return
-        datapath.secrets = read
-        log.info("the secrets in %s are now in use", config.secret_file)
-
-    reader = Worker("reading the secrets", take)  # disks may take their time; packets may not
+    reader = SecretReader(config, datapath)
     try:
-        return Engine(datapath, config.queue, sender, signals, lambda: reader.start(read),
+        return Engine(datapath, config.queue, sender, signals, reader.read,
                       [reader, *sources])
     except QueueError as error:
         raise ConfigError(

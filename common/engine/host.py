@@ -38,7 +38,7 @@ class Host:
     def __init__(self, program: str, queue_number: int) -> None:
         self.program = program
         self.owner_name = f"{program}-{queue_number}"
-        self._path = RUN / f"{self.owner_name}.{_inode()}.json"
+        self._path = RUN / f"{self.owner_name}.{netns.inode()}.json"
         self._changes: list[Change] = []
 
     def recover(self, keep: Callable[[Change], bool] = lambda change: False) -> None:
@@ -48,7 +48,7 @@ class Host:
               name stay in any case until `install_rules` replaces them: without them, the host's
               stack would answer the packets of flows that go on.
         """
-        dead = [path for path in RUN.glob(f"{self.program}-*.{_inode()}.json")
+        dead = [path for path in RUN.glob(f"{self.program}-*.{netns.inode()}.json")
                 if path == self._path or not lock.is_taken(_owner(path))]
         self._changes = [change for path in dead for change in _read(path)]
         if self._changes:
@@ -135,7 +135,7 @@ class Host:
 
     def _changes_of_others(self) -> list[Change]:
         """What other instances have changed, which all run: `recover` has seen to the rest."""
-        paths = set(RUN.glob(f"*.{_inode()}.json")) - {self._path}
+        paths = set(RUN.glob(f"*.{netns.inode()}.json")) - {self._path}
         return [change for path in paths for change in _read(path)]
 
     def _undo(self, change: Change) -> bool:
@@ -232,8 +232,3 @@ def _read(path: Path) -> list[Change]:
 
 def _owner(path: Path) -> str:
     return path.name.partition(".")[0]
-
-
-def _inode() -> int:
-    """The network namespace's number, which a later one may have again."""
-    return os.stat("/proc/self/ns/net").st_ino

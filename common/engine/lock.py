@@ -1,11 +1,22 @@
 """Names that only one process of a network namespace has at a time.
 
-A name is an abstract Unix socket: it belongs to the namespace, as the things
-that it guards do, and dies with its process, however that ends.
+A name is a file in a directory of root's, with a lock on it (flock(2)) that dies with its process,
+however that ends. Nobody else may open the file, so nobody else can have the name; a name that any
+user may take, as an abstract socket's, would let any user keep the programs from starting. The
+namespace's number is part of the file's name. A later namespace may have the number again, and then
+finds a file without a lock.
 """
 
-import socket
-import struct
+import fcntl
+import os
+import time
+from pathlib import Path
+from urllib.parse import quote
+
+from common.engine import netns
+
+DIRECTORY = Path("/run/l3dsr/locks")
+_TRIES, _PAUSE_S = 5, 0.01  # whoever asks whether a name is taken has it for a moment
 
 
 class Taken(Exception):
@@ -20,53 +31,71 @@ class Locks:
     """The names that this process has."""
 
     def __init__(self) -> None:
-        self._sockets: list[socket.socket] = []
+        self._files: dict[Path, int] = {}
 
     def take(self, name: str) -> None:
-        """Raises: Taken."""
-        lock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        try:
-            lock.bind(_address(name))
-        except OSError:
-            lock.close()
-            try:
-                pid = holder(name)
-            except ConnectionRefusedError:  # it is just about to listen, or just gone
-                pid = None
-            raise Taken(pid) from None
-        lock.listen()  # nobody is answered, but whoever connects learns our process id
-        self._sockets.append(lock)
+        """Raises: Taken; OSError where nobody can have a name."""
+        _check_directory()
+        path = _path(name)
+        for attempt in range(_TRIES):
+            if attempt:
+                time.sleep(_PAUSE_S)
+            if self._try(path):
+                return
+        raise Taken(_pid_in(path))
 
     def release(self) -> None:
         """Let all names go."""
-        for lock in self._sockets:
-            lock.close()
-        self._sockets.clear()
+        for path, descriptor in self._files.items():
+            path.unlink(missing_ok=True)
+            os.close(descriptor)
+        self._files.clear()
+
+    def _try(self, path: Path) -> bool:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_there = os.fstat(descriptor).st_ino == path.stat().st_ino
+        except OSError:
+            is_there = False
+        if not is_there:  # another process has it, or has just let it go
+            os.close(descriptor)
+            return False
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        self._files[path] = descriptor
+        return True
 
 
 def is_taken(name: str) -> bool:
     """Whether some process has the name."""
     try:
-        holder(name)
-    except ConnectionRefusedError:
+        descriptor = os.open(_path(name), os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
         return False
-    return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
 
 
-def holder(name: str) -> int | None:
-    """The process that has the name; None if it cannot be seen from here.
-
-    Raises: ConnectionRefusedError if there is none.
-    """
-    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        probe.setblocking(False)
-        try:
-            probe.connect(_address(name))
-        except BlockingIOError:
-            return None
-        credentials = probe.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
-    return struct.unpack("=3i", credentials)[0] or None
+def _check_directory() -> None:
+    """Make the directory. Raises: PermissionError where others could write in it."""
+    DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
+    found = DIRECTORY.lstat()
+    if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        raise PermissionError(f"{DIRECTORY} is not this user's own")
 
 
-def _address(name: str) -> str:
-    return f"\0l3dsr/{name}"
+def _path(name: str) -> Path:
+    return DIRECTORY / f"{quote(name, safe='')}.{netns.inode()}"
+
+
+def _pid_in(path: Path) -> int | None:
+    try:
+        return int(path.read_text()) or None
+    except (OSError, ValueError):
+        return None

@@ -10,12 +10,12 @@ up that could be at hand.
 
 import gc
 import logging
-import time
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
 from common.cluster.cookie import Secrets
 from common.counters import Counters, Sample
+from common.engine import clock
 from common.engine.narrator import narrated
 from common.engine.queue import PacketQueue, is_truncated
 from common.engine.signals import Signals, Watchdog, notify
@@ -24,6 +24,7 @@ from common.verdict import Action, DropReason, Verdict
 
 TICK_MS = 100
 _FAULT_LOG_MS = 1000
+_SET_MS = 1000  # a clock that is slewed moves by less in a tick
 log = logging.getLogger(__name__)
 
 
@@ -32,6 +33,7 @@ class Datapath(Protocol):
 
     counters: Counters
     secrets: Secrets
+    clock_offset_ms: int
 
     def on_packet(self, packet: bytes, now_ms: int) -> Verdict: ...
     def on_tick(self, now_ms: int) -> list[bytes]: ...
@@ -48,11 +50,6 @@ class Sender(Protocol):
 
     def send(self, packet: bytes) -> int: ...
     def say_failures(self) -> None: ...
-
-
-def clock_ms() -> int:
-    """Unix time in ms."""
-    return time.time_ns() // 1_000_000
 
 
 class Engine:
@@ -87,8 +84,8 @@ class Engine:
         notify("READY=1")
         signals, watchdog = self._signals, Watchdog()
         while not signals.stop:
-            self._sources.wait((TICK_MS - clock_ms() % TICK_MS) / 1000)
-            now_ms = clock_ms()
+            self._sources.wait((TICK_MS - clock.now_ms() % TICK_MS) / 1000)
+            now_ms = clock.now_ms()
             if now_ms // TICK_MS != self._tick:
                 self._on_tick(now_ms)
             watchdog.feed(now_ms)
@@ -99,6 +96,15 @@ class Engine:
                 signals.report = False
                 self.log_counters()
         notify("STOPPING=1")
+
+    def keep_time(self) -> None:
+        """Tell the data path what unix time is, and say when somebody has set it."""
+        offset_ms = clock.offset_ms()
+        known_ms = self._datapath.clock_offset_ms
+        if known_ms and abs(offset_ms - known_ms) >= _SET_MS:
+            log.warning("the clock was set by %+.1f s; handshakes under way fail, if that is more "
+                        "than a minute, and flows continue", (offset_ms - known_ms) / 1000)
+        self._datapath.clock_offset_ms = offset_ms
 
     def send_all(self, packets: list[bytes]) -> None:
         """Send packets that answer no packet at hand."""
@@ -134,7 +140,7 @@ class Engine:
 
     def _make_handler(self) -> Callable[[bytes], bool]:
         on_packet, send = narrated(self._datapath.on_packet), self._sender.send
-        clock_ns, passed = time.time_ns, Action.PASS
+        clock_ns, passed = clock.now_ns, Action.PASS
 
         def handle(packet: bytes) -> bool:
             now_ms = clock_ns() // 1_000_000
@@ -158,6 +164,7 @@ class Engine:
 
     def _on_tick(self, now_ms: int) -> None:
         self._tick = now_ms // TICK_MS
+        self.keep_time()
         self._sender.say_failures()
         try:
             self.send_all(self._datapath.on_tick(now_ms))
@@ -173,7 +180,7 @@ class Engine:
     def _on_fault(self) -> None:
         """Count a fault of ours, and log it unless one was logged within the last second."""
         self.counters[DropReason.INTERNAL_ERROR] += 1
-        now_ms = clock_ms()
+        now_ms = clock.now_ms()
         if self._next_log_ms - _FAULT_LOG_MS <= now_ms < self._next_log_ms:
             self._unlogged_faults += 1
             return

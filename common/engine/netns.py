@@ -1,5 +1,6 @@
 """The network namespace that this process is in."""
 
+import os
 import socket
 import struct
 
@@ -13,3 +14,8 @@ def cookie() -> int:
             return struct.unpack("=Q", probe.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8))[0]
         except OSError:
             return 0
+
+
+def inode() -> int:
+    """The network namespace's number, which a later one may have again."""
+    return os.stat("/proc/self/ns/net").st_ino

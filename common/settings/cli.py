@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from common import __version__
 from common.capture import pcap, replay
-from common.cluster.secrets import Secrets
+from common.cluster.secrets import SecretFile, Secrets
 from common.settings import COMMAND_LINE, ConfigError, host, shared
 from common.settings.flags import add_flags, keys_of
 
@@ -180,13 +180,13 @@ def warnings_of(loaded: shared.Shared, view: host.HostView) -> list[str]:
     return warnings
 
 
-def replay_secrets(namespace: argparse.Namespace, file: str, secret_file: str) -> Secrets:
+def replay_secrets(namespace: argparse.Namespace, file: str, secret_file: str) -> SecretFile:
     """The secret for a replay: `--secret HEX`, else that of the secret file."""
     text = getattr(namespace, "secret", None)
     if text is None:
         return host.check_secret(file, secret_file)
     try:
-        return Secrets.parse(text.replace(",", " "))
+        return SecretFile(Secrets.parse(text.replace(",", " ")))
     except ValueError as error:
         raise ConfigError(
             COMMAND_LINE, "--secret", "…", f"32 hex digits, or two times 32 with a comma ({error})"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Interface
 from pathlib import Path
 
-from common.cluster.secrets import Secrets, load_secrets
+from common.cluster.secrets import SecretFile, load
 from common.settings import ConfigError
 
 
@@ -52,12 +52,13 @@ def look(is_certain: bool = True) -> HostView:
     return HostView(interfaces, is_certain)
 
 
-def check_secret(file: str, path: str) -> Secrets:
+def check_secret(file: str, path: str) -> SecretFile:
     """Read the secret file. Raises: ConfigError, with the remedy."""
     try:
-        return load_secrets(path)
+        return load(path)
     except PermissionError as error:
-        remedy = f"a file that its owner alone may read ({error}): chmod 600 {path}"
+        how = f"chown root {path}" if "user" in str(error) else f"chmod 600 {path}"
+        remedy = f"a file that this user or root has, and alone may read ({error}): {how}"
         raise ConfigError(file, "secret_file", path, remedy) from None
     except OSError as error:
         remedy = f"the cluster's secret ({error.strerror}): make one with `balancer keygen {path}`"

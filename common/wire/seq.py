@@ -18,8 +18,11 @@ def delta(new: int, old: int) -> int:
 
 
 def before(first: int, second: int) -> bool:
-    """Whether `first` precedes `second` on the circle."""
-    return (first - second) & MASK >= _HALF
+    """Whether `first` precedes `second` on the circle; of opposite ones, neither does.
+
+    Twin: common/bpf/include/tcp.h:is_after
+    """
+    return (first - second) & MASK > _HALF
 
 
 def between(low: int, value: int, high: int) -> bool:

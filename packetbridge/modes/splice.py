@@ -75,6 +75,7 @@ class Splice:
         spent: SpentCookies,
     ) -> None:
         self.secrets = secrets
+        self.clock_offset_ms = 0  # unix time − the times that are given
         self.spent = spent
         self.diagnosis = Diagnosis()
         self.unknown = UnknownFlows()
@@ -111,7 +112,8 @@ class Splice:
                 ):
                     return DROP[proof]
                 if flow is None:
-                    self.diagnosis.look_at(self.secrets, *_handshake_of(segment, service), now_ms)
+                    self.diagnosis.look_at(self.secrets, *_handshake_of(segment, service),
+                                           now_ms + self.clock_offset_ms)
         if flow is not None and flow.service is service:
             return self._on_known(segment, flow, now_ms)
         if segment.flags & RST:
@@ -186,7 +188,8 @@ class Splice:
         is_guess = timestamps is None or self._accepts_version_1
         if is_guess and guesses.is_over(now_ms):
             return DropReason.GUESSES_LIMITED
-        proven = cookie.check(self.secrets, *_handshake_of(segment, service), now_ms)
+        proven = cookie.check(
+            self.secrets, *_handshake_of(segment, service), now_ms + self.clock_offset_ms)
         if proven is None:
             if is_guess:
                 guesses.note(now_ms)

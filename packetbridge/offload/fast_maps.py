@@ -1,11 +1,11 @@
 """The maps that both programs of the bridge have, as Python writes them."""
 
-import time
 from collections.abc import Sequence
 
 from common.bpf import secrets as bpf_secrets
 from common.bpf.objects import Object
 from common.cluster.secrets import Secrets
+from common.engine import clock
 from common.flow import guesses
 from packetbridge.config import Config, Service
 from packetbridge.modes.spent import BUCKET, bucket_count
@@ -71,21 +71,16 @@ class SecretsMap:
     def write(self, secrets: Secrets) -> None:
         """Raises: BpfError."""
         self._secrets = secrets
-        self._offset_ns = _offset_ns()
+        self._offset_ns = clock.offset_ns()
         self._map.update(0, {
             "secrets": bpf_secrets.of(secrets), "clock_offset_ns": self._offset_ns,
         })
 
     def keep_time(self) -> None:
         """Follow the clock when it is set. Raises: BpfError."""
-        if self._secrets and abs(_offset_ns() - self._offset_ns) > _MAX_DRIFT_NS:
+        if self._secrets and abs(clock.offset_ns() - self._offset_ns) > _MAX_DRIFT_NS:
             self.write(self._secrets)
 
     def close(self) -> None:
         """Let go of the map."""
         self._map.close()
-
-
-def _offset_ns() -> int:
-    """Unix time − time since the boot."""
-    return time.time_ns() - time.clock_gettime_ns(time.CLOCK_BOOTTIME)

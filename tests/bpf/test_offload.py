@@ -23,6 +23,7 @@ from common.bpf.pins import Kept, Version
 from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
 from common.cluster.service import Endpoint
+from common.engine import clock
 from common.wire import tcp
 from common.wire.tcp import ACK, PSH
 
@@ -82,7 +83,7 @@ class Pair:
         return self.give(tcp.emit(ends(number), 5000, 6000, ACK))
 
     def tick(self, after_ms: int = 0) -> None:
-        self.datapath.on_tick(time.time_ns() // 1_000_000 + after_ms)
+        self.datapath.on_tick(clock.now_ms() + after_ms)
 
     def counts(self) -> dict[int, int]:
         return {each.id: self.datapath.flows.count(each) for each in self.service.pool}
@@ -188,7 +189,7 @@ def test_what_was_counted_for_those_that_stay_is_kept(pair: Pair) -> None:
 def test_a_service_that_left_gives_its_number_back_when_its_flows_have_gone(pair: Pair) -> None:
     names, left = pair.program.numbers_kept, Endpoint.tcp(VIP, 443)
     number = names.assign([*pair.program.numbers, left], pytest.fail)[left]
-    now_ms = time.time_ns() // 1_000_000
+    now_ms = clock.now_ms()
     pair.program.flows.enter(
         Entry(ends(1), 7, 0, now_ms, now_ms, number, 1, OPEN).pack(), now_ms)
     pair.hand_over(2)

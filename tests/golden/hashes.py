@@ -14,25 +14,30 @@ _MASK32, _MASK64 = (1 << 32) - 1, (1 << 64) - 1
 _TABLE_SIZE = 65537
 
 
-def _rotate(number: int, count: int, bits: int) -> int:
+def rotate(number: int, count: int, bits: int) -> int:
     return (number << count | number >> bits - count) & (1 << bits) - 1
 
 
 def _sip_round(v: list[int]) -> None:
     v[0] = v[0] + v[1] & _MASK64
     v[2] = v[2] + v[3] & _MASK64
-    v[1] = _rotate(v[1], 13, 64) ^ v[0]
-    v[3] = _rotate(v[3], 16, 64) ^ v[2]
-    v[0] = _rotate(v[0], 32, 64)
+    v[1] = rotate(v[1], 13, 64) ^ v[0]
+    v[3] = rotate(v[3], 16, 64) ^ v[2]
+    v[0] = rotate(v[0], 32, 64)
     v[2] = v[2] + v[1] & _MASK64
     v[0] = v[0] + v[3] & _MASK64
-    v[1] = _rotate(v[1], 17, 64) ^ v[2]
-    v[3] = _rotate(v[3], 21, 64) ^ v[0]
-    v[2] = _rotate(v[2], 32, 64)
+    v[1] = rotate(v[1], 17, 64) ^ v[2]
+    v[3] = rotate(v[3], 21, 64) ^ v[0]
+    v[2] = rotate(v[2], 32, 64)
 
 
 def siphash_2_4(key: bytes, message: bytes) -> int:
     """SipHash-2-4 of `message` under a key of 16 octets, 64 bits."""
+    return siphash(key, message, 2, 4)
+
+
+def siphash(key: bytes, message: bytes, rounds: int, last_rounds: int) -> int:
+    """SipHash with so many rounds for a word, and so many at the end."""
     k0, k1 = int.from_bytes(key[:8], "little"), int.from_bytes(key[8:], "little")
     v = [k0 ^ 0x736F6D6570736575, k1 ^ 0x646F72616E646F6D,
          k0 ^ 0x6C7967656E657261, k1 ^ 0x7465646279746573]
@@ -41,11 +46,11 @@ def siphash_2_4(key: bytes, message: bytes) -> int:
     words.append(int.from_bytes(message[whole:], "little") | (len(message) & 0xFF) << 56)
     for word in words:
         v[3] ^= word
-        _sip_round(v)
-        _sip_round(v)
+        for _ in range(rounds):
+            _sip_round(v)
         v[0] ^= word
     v[2] ^= 0xFF
-    for _ in range(4):
+    for _ in range(last_rounds):
         _sip_round(v)
     return v[0] ^ v[1] ^ v[2] ^ v[3]
 
@@ -56,9 +61,9 @@ def murmur3_32(octets: bytes, seed: int = 0) -> int:
     for at in range(0, len(octets), 4):
         block = octets[at:at + 4]
         k = int.from_bytes(block, "little") * 0xCC9E2D51 & _MASK32
-        h ^= _rotate(k, 15, 32) * 0x1B873593 & _MASK32
+        h ^= rotate(k, 15, 32) * 0x1B873593 & _MASK32
         if len(block) == 4:
-            h = _rotate(h, 13, 32) * 5 + 0xE6546B64 & _MASK32
+            h = rotate(h, 13, 32) * 5 + 0xE6546B64 & _MASK32
     h ^= len(octets)
     h = (h ^ h >> 16) * 0x85EBCA6B & _MASK32
     h = (h ^ h >> 13) * 0xC2B2AE35 & _MASK32

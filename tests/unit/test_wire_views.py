@@ -8,7 +8,7 @@ from scapy.packet import Raw
 
 from common.cluster.service import TCP_OCTET, Endpoint, key_of, numbered
 from common.encap import dscp
-from common.wire import Malformed, five_tuple, tcp
+from common.wire import Malformed, five_tuple, seq, tcp
 from common.wire.family import look
 from common.wire.packet import TCP
 from common.wire.udp import Datagram
@@ -95,3 +95,14 @@ def test_what_is_wrapped_for_a_bridge_is_unwrapped_there_and_nowhere_else() -> N
     assert dscp.Label(BRIDGE, {3: name}).unwrap(came) == (came, name)
     assert dscp.Label(BRIDGE, {7: name}).unwrap(came) is None
     assert dscp.Label(CLIENT, {3: name}).unwrap(came) is None
+
+
+@pytest.mark.parametrize("distance, is_before", [
+    (0, False), (1, True), ((1 << 31) - 1, True), (1 << 31, False), ((1 << 31) + 1, False),
+])
+def test_a_number_precedes_those_in_the_half_circle_behind_it(
+    distance: int, is_before: bool
+) -> None:
+    """As the programs' is_after: numbers on opposite sides precede each other in neither way."""
+    for first in (0, 7, 0xFFFFFFFF):
+        assert seq.before(first, first + distance & 0xFFFFFFFF) == is_before

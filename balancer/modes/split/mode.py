@@ -71,6 +71,7 @@ class Split:
     ) -> None:
         """counters: of the whole data path. marks: told of the flows that are held."""
         self.secrets = secrets
+        self.clock_offset_ms = 0
         self.flows = flows
         self.holds = hold.HoldTable(config.hold_octets_total, marks)
         self.deliveries = Deliveries(config.hold_octets_total)
@@ -127,6 +128,10 @@ class Split:
         return [Sample("held_flows", "gauge", "Flows waiting for the rest of their key", {},
                        len(self.holds))]
 
+    def _unix_ms(self, now_ms: int) -> int:
+        """What hosts agree on, of a time here: handshakes go by it, and nothing else."""
+        return now_ms + self.clock_offset_ms
+
     # --- what a segment is ---
 
     def _on_syn(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
@@ -141,7 +146,8 @@ class Split:
                 self.flows.update(flow)
         return send(
             Event.SYN_ANSWERED,
-            handshake.answer_syn(segment, service.config, service.mss, self.secrets, now_ms),
+            handshake.answer_syn(segment, service.config, service.mss, self.secrets,
+                                 self._unix_ms(now_ms)),
         )
 
     def _on_named(
@@ -163,7 +169,7 @@ class Split:
     def _is_first(self, segment: Segment, now_ms: int) -> bool:
         """Whether it is a first payload, whatever it echoes."""
         return bool(segment.payload_len) and (
-            handshake.check_cookie(segment, self.secrets, now_ms) is not None)
+            handshake.check_cookie(segment, self.secrets, self._unix_ms(now_ms)) is not None)
 
     def _take_over(self, segment: Segment, named: Backend, tsecr: int, now_ms: int) -> None:
         """Enter a flow that another balancer began, if there is room. It is as old as its clock."""
@@ -188,7 +194,7 @@ class Split:
             return DROP[DropReason.GUESSES_LIMITED]
         proven = None
         if flow is None or flow.may_give_way(segment, now_ms):
-            proven = handshake.check_cookie(segment, self.secrets, now_ms)
+            proven = handshake.check_cookie(segment, self.secrets, self._unix_ms(now_ms))
         if proven is not None and handshake.echoes_t0(segment, proven, self._accepts_version_1):
             if held is not None:
                 self.holds.remove(held)  # of an older connection on the same ports
@@ -309,7 +315,8 @@ class Split:
         shift = 0
         if timestamps:
             arrived_ms = held.arrived_ms if held else now_ms
-            shift = takeover.ts_shift(backend, handshake_hash, timestamps[1], arrived_ms)
+            shift = takeover.ts_shift(
+                backend, handshake_hash, timestamps[1], self._unix_ms(arrived_ms))
         flow = BackendFlow(first.five_tuple, backend, delta(first.seq, 1), shift, now_ms,
                            has_timestamps=bool(timestamps))
         flow.state = NEW

@@ -121,7 +121,8 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 	set_created(&made, now_ms);
 	if (segment->has_timestamps)
 		made.number = shift = ts_shift((__u32)id << (settings->id_shift & 31),
-					       backend->address, proven, segment->tsecr, now_ms);
+					       backend->address, proven, segment->tsecr,
+					       unix_ms(settings, now_ms));
 	else
 		made.tag.state |= BARE;
 	if (enter_flow(&made, hash, now_ms, NEW) != ENTERED)
@@ -149,7 +150,7 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		return XDP_DROP;
 	}
 	if (!flow || may_give_way(flow, segment, now_ms))
-		proven = follows_cookie(settings, segment, now_ms);
+		proven = follows_cookie(settings, segment, unix_ms(settings, now_ms));
 	if (proven && echoes_t0(settings, segment, proven)) {
 		if (payload_len(segment)) {
 			int verdict = on_first_payload(ctx, settings, service, segment, proven,
@@ -177,7 +178,6 @@ static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings
 				  const struct segment *segment)
 {
 	struct service *service = find_service(segment);
-
 	int verdict;
 
 	if (!service)
@@ -186,7 +186,8 @@ static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings
 		return drop(REASON_BAD_FLAGS);
 	if (!may_be_answered(&segment->five_tuple))
 		return drop(REASON_BAD_SOURCE);
-	verdict = answer_syn(ctx, settings, service, segment, clock_ms(settings));
+	verdict = answer_syn(ctx, settings, service, segment,
+			     unix_ms(settings, clock_ms(settings)));
 	return verdict == XDP_PASS ? up(UP_ODD) : verdict;
 }
 
@@ -237,7 +238,8 @@ int on_packet(struct xdp_md *ctx)
 		     : 0;
 	named = find_backend(number, id);
 	/* a first payload of no flow has seen no server, whatever it echoes */
-	if (named && !flow && payload_len(&segment) && follows_cookie(settings, &segment, now_ms))
+	if (named && !flow && payload_len(&segment) &&
+	    follows_cookie(settings, &segment, unix_ms(settings, now_ms)))
 		named = NULL;
 	if (named && flow && flow->tag.backend != id && flow->tag.state & BARE)
 		named = NULL; /* the flow's packets echo nothing */

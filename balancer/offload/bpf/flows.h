@@ -35,7 +35,7 @@ union tag {
 /* Twin: balancer/flows.py:BackendFlow
  *
  * number: of a flow with timestamps its ts_shift, of a bare one its noted_seq.
- * created_ms: unix time, its low bits; tag.created_high has eight more. seen_ms: its low bits.
+ * created_ms: since the boot, its low bits; tag.created_high has eight more. seen_ms: its low bits.
  */
 struct flow {
 	struct five_tuple ends;

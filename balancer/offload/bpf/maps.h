@@ -20,7 +20,8 @@
 #define MAX_HELD 65536
 #define MAX_STATES (STATE_MASK + 1)
 
-/* base_ms: unix time when the kernel's tick was base_tick. tick_ms: of 2^-20 ms.
+/* base_ms: since the boot, when the kernel's tick was base_tick. tick_ms: of 2^-20 ms.
+ * clock_offset_ms: unix time − time since the boot.
  * id_shift: balancer/modes/split/takeover.py. timeouts_ms: by state. flow_seed: of the flow table.
  */
 struct settings {
@@ -28,6 +29,7 @@ struct settings {
 	__u64 base_ms;
 	__u32 base_tick;
 	__u32 tick_ms;
+	__u64 clock_offset_ms;
 	__u64 timeouts_ms[MAX_STATES];
 	__u64 takeover_rate;
 	__u32 id_shift;
@@ -132,7 +134,7 @@ static __always_inline struct settings *get_settings(void)
 	return bpf_map_lookup_elem(&settings_map, &zero);
 }
 
-/* Unix time in ms, which goes on when the daemon has ended. Ticks are enough, and take no time. */
+/* Time since the boot in ms, which nobody sets. Ticks are enough, and take no time. */
 static __always_inline __u64 clock_ms(const struct settings *settings)
 {
 	__u32 ticks = (__u32)bpf_jiffies64() - settings->base_tick;
@@ -140,6 +142,12 @@ static __always_inline __u64 clock_ms(const struct settings *settings)
 	if (in_test)
 		return test_ms;
 	return settings->base_ms + ((__u64)ticks * settings->tick_ms >> 20);
+}
+
+/* Of a time since the boot, what hosts agree on: for handshakes alone. */
+static __always_inline __u64 unix_ms(const struct settings *settings, __u64 now_ms)
+{
+	return now_ms + settings->clock_offset_ms;
 }
 
 static __always_inline void note(__u32 reason)

@@ -1,12 +1,15 @@
-/* From a key to a backend: MurmurHash3 (x86, 32 bits, seed 0) and a table of ids.
+/* From a key to a backend: a hash and a table of ids.
  *
+ * The hash is MurmurHash3 (x86, 32 bits, seed 0) or, where the cluster has a seed, SipHash-1-3.
  * Maglev and rendezvous have a slot for a hash; round-robin and random have a turn for each unit of
- * weight, and take the next one, or any. Twin: balancer/pool/schedule.py
+ * weight, and take the next one, or any. Twin: balancer/pool/schedule.py, balancer/pool/hashing.py
  */
 #pragma once
 
 #include "flows.h"
 #include "key.h"
+
+#include "common/bpf/include/siphash.h"
 
 #define PASS_UP -1
 #define MAX_STEPS 32 /* more go up */
@@ -72,6 +75,9 @@ struct {
 	__type(value, struct ids);
 } tables SEC(".maps");
 
+const volatile bool has_seed;
+const volatile __u64 hash_seed[2];
+
 static __always_inline __u32 rotl(__u32 value, int bits)
 {
 	return value << bits | value >> (32 - bits);
@@ -121,6 +127,28 @@ __noinline __u32 hash_key(struct scratch *scratch, __u32 off, __u32 end)
 	hash = (hash ^ hash >> 16) * 0x85ebca6b;
 	hash = (hash ^ hash >> 13) * 0xc2b2ae35;
 	return hash ^ hash >> 16;
+}
+
+/* The same octets' hash under the cluster's seed. */
+__noinline __u32 keyed_hash(struct scratch *scratch, __u32 off, __u32 end)
+{
+	struct siphash hash = siphash_begin(hash_seed[0], hash_seed[1]);
+	__u64 last = (__u64)(end - off) << 56;
+	__u32 rest;
+
+	if (!scratch)
+		return 0;
+	for (int i = 0; i < STEPS_OF_8; i++) {
+		if (off + 8 > end)
+			break;
+		siphash_1(&hash, *(__u64 *)at(scratch, off));
+		off += 8;
+	}
+	rest = end - off;
+	if (rest && rest < 8)
+		last |= *(__u64 *)at(scratch, off) & ((1ULL << rest * 8) - 1);
+	siphash_1(&hash, last);
+	return siphash_end_3(&hash);
 }
 
 /* A hash % 65537, where 2**16 is −1. */
@@ -234,7 +262,9 @@ static __always_inline int pick(struct plan *plan, __u32 service, struct scratch
 	if (plan->scheduler == SCHEDULER_LEAST_FLOWS)
 		return least_loaded(pool, service);
 	if (plan->scheduler == SCHEDULER_HASHING || plan->scheduler == SCHEDULER_BOUNDED)
-		slot = slot_of(hash_key(scratch, scratch->key.off, scratch->key.end));
+		slot = slot_of(has_seed
+				       ? keyed_hash(scratch, scratch->key.off, scratch->key.end)
+				       : hash_key(scratch, scratch->key.off, scratch->key.end));
 	else if (plan->scheduler == SCHEDULER_RANDOM)
 		slot = (__u64)bpf_get_prandom_u32() * plan->turns >> 32;
 	else

@@ -52,7 +52,8 @@ static __noinline int odd_up(const struct settings *settings, const struct segme
 	if (is_ahead(ahead_at(hash), hash) ||
 	    bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return up(UP_HELD);
-	if (!(segment->flags & SYN) && follows_cookie(settings, segment, clock_ms(settings)))
+	if (!(segment->flags & SYN) &&
+	    follows_cookie(settings, segment, unix_ms(settings, clock_ms(settings))))
 		return first_up(settings, segment, hash);
 	return up(UP_ODD);
 }

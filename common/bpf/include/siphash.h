@@ -1,4 +1,4 @@
-/* SipHash-2-4 (Aumasson and Bernstein, 2012) over a message of 20 octets. */
+/* SipHash (Aumasson and Bernstein, 2012): 2-4 over a message of 20 octets, and 1-3 by the word. */
 #pragma once
 
 #include <linux/types.h>
@@ -28,5 +28,35 @@ static __always_inline __u64 siphash_20(const __u64 key[2], __u64 word0, __u64 w
 	v3 ^= last; SIPROUND; SIPROUND; v0 ^= last;
 	v2 ^= 0xff;
 	SIPROUND; SIPROUND; SIPROUND; SIPROUND;
+	return v0 ^ v1 ^ v2 ^ v3;
+}
+
+struct siphash {
+	__u64 v0, v1, v2, v3;
+};
+
+/* key: 16 octets as they lie in memory, in two words. */
+static __always_inline struct siphash siphash_begin(__u64 key0, __u64 key1)
+{
+	return (struct siphash){
+		key0 ^ 0x736f6d6570736575ULL, key1 ^ 0x646f72616e646f6dULL,
+		key0 ^ 0x6c7967656e657261ULL, key1 ^ 0x7465646279746573ULL,
+	};
+}
+
+/* One more word, with one round. The last has the message's length in its top octet. */
+static __always_inline void siphash_1(struct siphash *hash, __u64 word)
+{
+	__u64 v0 = hash->v0, v1 = hash->v1, v2 = hash->v2, v3 = hash->v3 ^ word;
+
+	SIPROUND;
+	*hash = (struct siphash){v0 ^ word, v1, v2, v3};
+}
+
+static __always_inline __u64 siphash_end_3(const struct siphash *hash)
+{
+	__u64 v0 = hash->v0, v1 = hash->v1, v2 = hash->v2 ^ 0xff, v3 = hash->v3;
+
+	SIPROUND; SIPROUND; SIPROUND;
 	return v0 ^ v1 ^ v2 ^ v3;
 }
