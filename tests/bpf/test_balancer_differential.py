@@ -239,6 +239,7 @@ def test_a_request_in_two_segments_does_not_follow_an_older_flow_on_its_ports(
 
     older = twins.run(segment(7, b"GET /a HTTP/1.1\r\n\r\n"))
     later = twins.run(segment(7, b"x", 400))
+    twins.run(ETHERNET + tcp.emit(ends, 70_000, 0, 2))
     first = twins.run(segment(70_000, b"GET /very/"))
     second = twins.run(segment(70_000, b"long HTTP/1.1\r\n\r\n", 10))
 
