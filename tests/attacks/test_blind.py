@@ -5,6 +5,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 
 import pytest
 
@@ -18,6 +19,7 @@ from packetbridge.offload.adopt import KFUNC
 from tests.lab.netns import inside
 
 PORTS = range(30_000, 32_000)  # which of these clients have is not known
+UNUSED = iter(random.Random(1).sample(PORTS, len(PORTS)))
 CLIENTS = 40
 PATIENCE_S = 10
 # Whatever a stranger has brought to its end leaves within seconds; what is idle stays.
@@ -51,11 +53,10 @@ class Connections:
     def __init__(self, lab: Lab, stack: ExitStack, timestamps: bool) -> None:
         lab.client.run(["sysctl", "-qw", f"net.ipv4.tcp_timestamps={int(timestamps)}"])
         self.sockets = []
-        for port in random.sample(PORTS, CLIENTS):
+        for port in islice(UNUSED, CLIENTS):
             with inside(lab.client):
                 made = stack.enter_context(socket.socket())
             made.settimeout(PATIENCE_S)
-            made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             made.bind((CLIENT, port))
             made.connect((VIP, 80))
             self.sockets.append(made)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from balancer.datapath import Datapath
+from balancer.flows import TAKEN_OVER
 from balancer.modes.split.hold import Held
 from balancer.modes.split.mode import Split
 from common.cluster import cookie
@@ -109,6 +110,13 @@ class Balancer(RuleBasedStateMachine):
         self._give(tcp.emit(datapaths.ends(port), seq, ack, flags & ~SYN,
                             option_octets=layout or stamps, payload=payload))
 
+    @rule(port=PORTS, named=st.integers(1, 3), step=st.integers(0, 100_000))
+    def of_another_balancer(self, port: int, named: int, step: int) -> None:
+        """What goes on from packet to packet, of a flow that another balancer began."""
+        stamps = options.emit(Options(timestamps=(5, (named << 24) + len(self.came))))
+        self._give(tcp.emit(datapaths.ends(port), 5, 7_000_000 * port + step, ACK,
+                            option_octets=stamps))
+
     @rule(octets=st.binary(max_size=80), addressed=st.booleans(), tcp_alike=st.booleans())
     def noise(self, octets: bytes, addressed: bool, tcp_alike: bool) -> None:
         noise = bytearray(octets)
@@ -169,7 +177,8 @@ class Balancer(RuleBasedStateMachine):
             self._check_sent(made)
 
         for flow in self.datapath.flows:
-            assert flow in before or (flow.key, flow.client_isn) in self.issued
+            assert (flow in before or flow.state == TAKEN_OVER
+                    or (flow.key, flow.client_isn) in self.issued)
 
     # --- what must hold ---
 
@@ -199,6 +208,9 @@ class Balancer(RuleBasedStateMachine):
         for made in verdict.packets:
             self._check_sent(made)
         opened = [flow for flow in self.datapath.flows if flow not in flows]
+        if verdict.reason is Event.TAKEOVER:
+            assert [flow.state for flow in opened] in ([], [TAKEN_OVER])
+            return verdict
         assert len(opened) == (verdict.reason is Event.HANDOFF)
         for flow in opened:
             first = tcp.checked(verdict.packets[0])

@@ -79,6 +79,10 @@ class Candidate(NamedTuple):
     seen_ms: int
     packets: int
 
+    def is_of(self, other: "Candidate") -> bool:
+        """Whether they are of one flow."""
+        return self.key == other.key and self.id == other.id
+
 
 class RateLimit:
     """At most `rate` packets a second, on average over a second."""
@@ -134,7 +138,7 @@ class Takeovers:
         if place is None:
             return 1
         last = self._candidates[place]
-        if last is not None and last[:2] == packet[:2]:
+        if last is not None and last.is_of(packet):
             moves = _moves(last, packet)
             if moves is None and _is_kept(last, packet):
                 return 1
@@ -150,7 +154,7 @@ class Takeovers:
         start = hash(packet.key) % _CANDIDATES & ~1
         first, second = self._candidates[start:start + 2]
         for place, last in (start, first), (start + 1, second):
-            if last is not None and last[:2] == packet[:2]:
+            if last is not None and last.is_of(packet):
                 return place
         if first is None or second is None:
             return start if first is None else start + 1
