@@ -129,8 +129,13 @@ class Timeouts:
 
     idle_ms: Annotated[int, Setting(seconds(1, 1e6), "an open flow")] = 900_000
     half_closed_ms: Annotated[int, Setting(
-        seconds(1, 1e6), "the client has sent its FIN")] = 120_000
-    reset_ms: Annotated[int, Setting(seconds(1, 1e6), "the client has sent a RST")] = 10_000
+        seconds(1, 1e6), "the client has sent its FIN",
+        "A flow without timestamps stays as long as an open one: the FIN may be anybody's.",
+    )] = 120_000
+    reset_ms: Annotated[int, Setting(
+        seconds(1, 1e6), "the client has sent a RST",
+        "A flow without timestamps stays as long as an open one: the RST may be anybody's.",
+    )] = 10_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -158,7 +163,9 @@ class Config(Shared):
     takeover_rate: Annotated[int, Setting(
         whole(0, 100_000_000, "packets a second"),
         "how many packets of flows that are not in the table may be forwarded by their "
-        "timestamps alone", metavar="N",
+        "timestamps alone",
+        "A prefix of 24 bits has an eighth of it. Flows whose packets go on, three of them, are "
+        "entered in the table, and not limited.", metavar="N",
     )] = 100_000
     new_flow_rate: Annotated[int, Setting(
         whole(0, 100_000_000, "flows a second"),

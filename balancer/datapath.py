@@ -15,7 +15,7 @@ from typing import Protocol
 
 from balancer import config
 from balancer.config import Config
-from balancer.flows import BackendFlow
+from balancer.flows import BackendFlow, timeouts_ms
 from balancer.modes.kinds import MODES
 from balancer.modes.split.hold import Marks
 from balancer.paths import LEAST_MTU, Paths
@@ -68,12 +68,10 @@ class Datapath:
         offload: Offload | None = None,
     ) -> None:
         """services, flows: where a program has them, too; else they are made here."""
-        timeouts = config.timeouts
         self.services = services or Services(config, random)
         self.paths = Paths(backend.address for backend in self.services.backends())
         self.flows: FlowStore[BackendFlow] = flows if flows is not None else MemoryStore(
-            config.max_flows, (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms),
-            owner=attrgetter("backend"),
+            config.max_flows, timeouts_ms(config.timeouts), owner=attrgetter("backend"),
         )
         self.offload = offload
         self.counters = new_counters()

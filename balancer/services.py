@@ -10,12 +10,14 @@ from balancer.pool.pool import Backend, Changes, Pool
 from balancer.pool.schedule import make_scheduler
 from common.cluster.service import Endpoint
 from common.encap import dscp
+from common.flow.guesses import Guesses
 
 
 class ServiceState:
     """A service with its pool.
 
     number: by which a program's flows name it. mss: what fits the paths to its backends.
+    guesses: at handshakes of its clients.
     """
 
     def __init__(
@@ -24,6 +26,7 @@ class ServiceState:
         self.config = service
         self.mss = service.mss
         self.number = number
+        self.guesses = Guesses()
         vip = service.vip.packed
         self.pool = Pool(
             service.backends,

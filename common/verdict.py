@@ -65,7 +65,10 @@ class DropReason(Reason):
     # the everyday life of a flow
     HANDSHAKE_ACK = "handshake_ack"  # completes a handshake; nothing to forward yet
     UNKNOWN_FLOW = "unknown_flow"  # no flow yet: overtaken, stale, or forged
-    TAKEOVER_LIMITED = "takeover_limited"  # more foreign flows than `takeover_rate`
+    BAD_ECHO = "bad_echo"  # a good cookie, whose timestamps prove nothing: forged, or of version 1
+    GUESSES_LIMITED = "guesses_limited"  # more wrong cookies without timestamps than are borne
+    COOKIE_SPENT = "cookie_spent"  # a first segment again, when its connection has ended: a replay
+    TAKEOVER_LIMITED = "takeover_limited"  # more strangers than `takeover_rate`
     # more of a class than the portable engine can bear; common/bpf/include/allowance.h tells them
     LIMITED_FLOW = "limited_flow"
     LIMITED_HELD = "limited_held"

@@ -6,7 +6,8 @@ import re
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -155,6 +156,16 @@ class Node:
         return self.run(["curl", "-sS", "--max-time", f"{timeout_s:g}", *flags, url],
                         timeout_s=timeout_s + 5)
 
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """All programs here stand still within; the kernel goes on."""
+        pids = _pids(self.namespace)
+        _send_signal(pids, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            _send_signal(pids, signal.SIGCONT)
+
     def octets(self, direction: str, interface: str = "eth1") -> int:
         """Octets that an interface has sent (`tx`) or received (`rx`)."""
         found = json.loads(self.run(["ip", "-j", "-s", "link", "show", interface]))
@@ -181,11 +192,7 @@ def namespaces(prefix: str) -> list[str]:
 def end_all(namespace: str, timeout_s: float = 5) -> None:
     """End every process of a namespace: SIGTERM, and SIGKILL for those that stay."""
     for number in (signal.SIGTERM, signal.SIGKILL):
-        for pid in _pids(namespace):
-            try:
-                os.kill(pid, number)
-            except ProcessLookupError:
-                pass
+        _send_signal(_pids(namespace), number)
         try:
             wait_until(lambda: not _pids(namespace), timeout_s, "its processes end")
         except TimeoutError:
@@ -196,3 +203,9 @@ def end_all(namespace: str, timeout_s: float = 5) -> None:
 def _pids(namespace: str) -> list[int]:
     """The processes of a namespace that still run (zombies have no namespace)."""
     return [int(pid) for pid in run(["ip", "netns", "pids", namespace], check=False).split()]
+
+
+def _send_signal(pids: Iterable[int], number: int) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, number)

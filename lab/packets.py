@@ -19,15 +19,15 @@ from balancer import config as balancer_config
 from balancer.datapath import Datapath as Balancer
 from balancer.flows import BackendFlow
 from balancer.keys.request import KeySpec
-from balancer.modes.split import handshake, takeover
+from balancer.modes.split import takeover
 from balancer.pool.schedule import moved_share
 from common.bpf import BpfError, build
-from common.cluster import cookie
-from common.cluster.cookie import Offer, Secrets
+from common.cluster.cookie import Secrets
 from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH, SYN
 from lab import hellos, payloads, programs
+from lab.handshakes import Handshake
 from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath as Bridge
 from packetbridge.flows import OPEN, BridgeFlow
@@ -125,10 +125,9 @@ def _segment(
 
 def _after_cookie(five_tuple: bytes, payload: bytes, off: int = 0) -> bytes:
     """The segment that follows a handshake with the balancer, or `off` octets later."""
-    cookie_isn = cookie.encode(SECRETS, five_tuple, CLIENT_ISN, cookie.epoch_at(NOW_MS),
-                               Offer(1460, True, 7))
+    made = Handshake(SECRETS, five_tuple, CLIENT_ISN, NOW_MS)
     flags = ACK | PSH if payload else ACK
-    return _segment(five_tuple, handshake.clock(NOW_MS), payload, flags, cookie_isn + 1, off)
+    return _segment(five_tuple, made.t0, payload, flags, made.cookie_isn + 1, off)
 
 
 def _in_two(five_tuple: bytes, payload: bytes) -> list[bytes]:
@@ -269,7 +268,7 @@ def _filled_bridge(keys: Sequence[bytes]) -> Bridge:
         flow.client_isn, flow.cookie_isn = number << 10, 1 << 31 | number
         flow.seq_delta, flow.ts_delta = 1 << 30 | number, 1 << 29 | number
         flow.client_next, flow.server_next = number << 11, number << 12
-        flow.server_acked, flow.seen_ms = number << 13, NOW_MS + number % 2
+        flow.client_acked, flow.seen_ms = number << 13, NOW_MS + number % 2
     return datapath
 
 

@@ -29,14 +29,14 @@ from balancer.offload.flow_map import Entry, key_of
 from balancer.paths import NextHop
 from common.bpf import build
 from common.bpf.objects import Object, Program, SkBuff
-from common.cluster import cookie
-from common.cluster.cookie import Offer, Secrets
+from common.cluster.cookie import Secrets
 from common.verdict import DropReason, Event, Reason
 from common.wire import five_tuple, options, tcp
 from common.wire.checksum import checksum
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH, SYN
 from lab import hellos, payloads
+from lab.handshakes import Handshake
 from packetbridge.config import Config, Service
 from packetbridge.offload import splice
 from packetbridge.offload.adopt import Adopt
@@ -180,9 +180,8 @@ def _segment(client: bytes, tsecr: int, ack: int, payload: bytes = b"") -> bytes
 def _after_cookie(client: bytes, payload: bytes = b"") -> bytes:
     """The segment that follows a handshake, now."""
     now_ms = time.time_ns() // 1_000_000
-    cookie_isn = cookie.encode(_SECRETS, client, _ISN, cookie.epoch_at(now_ms),
-                               Offer(1460, True, 7))
-    return _segment(client, now_ms & (1 << 22) - 1, cookie_isn + 1, payload)
+    made = Handshake(_SECRETS, client, _ISN, now_ms)
+    return _segment(client, made.t0, made.cookie_isn + 1, payload)
 
 
 def _balancer_paths() -> Iterator[tuple[str, float]]:

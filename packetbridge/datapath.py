@@ -21,13 +21,14 @@ from common.counters import Counters, Sample, new_counters
 from common.encap import dscp
 from common.flow.memory import MemoryStore
 from common.flow.store import FlowStore
-from common.verdict import DROP, PASS, Verdict
+from common.verdict import DROP, PASS, DropReason, Event, Verdict
 from common.wire import Malformed, five_tuple, icmp
 from common.wire.family import look
 from common.wire.packet import TCP, Packet
 from common.wire.tcp import Segment, dport_of, sport_of
 from packetbridge.config import Config
 from packetbridge.flows import BridgeFlow
+from packetbridge.modes.spent import MemoryBuckets, SpentCookies
 from packetbridge.modes.splice import Splice
 from packetbridge.modes.translate import ServiceState
 
@@ -89,7 +90,8 @@ class Datapath:
             self._forget_flow,
         )
         self._secrets = secrets
-        self.splice = Splice(states, self.flows, secrets, timeouts.replay_ms, foreign_servers)
+        self.splice = Splice(states, self.flows, secrets, timeouts.replay_ms, foreign_servers,
+                             config.accept_version_1, SpentCookies(MemoryBuckets(config.max_flows)))
         self.offload: Offload | None = None
         self.counters = new_counters()
 
@@ -122,6 +124,8 @@ class Datapath:
         if self.offload is not None:
             self.offload.on_tick(self.counters, now_ms)
         self.flows.expire(now_ms)
+        self.splice.diagnosis.on_tick(
+            self.counters[Event.OPENED], self.counters[DropReason.BAD_ECHO], now_ms)
         return self.splice.on_tick(now_ms)
 
     def on_too_big(self, octets: bytes, mtu: int, now_ms: int) -> list[bytes]:

@@ -65,13 +65,14 @@ class BridgeFlow(Flow):
                   the client reads them.
     client_wscale: shift to apply to the client's windows where the server takes them unscaled.
     client_next, server_next: the sequence numbers after the last octet seen of each side, as
-                  the client knows them. server_acked: what the client has acknowledged.
+                  the client knows them. client_acked: what the server has acknowledged, which
+                  nobody else can say; by it is judged what clients' segments say.
     ending:       the bits above. replay: until the server has answered.
     """
 
     __slots__ = (
-        "advertised_wscale", "client_isn", "client_next", "client_wscale", "cookie_isn", "ending",
-        "is_open", "replay", "seq_delta", "server_acked", "server_next", "server_wscale",
+        "advertised_wscale", "client_acked", "client_isn", "client_next", "client_wscale",
+        "cookie_isn", "ending", "is_open", "replay", "seq_delta", "server_next", "server_wscale",
         "service", "ts_delta",
     )
 
@@ -86,7 +87,7 @@ class BridgeFlow(Flow):
         self.seq_delta = 0
         self.ts_delta = 0
         self.server_wscale = self.advertised_wscale = self.client_wscale = 0
-        self.client_next = client_isn + 1 & 0xFFFFFFFF
-        self.server_next = self.server_acked = cookie_isn + 1 & 0xFFFFFFFF
+        self.client_next = self.client_acked = client_isn + 1 & 0xFFFFFFFF
+        self.server_next = cookie_isn + 1 & 0xFFFFFFFF
         self.ending = 0
         self.replay: Replay | None = None

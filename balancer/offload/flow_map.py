@@ -20,13 +20,17 @@ from common.bpf.maps import ARRAY, Map
 from common.bpf.objects import Object, types_of
 
 ENTERED, TABLE_FULL, CROWDED = range(3)  # what becomes of an attempt to enter a flow
-IDLE = 3  # a rank that no state has
+IDLE = 6  # a rank that no state has
 _LEAST_BUCKETS = 4096
 _CHUNK_FLOWS = 4096
 _COUNT_LEN = 8  # of a backend's flows
 _U64 = (1 << 64) - 1
 _OCCUPIED = re.compile(rb"[^\0]")
-GOES_UP = 0x80  # in a state: the portable engine waits for the flow's packets
+# In a state: the portable engine waits for the flow's packets; they have no timestamps; a SYN
+# without timestamps has come since.
+GOES_UP, BARE, SYN_SEEN = 0x80, 0x40, 0x20
+STATE_MASK = 0x07
+STATE_BITS = "open doubted half-closed reset new taken-over, 20 SYN seen, 40 bare, 80 goes up"
 CREATED_BITS = 40  # of created_ms
 _CREATED_MASK = (1 << CREATED_BITS) - 1
 
@@ -35,42 +39,47 @@ class Entry(NamedTuple):
     """A flow as it stands in the table; names and units as in BackendFlow, times in unix ms.
 
     key: the five-tuple. service: its number. backend: an id.
+    number: of a flow with timestamps its ts_shift, else its noted_seq.
     """
 
     key: bytes
     client_isn: int
-    ts_shift: int
+    number: int
     created_ms: int
     seen_ms: int
     service: int
     backend: int
     state: int
     goes_up: bool = False
+    has_timestamps: bool = True
+    syn_seen: bool = False
 
     def pack(self) -> bytes:
         """As balancer/offload/bpf/flows.h:flow."""
         return _row().pack(
-            self.key, self.client_isn, self.ts_shift, self.created_ms & 0xFFFFFFFF,
+            self.key, self.client_isn, self.number, self.created_ms & 0xFFFFFFFF,
             self.seen_ms & 0xFFFFFFFF, self.service, self.backend,
-            self.state | GOES_UP * self.goes_up, self.created_ms >> 32 & 0xFF,
+            self.state | GOES_UP * self.goes_up | BARE * (not self.has_timestamps)
+            | SYN_SEEN * self.syn_seen, self.created_ms >> 32 & 0xFF,
         )
 
     @classmethod
     def unpack(cls, octets: bytes, now_ms: int) -> "Entry":
         """now_ms: to which the times in the table, which have few bits, are near."""
-        key, isn, ts_shift, created, seen, service, backend, state, high = _row().unpack(
+        key, isn, number, created, seen, service, backend, state, high = _row().unpack(
             octets)
         age_ms = now_ms - (high << 32 | created) & _CREATED_MASK
         idle_ms = (now_ms - seen & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
-        return cls(key, isn, ts_shift, now_ms - age_ms, now_ms - idle_ms, service, backend,
-                   state & ~GOES_UP, bool(state & GOES_UP))
+        return cls(key, isn, number, now_ms - age_ms, now_ms - idle_ms, service, backend,
+                   state & STATE_MASK, bool(state & GOES_UP), not state & BARE,
+                   bool(state & SYN_SEEN))
 
 
 @cache
 def _row() -> Row:
     """An entry in the table."""
     return types_of("balancer", "balancer").layout("flow").row(
-        "ends", "client_isn", "ts_shift", "created_ms", "seen_ms",
+        "ends", "client_isn", "number", "created_ms", "seen_ms",
         "tag.service", "tag.backend", "tag.state", "tag.created_high")
 
 

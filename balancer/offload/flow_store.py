@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 
-from balancer.flows import HALF_CLOSED, OPEN, BackendFlow
-from balancer.offload.flow_map import ENTERED, TABLE_FULL, Entry, FlowMap, key_of
+from balancer.flows import DOUBTED, OPEN, BackendFlow
+from balancer.offload.flow_map import ENTERED, STATE_MASK, TABLE_FULL, Entry, FlowMap, key_of
 from balancer.offload.maps import place_of
 from balancer.pool.pool import Backend
 from common.flow.store import SEEN_MS
@@ -42,7 +42,7 @@ class MapStore:
         self._next_walk_ms = 0
         self._walk: Iterator[list[bytes]] | None = None
         self._candidates: Iterator[BackendFlow] = iter(())
-        self._full_until_ms = 0
+        self._full_until_ms = self._full_least = 0
         self._glance = table.row("seen_ms", "tag.service", "tag.backend", "tag.state")
 
     def __len__(self) -> int:
@@ -61,14 +61,13 @@ class MapStore:
         self.remove(flow)
         return None
 
-    def insert(self, flow: BackendFlow, spares_open: bool = False) -> bool:
+    def insert(self, flow: BackendFlow, least: int = OPEN) -> bool:
         """As FlowStore."""
         octets = self._octets(flow)
         result = self._map.enter(octets, self.now_ms)
-        if result == TABLE_FULL and self._evict(spares_open):
+        if result == TABLE_FULL and self._evict(least):
             result = self._map.enter(octets, self.now_ms)
         if result != ENTERED:  # in place of one of those in its buckets
-            least = HALF_CLOSED if spares_open else OPEN
             if self._map.enter(octets, self.now_ms, least) != ENTERED:
                 return False
             self.evicted += 1
@@ -139,11 +138,9 @@ class MapStore:
         return flows
 
     def _may_go(self, octets: bytes) -> bool:
-        """Whether a flow has been idle for longer than any may be that is open, or is of another
-        state, or of no backend.
-        """
+        """Whether a flow may have been idle for longer than its state may be, or has no backend."""
         seen, service, backend, state = self._glance.unpack(octets)
-        return (state != OPEN or (self.now_ms - seen & _U32) >= self._timeouts_ms[OPEN]
+        return ((self.now_ms - seen & _U32) >= self._timeouts_ms[state & STATE_MASK]
                 or self._find(service, backend) is None)
 
     def _drop_unknown(self, key: bytes) -> None:
@@ -161,21 +158,22 @@ class MapStore:
         self.remove(flow)
         return True
 
-    def _evict(self, spares_open: bool) -> bool:
-        """Make room. Returns: whether there is some."""
-        if 0 < self._full_until_ms - self.now_ms <= _FULL_MS:
+    def _evict(self, least: int) -> bool:
+        """Make room: open flows go where there are no others. Returns: whether there is some."""
+        if least >= self._full_least and 0 < self._full_until_ms - self.now_ms <= _FULL_MS:
             return False
         found = list(islice(self._candidates, _CANDIDATES))
         if len(found) < _CANDIDATES:  # the walk is at its end, and begins anew
             self._candidates = iter(self)
             found += islice(self._candidates, _CANDIDATES - len(found))
-        leaving = [flow for flow in found if flow.state or not spares_open]
+        leaving = ([flow for flow in found if flow.state >= max(least, DOUBTED)]
+                   or [flow for flow in found if flow.state >= least])
         leaving.sort(key=lambda flow: (-flow.state, flow.seen_ms))
         for flow in leaving[:max(1, len(found) // _EVICTED_SHARE)]:
             self.remove(flow)
             self.evicted += 1
         if not leaving:
-            self._full_until_ms = self.now_ms + _FULL_MS
+            self._full_until_ms, self._full_least = self.now_ms + _FULL_MS, least
         return bool(leaving)
 
     def _is_idle(self, flow: BackendFlow) -> bool:
@@ -186,11 +184,18 @@ class MapStore:
         backend = self._find(entry.service, entry.backend)
         if backend is None:
             return None
-        flow = BackendFlow(entry.key, backend, entry.client_isn, entry.ts_shift, entry.created_ms)
+        flow = BackendFlow(entry.key, backend, entry.client_isn, 0, entry.created_ms,
+                           entry.has_timestamps)
+        if entry.has_timestamps:
+            flow.ts_shift = entry.number
+        else:
+            flow.noted_seq = entry.number
         flow.seen_ms, flow.state, flow.goes_up = entry.seen_ms, entry.state, entry.goes_up
+        flow.syn_seen = entry.syn_seen
         return flow
 
     def _octets(self, flow: BackendFlow) -> bytes:
-        return Entry(flow.key, flow.client_isn, flow.ts_shift, flow.created_ms, flow.seen_ms,
-                     flow.backend.service.number, flow.backend.id, flow.state,
-                     flow.goes_up).pack()
+        number = flow.ts_shift if flow.has_timestamps else flow.noted_seq
+        return Entry(flow.key, flow.client_isn, number, flow.created_ms, flow.seen_ms,
+                     flow.backend.service.number, flow.backend.id, flow.state, flow.goes_up,
+                     flow.has_timestamps, flow.syn_seen).pack()

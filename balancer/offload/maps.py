@@ -1,6 +1,7 @@
 """Where the arrays that the balancer's program shares with the daemon have a backend."""
 
 MAX_BACKENDS = 128  # of a service; ids have 7 bits at most
+CANDIDATES = 1 << 18  # flows that are watched before they are taken over
 
 
 def place_of(service: int, backend_id: int) -> int:

@@ -10,6 +10,7 @@ from random import Random
 
 from balancer.config import Config
 from balancer.datapath import Datapath
+from balancer.flows import timeouts_ms
 from balancer.offload import devices
 from balancer.offload.flow_store import MapStore
 from balancer.offload.held_marks import HeldMarks
@@ -125,11 +126,8 @@ def beside(
     program: Program, config: Config, secrets: Secrets, *, random: Random
 ) -> tuple[Datapath, ProgramOffload]:
     """A data path on a program's flows, and what tells the program of its decisions."""
-    timeouts = config.timeouts
     services = Services(config, random, program.numbers)
-    flows = MapStore(
-        program.flows, (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms),
-        services.find)
+    flows = MapStore(program.flows, timeouts_ms(config.timeouts), services.find)
     offload = ProgramOffload(program, services, flows)
     return Datapath(config, secrets, random=random, services=services, flows=flows,
                     offload=offload), offload

@@ -9,8 +9,9 @@ import time
 from collections.abc import Iterable, Mapping
 
 from balancer.config import Config, Service
+from balancer.flows import timeouts_ms
 from balancer.modes.split import takeover
-from balancer.offload.flow_map import FlowMap
+from balancer.offload.flow_map import STATE_BITS, FlowMap
 from balancer.offload.maps import place_of
 from balancer.offload.numbers import ServiceNumbers
 from balancer.offload.requests import fill_requests
@@ -23,6 +24,7 @@ from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
 from common.bpf.reasons import ReasonCounts
 from common.cluster.cookie import Secrets
+from common.flow import guesses
 from common.verdict import DropReason, Event
 
 PROGRAM_NAME = "on_packet"
@@ -51,6 +53,7 @@ class Program:
         self._mss: dict[int, int] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
+        self.object.set_variable("max_guesses", guesses.MAX_GUESSES)
         allowance.allow(self.object, None if for_tests else budgets)
         FlowMap.size(self.object, config.max_flows)
         if instance is not None:
@@ -58,7 +61,7 @@ class Program:
             instance.reuse_maps(self.object, [
                 # flows name services by these numbers, and mean nothing without them
                 Kept("flows", beside=("table", "backend_counts"),
-                     meaning=str(numbers.version(self.object)),
+                     meaning=f"{numbers.version(self.object)} {STATE_BITS}",
                      copy=lambda old, replace: self.flows.take_over(old, replace)),
                 numbers,
                 reasons.kept(lambda: self.reasons),
@@ -91,15 +94,15 @@ class Program:
 
     def set_secrets(self, secrets: Secrets) -> None:
         """Check and make cookies by these, and set the clock."""
-        timeouts = self._config.timeouts
         self._secrets = secrets
         self._base = base_ms, base_tick = time.time_ns() // 1_000_000, self._tick()
         self.settings.update(0, {
             "secrets": bpf_secrets.of(secrets),
             "base_ms": base_ms, "base_tick": base_tick, "tick_ms": TICK_LENGTH,
-            "timeouts_ms": (timeouts.idle_ms, timeouts.half_closed_ms, timeouts.reset_ms),
+            "timeouts_ms": (*timeouts_ms(self._config.timeouts), 0, 0),
             "takeover_rate": self._config.takeover_rate,
             "id_shift": takeover.id_shift(self._config.id_bits),
+            "accepts_version_1": self._config.accept_version_1,
             "flow_seed": self.flows.seed,
         })
 

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from balancer.config import Config
 from balancer.datapath import Datapath
 from common.capture.replay import segment_in
+from common.cluster import stamps
 from common.cluster.service import TCP_OCTET, key_of
 from common.verdict import Event, Verdict
 from common.wire import five_tuple, tcp
@@ -133,7 +134,8 @@ class Rebased:
         """From now on the server's clock counts from what the handoff told the bridge."""
         connection.is_handed_off = True
         if captured.timestamps and sent.timestamps:
-            connection.ts_shift = delta(sent.timestamps[1], captured.timestamps[1])
+            connection.ts_shift = delta(
+                stamps.stripped(sent.timestamps[1]), captured.timestamps[1])
 
 
 def _moved(segment: Segment, connection: _Connection) -> bytes:

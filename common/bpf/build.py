@@ -27,8 +27,11 @@ FLAGS = ("-O2", "-g", "-target", "bpf", "-mcpu=v3", "-fno-strict-aliasing", "-Wa
 # Headers of constants: for each the modules, a prefix for C, and which of a module's constants.
 CONSTANTS = {
     "common/bpf/include/constants.h": (
-        ("common/cluster/cookie.py", "", ("EPOCH_S", "WSCALE_NONE", "MSS_IPV4")),
-        ("common/cluster/stamps.py", "", ("MIN_ROUND_TRIP_MS", "MAX_ROUND_TRIP_MS")),
+        ("common/cluster/cookie.py", "", ("EPOCH_S", "SKEW_S", "WSCALE_NONE", "MSS_IPV4")),
+        ("common/cluster/stamps.py", "", (
+            "MIN_ROUND_TRIP_MS", "MAX_ROUND_TRIP_MS", "CLOCK_BITS", "CLOCK_MASK", "T0_MAC_SHIFT",
+            "SECRET_SHIFT", "STAMP_MAC_MASK", "T0_MASK", "T0_VERSION_1_MASK", "SPREAD")),
+        ("common/flow/guesses.py", "", ("GUESS_PERIOD_MS", "MAX_GUESSES")),
         ("common/wire/tcp.py", "", ("FIN", "SYN", "RST", "PSH", "ACK")),
         ("common/wire/options.py", "", ("WSCALE_MAX", "MSS_DEFAULT")),
         ("common/wire/options.py", "OPTION_", (
@@ -38,12 +41,17 @@ CONSTANTS = {
     ),
     "balancer/offload/bpf/constants.h": (
         ("common/flow/store.py", "", ("SEEN_MS",)),
-        ("balancer/flows.py", "", ("OPEN", "HALF_CLOSED", "RESET")),
-        ("balancer/modes/split/handshake.py", "", ("WINDOW", "CLOCK_MASK")),
-        ("balancer/modes/split/takeover.py", "", ("WRAP_SLACK_MS",)),
+        ("balancer/flows.py", "", (
+            "OPEN", "DOUBTED", "HALF_CLOSED", "RESET", "NEW", "TAKEN_OVER", "REUSE_MS",
+            "QUIET_MS")),
+        ("balancer/modes/split/handshake.py", "", ("WINDOW",)),
+        ("balancer/modes/split/takeover.py", "", (
+            "WRAP_SLACK_MS", "VOUCHED_COUNT", "REACH", "KEPT_MS", "PREFIXES",
+            "PREFIX_LEN", "PREFIX_SHARE")),
         ("balancer/offload/flow_map.py", "", (
-            "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "CREATED_BITS")),
-        ("balancer/offload/maps.py", "", ("MAX_BACKENDS",)),
+            "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "BARE", "SYN_SEEN",
+            "STATE_MASK", "CREATED_BITS")),
+        ("balancer/offload/maps.py", "", ("MAX_BACKENDS", "CANDIDATES")),
         ("balancer/pool/schedule.py", "", ("TABLE_SIZE",)),
     ),
     "packetbridge/offload/bpf/constants.h": (
@@ -51,6 +59,7 @@ CONSTANTS = {
             "CLIENT_FIN", "SERVER_FIN", "CLIENT_FIN_ACKED", "SERVER_FIN_ACKED")),
         ("packetbridge/offload/splice.py", "", ("WAS_RESET",)),
         ("packetbridge/modes/splice.py", "", ("PLAUSIBLE_LEN",)),
+        ("packetbridge/modes/spent.py", "", ("SPENT_IN_BUCKET",)),
     ),
 }
 

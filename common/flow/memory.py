@@ -44,12 +44,12 @@ class MemoryStore(Generic[F]):
     def __iter__(self) -> Iterator[F]:
         return iter(list(self._flows.values()))
 
-    def insert(self, flow: F, spares_open: bool = False) -> bool:
+    def insert(self, flow: F, least: int = 0) -> bool:
         """As FlowStore."""
         old = self._flows.get(flow.key)
         if old is not None:
             self.remove(old)
-        elif len(self._flows) >= self._max_flows and not self._evict(spares_open):
+        elif len(self._flows) >= self._max_flows and not self._evict(least):
             return False
         self._flows[flow.key] = flow
         owner = self._owner(flow)
@@ -98,8 +98,8 @@ class MemoryStore(Generic[F]):
         """As FlowStore."""
         return self._counts.get(owner, 0)
 
-    def _evict(self, spares_open: bool) -> bool:
-        for head in reversed(self._heads[1:] if spares_open else self._heads):
+    def _evict(self, least: int) -> bool:
+        for head in reversed(self._heads[least:]):
             if head.newer is not head:
                 self.remove(self._flows[head.newer.key])
                 self.evicted += 1

@@ -40,10 +40,10 @@ class FlowStore(Protocol[F]):
     def get(self, key: bytes, /) -> F | None:
         """The flow of a five-tuple."""
 
-    def insert(self, flow: F, spares_open: bool = False) -> bool:
+    def insert(self, flow: F, least: int = 0) -> bool:
         """Add a flow; one with the same key leaves. Returns: whether there was room.
 
-        spares_open: a full store has room only where flows of other states than the first can go.
+        least: a full store has room only where flows of this state can go, or of a later one.
         """
 
     def update(self, flow: F) -> None:

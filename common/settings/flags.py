@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from common.settings import COMMAND_LINE, ConfigError
+from common.settings import COMMAND_LINE, ConfigError, readers
 from common.settings.schema import Draft, Entry, Within, entries
 from common.settings.table import Table, load_toml
 
@@ -47,6 +47,11 @@ def number(text: str) -> int | str:
     return int(text) if text.removeprefix("-").isdecimal() else text
 
 
+def truth(text: str) -> bool | str:
+    """The text of a flag that is on or off as TOML would have it."""
+    return {"true": True, "false": False}.get(text, text)
+
+
 def with_flag(shape: type) -> list[Entry | Within]:
     """What a dataclass declares that has a flag."""
     return [entry for entry in entries(shape) if _of(entry).metavar]
@@ -58,6 +63,8 @@ def add_flags(group: Any, shape: type) -> None:
         options: dict[str, Any] = {"action": "append"} if _of(entry).repeated else {}
         if isinstance(entry, Entry) and entry.setting.read.numeric:
             options["type"] = number
+        elif isinstance(entry, Entry) and entry.setting.read is readers.flag:
+            options["type"] = truth
         usage = entry.setting.usage if isinstance(entry, Entry) else ""
         text = f"{_of(entry).help}{usage}{_range_of(entry)}".replace("%", "%%")
         group.add_argument(flag_name(_key(entry)), dest=_key(entry), metavar=_of(entry).metavar,

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from common.settings import COMMAND_LINE, ConfigError
 from common.settings.host import HostView
-from common.settings.readers import choice, listen, text, whole
+from common.settings.readers import choice, flag, listen, text, whole
 from common.settings.schema import Draft, Setting
 
 DIRECTORY = Path("/etc/l3dsr")
@@ -47,6 +47,11 @@ class Shared:
         "allow it; if not, the line with `ready` says why.",
         metavar="auto|portable|fast",
     )] = "auto"
+    accept_version_1: Annotated[bool, Setting(
+        flag, "whether to take what balancers of version 1 of the wire protocol send",
+        "For as long as a cluster is being upgraded ([below](#upgrading)): it is far easier to "
+        "forge.", metavar="true|false",
+    )] = False
     max_flows: Annotated[int, Setting(
         whole(1, 100_000_000), "size of the flow table",
         "When it is full, a new flow evicts the one that is closest to its end. The fast engine "

@@ -5,7 +5,7 @@ The SYN has the client's own address, port, ISN and options; it is sent again
 after 1, 2, 4 … seconds (RFC 6298 §2.1, §5.5) until the service's patience ends.
 """
 
-from common.cluster import cookie
+from common.cluster import cookie, stamps
 from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
 from common.wire.tcp import SYN, Segment
@@ -22,18 +22,22 @@ _MAX_EAGER_SYNS = 3
 class Replay:
     """What is kept while the server has not answered.
 
-    offer:      what the client offered. handoff: the first data segment.
+    offer:      what the client offered. handoff: the first data segment. proof: the hash that
+                vouches for it.
     syn:        the packet to the server. due_ms: when it is sent again, or given up.
     expires_ms: when the server is given up.
     octets:     of memory that all held segments take, about.
     """
 
     __slots__ = ("_by_seq", "_eager_syns", "_timeout_ms", "due_ms", "expires_ms", "handoff",
-                 "octets", "offer", "syn")
+                 "octets", "offer", "proof", "syn")
 
-    def __init__(self, flow: BridgeFlow, handoff: Segment, now_ms: int, patience_ms: int) -> None:
+    def __init__(
+        self, flow: BridgeFlow, handoff: Segment, proof: int, now_ms: int, patience_ms: int
+    ) -> None:
         self.offer = cookie.decode(flow.cookie_isn, flow.key)
         self.handoff = handoff
+        self.proof = proof
         self.syn = _emit_syn(flow, handoff, self.offer)
         self._timeout_ms = FIRST_TIMEOUT_MS
         self.expires_ms = now_ms + patience_ms
@@ -104,7 +108,7 @@ def open_flow(flow: BridgeFlow, syn_ack: Segment) -> None:
     if timestamps and answered.timestamps:
         # The handoff then echoes just what the server sent. Linux 6.15 and later answers any other
         # TSecr that completes a handshake with an ACK, and drops the segment.
-        flow.ts_delta = timestamps[1] - answered.timestamps[0] & 0xFFFFFFFF
+        flow.ts_delta = stamps.stripped(timestamps[1]) - answered.timestamps[0] & 0xFFFFFFFF
     offered_wscale = replay.offer.wscale
     if offered_wscale is not None:
         flow.advertised_wscale = flow.service.config.wscale

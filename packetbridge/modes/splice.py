@@ -11,18 +11,25 @@ that the cookie promised; from then on every packet is translated both ways
 For a packet from the client the tests come in this order:
 
 1. It fits its flow's numbers: translated, or held while the server is silent.
+   What these may be says the server, by what it has sent and acknowledged:
+   anybody can write what a client sends.
 2. It has payload and follows a cookie with another client_isn: a handoff, over
-   whatever flow was there (a reused port).
+   whatever flow was there (a reused port), if its timestamps prove that it is
+   for this bridge, and the cookie has not opened a connection before (spent.py).
+   Where the cookie is all that it has to show, guesses that fail are counted
+   (common/flow/guesses.py).
 3. It has a flow all the same: translated; the stacks will answer it.
 4. Nobody knows it: dropped, and a second later reset.
 
 Rules: a segment without payload opens nothing, nor does a cookie that is not
-ours. How a flow ends is a table (packetbridge/flows.py).
+ours. How a flow ends is a table (packetbridge/flows.py). A client's RST ends it
+only if it has exactly the number that the server expects (RFC 5961 §3.2); of any
+other the server's stack decides what it is, and the flow lives on.
 """
 
 import heapq
 
-from common.cluster import cookie
+from common.cluster import cookie, stamps
 from common.cluster.cookie import Secrets
 from common.counters import Sample
 from common.flow.store import SEEN_MS, FlowStore
@@ -45,10 +52,12 @@ from packetbridge.flows import (
     Turn,
 )
 from packetbridge.modes import replay, translate
+from packetbridge.modes.diagnosis import Diagnosis
 from packetbridge.modes.replay import Replay
+from packetbridge.modes.spent import SpentCookies
 from packetbridge.modes.translate import ServiceState
 
-PLAUSIBLE_LEN = 1 << 20  # how far from the last octet seen a client's segment may lie
+PLAUSIBLE_LEN = 1 << 20  # by so much numbers may exceed what windows allow
 _HELD_OCTETS = 64 << 20  # of all flows that wait for their server
 
 
@@ -56,20 +65,25 @@ class Splice:
     """What is done with the packets of spliced connections.
 
     services, flows: the data path's. patience_ms: how long a server may stay silent.
-    foreign_servers: as of the data path.
+    foreign_servers: as of the data path. accepts_version_1: whether a cookie alone makes a handoff,
+              as version 1 of the protocol has it. spent: cookies that have opened a connection.
     """
 
     def __init__(
         self, services: list[ServiceState], flows: FlowStore[BridgeFlow], secrets: Secrets,
-        patience_ms: int, foreign_servers: frozenset[bytes],
+        patience_ms: int, foreign_servers: frozenset[bytes], accepts_version_1: bool,
+        spent: SpentCookies,
     ) -> None:
         self.secrets = secrets
+        self.spent = spent
+        self.diagnosis = Diagnosis()
         self.unknown = UnknownFlows()
         self.held_octets = 0
         self._services = services
         self._flows = flows
         self._patience_ms = patience_ms
         self._foreign_servers = foreign_servers
+        self._accepts_version_1 = accepts_version_1
         self._due: list[tuple[int, bytes]] = []  # heap of replays' timers
 
     def on_packet(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
@@ -88,8 +102,16 @@ class Splice:
                 flow is None or flow.service is not service
                 or flow.client_isn != delta(segment.seq, 1)
             )
-            if is_new and self._follows_cookie(segment, service, now_ms):
-                return self._on_handoff(segment, service, flow, now_ms)
+            if is_new and segment.flags & ACK:
+                proof = self._proof_of(segment, service, now_ms)
+                if isinstance(proof, int):
+                    return self._on_handoff(segment, service, proof, flow, now_ms)
+                if proof in (DropReason.BAD_ECHO, DropReason.COOKIE_SPENT) or (
+                    proof is DropReason.GUESSES_LIMITED and flow is None
+                ):
+                    return DROP[proof]
+                if flow is None:
+                    self.diagnosis.look_at(self.secrets, *_handshake_of(segment, service), now_ms)
         if flow is not None and flow.service is service:
             return self._on_known(segment, flow, now_ms)
         if segment.flags & RST:
@@ -147,20 +169,41 @@ class Splice:
         return [
             Sample("held_octets", "gauge", "Bytes waiting for a server to answer", {},
                    self.held_octets),
+            *self.diagnosis.samples(),
         ]
 
-    def _follows_cookie(self, segment: Segment, service: ServiceState, now_ms: int) -> bool:
-        """Whether this is a first data segment: cookie(five_tuple with the VIP, seq−1) = ack−1."""
-        ends = five_tuple.join(segment.packet.src, service.vip, segment.sport, segment.dport)
-        return bool(segment.flags & ACK) and cookie.check(
-            self.secrets, ends, delta(segment.seq, 1), delta(segment.ack, 1),
-            cookie.epoch_at(now_ms),
-        )
+    def _proof_of(
+        self, segment: Segment, service: ServiceState, now_ms: int
+    ) -> int | DropReason:
+        """The hash that vouches for a handoff; or why a segment with payload is none.
+
+        It is one where cookie(five_tuple with the VIP, seq−1) = ack−1, its TSecr, if it has one,
+        proves that the balancer has sent it to this bridge, and it comes for the first time.
+
+        Twin: packetbridge/offload/bpf/cookie.h:proof_of
+        """
+        timestamps, guesses = segment.timestamps, service.guesses
+        is_guess = timestamps is None or self._accepts_version_1
+        if is_guess and guesses.is_over(now_ms):
+            return DropReason.GUESSES_LIMITED
+        proven = cookie.check(self.secrets, *_handshake_of(segment, service), now_ms)
+        if proven is None:
+            if is_guess:
+                guesses.note(now_ms)
+            return DropReason.UNKNOWN_FLOW
+        if timestamps is not None:
+            told = timestamps[1] & stamps.STAMP_MAC_MASK
+            if told != stamps.handoff_mac(proven, segment.packet.dst) and (
+                told or not self._accepts_version_1
+            ):
+                return DropReason.BAD_ECHO
+        return DropReason.COOKIE_SPENT if proven in self.spent else proven
 
     def _on_handoff(
-        self, segment: Segment, service: ServiceState, old: BridgeFlow | None, now_ms: int
+        self, segment: Segment, service: ServiceState, proof: int, old: BridgeFlow | None,
+        now_ms: int,
     ) -> Verdict:
-        """The segment that opens a flow: replay its handshake."""
+        """The segment that opens a flow: replay its handshake. proof: what vouches for it."""
         if not segment.checksum_holds():
             return DROP[DropReason.BAD_CHECKSUM]
         if old is not None and old.service is not service and old.state == OPEN:
@@ -170,7 +213,7 @@ class Splice:
             return DROP[DropReason.REPLAY_PENDING]
         key = service.key_of(segment.packet.src, segment.sport)
         flow = BridgeFlow(key, service, delta(segment.seq, 1), delta(segment.ack, 1), now_ms)
-        flow.replay = Replay(flow, segment, now_ms, self._patience_ms)
+        flow.replay = Replay(flow, segment, proof, now_ms, self._patience_ms)
         self.held_octets += flow.replay.hold(segment, flow.client_isn)
         self._note_client(segment, flow)
         self._flows.insert(flow)
@@ -183,7 +226,7 @@ class Splice:
         if not flow.is_open:
             return self._on_waiting(segment, flow, now_ms)
         self._note_client(segment, flow)
-        self.note_seen(segment, flow, now_ms)
+        self.note_seen(flow, _is_exact_reset(segment, flow), now_ms)
         return send(Event.TO_SERVER, translate.to_server(segment, flow))
 
     def _on_waiting(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
@@ -191,6 +234,9 @@ class Splice:
         if segment.flags & RST:
             if flow.replay is None:
                 return DROP[DropReason.FLOW_CLOSED]
+            handoff = flow.replay.handoff
+            if segment.seq not in (handoff.seq, add(handoff.seq, handoff.seq_len)):
+                return DROP[DropReason.REPLAY_PENDING]
             verdict = send(Event.RESET, *self._reset_to_server(flow))
             self._end(flow, Turn.RESET, now_ms)
             return verdict
@@ -219,7 +265,7 @@ class Splice:
             # The server has not seen the handoff; the client will send it again.
             return DROP[DropReason.REPLAY_DONE]
         self._note_server(segment, flow)
-        self.note_seen(segment, flow, now_ms)
+        self.note_seen(flow, bool(segment.flags & RST), now_ms)
         return send(Event.TO_CLIENT, translate.to_client(segment, flow))
 
     def _on_orphan(self, segment: Segment, now_ms: int) -> Verdict:
@@ -264,6 +310,7 @@ class Splice:
         if not flags & SYN:
             return DROP[DropReason.REPLAY_PENDING]
         replay.open_flow(flow, segment)
+        self.spent.add(flow.replay.proof)
         packets = [translate.to_server(held, flow) for held in flow.replay.segments()]
         self._end(flow, Turn.ANSWERED, now_ms)
         return send(Event.OPENED, *packets)
@@ -274,13 +321,13 @@ class Splice:
         """Keep track of what the client has sent and acknowledged."""
         flags = segment.flags
         end = add(segment.seq, segment.seq_len)
-        if before(flow.client_next, end):
+        if before(flow.client_next, end) and delta(end, flow.client_acked) <= _reach(flow):
             flow.client_next = end
-        if flags & ACK and before(flow.server_acked, segment.ack):
-            flow.server_acked = segment.ack
+            flow.ending &= ~CLIENT_FIN  # it was none: there is more
         if flags & FIN or flow.ending & SERVER_FIN:
+            ends = bool(flags & FIN) and end == flow.client_next
             acks_fin = bool(flow.ending & SERVER_FIN) and segment.ack == flow.server_next
-            flow.ending |= TOLD_BY_CLIENT[bool(flags & FIN), acks_fin]
+            flow.ending |= TOLD_BY_CLIENT[ends, acks_fin]
 
     def _note_server(self, segment: Segment, flow: BridgeFlow) -> None:
         """Keep track of what the server has sent and acknowledged."""
@@ -288,13 +335,15 @@ class Splice:
         end = add(segment.seq, segment.seq_len + flow.seq_delta)
         if before(flow.server_next, end):
             flow.server_next = end
+        if flags & ACK and before(flow.client_acked, segment.ack):
+            flow.client_acked = segment.ack
         if flags & FIN or flow.ending & CLIENT_FIN:
             acks_fin = bool(flow.ending & CLIENT_FIN) and segment.ack == flow.client_next
             flow.ending |= TOLD_BY_SERVER[bool(flags & FIN), acks_fin]
 
-    def note_seen(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> None:
+    def note_seen(self, flow: BridgeFlow, is_reset: bool, now_ms: int) -> None:
         """Let the flow's state follow a packet that was translated."""
-        if segment.flags & RST:
+        if is_reset:
             self._turn(flow, Turn.RESET, now_ms)
         elif flow.ending == ENDED and flow.state == OPEN:
             self._turn(flow, Turn.ENDED, now_ms)
@@ -316,16 +365,43 @@ class Splice:
         )
 
     def _reset_to_server(self, flow: BridgeFlow) -> list[bytes]:
-        """A RST as from the client; before the server has answered, right after the SYN."""
-        seq = flow.client_next if flow.is_open else add(flow.client_isn, 1)
-        return [tcp.emit(flow.key, seq, 0, RST)]
+        """A RST as from the client, with what the server expects next, as far as that is known.
+
+        Before it has answered that is right after the SYN, later what it has acknowledged, or if it
+        has yet to do that, all that was sent.
+        """
+        seqs = {flow.client_acked: None, flow.client_next: None} if flow.is_open else (
+            add(flow.client_isn, 1),)
+        return [tcp.emit(flow.key, seq, 0, RST) for seq in seqs]
+
+
+def _is_exact_reset(segment: Segment, flow: BridgeFlow) -> bool:
+    """Whether a client's segment is a RST that the server's stack must take for one."""
+    return bool(segment.flags & RST) and segment.seq == flow.client_acked
+
+
+def _reach(flow: BridgeFlow) -> int:
+    """How far from what the server has acknowledged a client's segment may lie: its window."""
+    return PLAUSIBLE_LEN + (0xFFFF << flow.server_wscale)
+
+
+def _handshake_of(segment: Segment, service: ServiceState) -> tuple[bytes, int, int]:
+    """Five-tuple with the VIP, client_isn and cookie_isn, if this is a first data segment."""
+    ends = five_tuple.join(segment.packet.src, service.vip, segment.sport, segment.dport)
+    return ends, delta(segment.seq, 1), delta(segment.ack, 1)
 
 
 def _is_plausible(segment: Segment, flow: BridgeFlow) -> bool:
-    """Whether the numbers fit the flow so well that it can be no other connection."""
-    distance = segment.seq - flow.client_next + PLAUSIBLE_LEN & 0xFFFFFFFF
-    unacked_len = flow.server_next - flow.server_acked & 0xFFFFFFFF
+    """Whether the numbers fit the flow so well that it can be no other connection.
+
+    Source: RFC 5961 §5.2, with the largest windows that there can have been.
+    """
+    if flow.state == RESET or flow.ending == ENDED:
+        return False
+    reach = _reach(flow)
+    wscale = flow.cookie_isn & 0xF
+    in_flight = PLAUSIBLE_LEN + (0xFFFF << (0 if wscale == cookie.WSCALE_NONE else wscale))
     return (
-        distance <= 2 * PLAUSIBLE_LEN
-        and segment.ack - flow.server_acked & 0xFFFFFFFF <= unacked_len
+        segment.seq - flow.client_acked + reach & 0xFFFFFFFF <= 2 * reach
+        and flow.server_next - segment.ack & 0xFFFFFFFF <= in_flight
     )

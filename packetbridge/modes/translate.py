@@ -1,6 +1,7 @@
 """The same segment on the other side: addresses, ports, numbers, clocks and windows.
 
-client → server: dst → server; ack, SACK blocks −= seq_delta; TSecr −= ts_delta.
+client → server: dst → server; ack, SACK blocks −= seq_delta; TSecr −= ts_delta. What the TSecr of
+                 the first segment proves is taken out before.
 server → client: src → VIP; seq += seq_delta; TSval += ts_delta; window rescaled.
 
 Everything else, ECN bits, urgent pointers, the client's numbers and so the
@@ -13,12 +14,14 @@ Twin:   packetbridge/offload/bpf/translate.h
 
 import struct
 
+from common.cluster import stamps
 from common.encap import Label
+from common.flow.guesses import Guesses
 from common.verdict import DropReason
 from common.wire import Malformed, icmp, tcp
 from common.wire.checksum import change, change_at
 from common.wire.family import of_address
-from common.wire.seq import MASK
+from common.wire.seq import MASK, delta
 from common.wire.tcp import ACK, Segment
 from packetbridge.config import Service
 from packetbridge.flows import BridgeFlow
@@ -29,10 +32,14 @@ _U32 = struct.Struct("!I")
 
 
 class ServiceState:
-    """A service's constant changes, reckoned once. label: what its packets come with."""
+    """A service's constant changes, reckoned once. label: what its packets come with.
+
+    guesses: at handshakes of its clients.
+    """
 
     def __init__(self, config: Service, label: Label) -> None:
         self.config = config
+        self.guesses = Guesses()
         self.vip = config.vip.packed
         self.server = config.server.packed
         self.vip_port = config.endpoint.port_octets
@@ -67,8 +74,11 @@ def to_server(segment: Segment, flow: BridgeFlow) -> bytes:
         ack = segment.ack - flow.seq_delta & MASK
         _U32.pack_into(octets, off + tcp.ACK_OFF, ack)
         changes += change(segment.ack, ack)
-        if segment.ts_off and flow.ts_delta:
-            changes += _add_at(octets, segment.ts_off + 4, -flow.ts_delta)
+        if segment.ts_off:
+            if delta(segment.seq, 1) == flow.client_isn:
+                changes += _strip_at(octets, segment.ts_off + 4)
+            if flow.ts_delta:
+                changes += _add_at(octets, segment.ts_off + 4, -flow.ts_delta)
         options_len = segment.payload_off - segment.options_off
         if options_len > _TIMESTAMPS_ALONE_LEN or (options_len and not segment.ts_off):
             changes += _shift_sack(octets, segment, -flow.seq_delta)
@@ -128,6 +138,14 @@ def _add_at(octets: bytearray, off: int, addend: int) -> int:
     """Add to the 32 bits at `off`, modulo 2**32, and return the checksum's change."""
     old = _U32.unpack_from(octets, off)[0]
     new = old + addend & MASK
+    _U32.pack_into(octets, off, new)
+    return change_at(off, old, new)
+
+
+def _strip_at(octets: bytearray, off: int) -> int:
+    """Take the MAC out of the handoff's TSecr at `off`, and return the checksum's change."""
+    old = _U32.unpack_from(octets, off)[0]
+    new = stamps.stripped(old)
     _U32.pack_into(octets, off, new)
     return change_at(off, old, new)
 

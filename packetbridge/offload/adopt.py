@@ -60,7 +60,7 @@ def refusal_of_service(service: Service) -> str:
 
 
 class Adopt:
-    """The program with its maps."""
+    """The program with its maps. spent: cookies that have opened a connection."""
 
     def __init__(
         self, config: Config, services: Sequence[Service],
@@ -76,10 +76,14 @@ class Adopt:
         self._pins = Pins(owner(config))
         self._object = Object(build.object_of("packetbridge", "adopt"))
         allowance.allow(self._object, budgets)
+        fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", 1)  # every kernel with the other one has it
-        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("refused")])
+        fast_maps.size_spent(self._object, config)
+        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("refused"),
+                                             Kept("spent")])
         self._object.load()
         fast_maps.write_services(self._object, config, services)
+        self.spent = fast_maps.SpentMap(self._object)
         self._secrets = fast_maps.SecretsMap(self._object)
         self._counts = ReasonCounts(self._object)
 

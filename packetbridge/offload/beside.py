@@ -17,7 +17,9 @@ from common.wire import five_tuple
 from packetbridge.config import Config
 from packetbridge.datapath import Datapath
 from packetbridge.flows import CLOSING, ENDED, OPEN, RESET, BridgeFlow
+from packetbridge.modes.spent import SpentCookies
 from packetbridge.modes.translate import ServiceState
+from packetbridge.offload.fast_maps import SpentMap
 from packetbridge.offload.splice import Entry, Splice, states
 
 REFRESH_MS = 1000  # between two looks at what the programs have counted; the server waits for each
@@ -28,6 +30,7 @@ class Part(Protocol):
     """A program, or a pair of them, for the services of one mode."""
 
     is_attached: bool
+    spent: SpentMap
 
     def set_secrets(self, secrets: Secrets) -> None: ...
     def keeps(self, change: Change) -> bool: ...
@@ -48,6 +51,8 @@ class Beside:
         self._known: tuple[object, ...] | None = None  # of the flow that is decided about
         self._round_ms = config.timeouts.idle_ms // _ROUNDS
         self._next_round_ms = self._next_refresh_ms = 0
+        if parts:
+            datapath.splice.spent = SpentCookies(*(part.spent for part in parts))
         self.apply(datapath.secrets)
 
     def restore(self) -> None:

@@ -6,9 +6,17 @@ from collections.abc import Sequence
 from common.bpf import secrets as bpf_secrets
 from common.bpf.objects import Object
 from common.cluster.secrets import Secrets
+from common.flow import guesses
 from packetbridge.config import Config, Service
+from packetbridge.modes.spent import BUCKET, bucket_count
 
 _MAX_DRIFT_NS = 100_000_000
+
+
+def set_bounds(program_file: Object, config: Config) -> None:
+    """What a handoff must prove; before the programs are loaded. Raises: BpfError."""
+    program_file.set_variable("accepts_version_1", config.accept_version_1)
+    program_file.set_variable("max_guesses", guesses.MAX_GUESSES)
 
 
 def write_services(program_file: Object, config: Config, services: Sequence[Service]) -> None:
@@ -22,6 +30,34 @@ def write_services(program_file: Object, config: Config, services: Sequence[Serv
             "server_port": service.server_port.to_bytes(2, "big"), "wscale": service.wscale,
         })
     table.close()
+
+
+def size_spent(program_file: Object, config: Config) -> None:
+    """Before load: remember as many handoffs as there may be flows. Raises: BpfError."""
+    count = bucket_count(config.max_flows)
+    program_file.set_max_entries("spent", count)
+    program_file.set_variable("spent_mask", count - 1)
+
+
+class SpentMap:
+    """As modes.spent.Buckets: a program's."""
+
+    def __init__(self, program_file: Object) -> None:
+        self._map = program_file.map("spent")
+        self.count = self._map.shape.max_entries
+
+    def read(self, index: int) -> bytes:
+        """As Buckets."""
+        bucket = self._map.lookup(index)
+        return BUCKET.pack(bucket.count, *bucket.fingerprints)
+
+    def write(self, index: int, bucket: bytes) -> None:
+        """As Buckets."""
+        self._map.update(index, bucket)
+
+    def close(self) -> None:
+        """Let go of the map."""
+        self._map.close()
 
 
 class SecretsMap:

@@ -77,7 +77,7 @@ class Entry(NamedTuple):
     has_timestamps: bool
     client_next: int
     server_next: int
-    server_acked: int
+    client_acked: int
     seen_s: int
     client_ending: int
     server_ending: int
@@ -91,7 +91,7 @@ class Entry(NamedTuple):
             service.vip, service.vip_port, service.config.dscp,
             flow.server_wscale, flow.advertised_wscale, flow.client_wscale,
             states().OPEN if flow.is_open else states().PORTABLE, False,
-            flow.client_next, flow.server_next, flow.server_acked, seen_s,
+            flow.client_next, flow.server_next, flow.client_acked, seen_s,
             flow.ending & _CLIENT_TELLS, flow.ending & _SERVER_TELLS,
         )
 
@@ -120,14 +120,15 @@ class Entry(NamedTuple):
             flow.client_next = self.client_next
         if before(flow.server_next, self.server_next):
             flow.server_next = self.server_next
-        if before(flow.server_acked, self.server_acked):
-            flow.server_acked = self.server_acked
+        if before(flow.client_acked, self.client_acked):
+            flow.client_acked = self.client_acked
 
 
 class Splice:
     """The programs with their maps.
 
     count:   how many flows they had when last looked at. evicted: how many had to go for new ones.
+    spent:   cookies that have opened a connection.
     """
 
     def __init__(
@@ -145,11 +146,15 @@ class Splice:
         self._object = Object(build.object_of("packetbridge", "splice"))
         self._object.set_variable("server_mark", config.mark)
         allowance.allow(self._object, budgets)
+        fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", not features.missing_kfuncs(_READS_SUMMED))
         self._object.set_max_entries("flows", config.max_flows)
-        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("flows")])
+        fast_maps.size_spent(self._object, config)
+        self._pins.reuse_maps(self._object, [reasons.kept(lambda: self._counts), Kept("flows"),
+                                             Kept("spent")])
         self._object.load()
         fast_maps.write_services(self._object, config, services)
+        self.spent = fast_maps.SpentMap(self._object)
         self._counts = ReasonCounts(self._object)
         self._secrets = fast_maps.SecretsMap(self._object)
         self._flows = self._object.map("flows")
@@ -214,7 +219,7 @@ class Splice:
 
     def close(self) -> None:
         """Let go of the programs; those that are attached and pinned stay."""
-        for each in (self._flows, self._secrets, self._counts):
+        for each in (self._flows, self._secrets, self._counts, self.spent):
             each.close()
         self._object.close()
 

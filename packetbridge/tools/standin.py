@@ -10,6 +10,7 @@ takes the replies back to what the server must have sent. It serves
 import struct
 
 from common.capture.replay import segment_in
+from common.cluster import stamps
 from common.cluster.service import TCP_OCTET, key_of
 from common.verdict import Event, Verdict, send
 from common.wire import five_tuple, options, tcp
@@ -63,7 +64,7 @@ class StandIn:
         offered = syn.options()
         timestamps = None
         if offered.timestamps and handoff.timestamps:
-            timestamps = (handoff.timestamps[1], offered.timestamps[0])
+            timestamps = (stamps.stripped(handoff.timestamps[1]), offered.timestamps[0])
         wscale = self._wscales[syn.packet.dst, syn.dport]
         answered = Options(offered.mss, offered.sack, timestamps,
                            None if offered.wscale is None else wscale)

@@ -7,16 +7,17 @@ host, where it comes up by the queue.
 import ipaddress
 from random import Random
 from typing import Any
+from unittest import mock
 
 from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_UNSPEC, SkBuff
 from common.cluster.cookie import Secrets
+from common.flow import guesses
 from common.settings.table import Table
 from common.verdict import Event, Verdict, send
 from common.wire import five_tuple, tcp
 from common.wire.tcp import RST
 from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath
-from packetbridge.flows import RESET
 from packetbridge.offload.beside import Beside
 from packetbridge.offload.splice import Splice
 
@@ -39,7 +40,8 @@ class Spliced(Datapath):
             ipaddress.IPv4Address(server).packed for server in case.get("foreign_servers", ())
         )
         local = [service for service in config.services if service.server.packed not in foreign]
-        self._programs = Splice(config, local, budgets=None)
+        with mock.patch.object(guesses, "MAX_GUESSES", 1 << 30):  # they have another time
+            self._programs = Splice(config, local, budgets=None)
         self._local_ends = {service.server.packed + service.server_port.to_bytes(2, "big")
                             for service in local}
         self._mark = config.mark
@@ -85,10 +87,8 @@ class Spliced(Datapath):
             )
         flow = self._beside.learn(key, now_ms)
         assert flow is not None, "the programs have a flow that the table has not"
-        if segment.flags & RST:
-            self.flows.move(flow, RESET, now_ms)
-        else:
-            self.splice.note_seen(segment, flow, now_ms)
+        is_reset = segment.flags & RST and (is_answer or segment.seq == flow.client_acked)
+        self.splice.note_seen(flow, bool(is_reset), now_ms)
 
     def close(self) -> None:
         """Unload the programs."""

@@ -7,6 +7,7 @@ Either leaves a packet alone, or does just what the portable engine does, and en
 
 import ssl
 import struct
+from collections.abc import Iterator
 from ipaddress import IPv4Address
 from random import Random
 
@@ -21,11 +22,12 @@ from balancer.offload.program import PROGRAM_NAME, Program
 from balancer.paths import NextHop
 from common.bpf import BpfError, build
 from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX
-from common.cluster import cookie
-from common.cluster.cookie import Offer, Secrets
+from common.cluster.cookie import Secrets
+from common.flow import guesses
 from common.verdict import DropReason, Event
 from common.wire import checksum, options, tcp
 from common.wire.options import Options
+from lab.handshakes import Handshake
 
 VIP = IPv4Address("192.168.33.10")
 SECRETS = Secrets(bytes(range(16)), bytes(range(1, 17)))
@@ -85,17 +87,21 @@ class Twins:
 
     def _flows_differ(self, key: bytes) -> str:
         octets, flow = self.loaded.flows.lookup(key), self.datapath.flows.get(key)
-        expected = flow and (flow.client_isn, flow.ts_shift, flow.backend.id, flow.state)
+        expected = flow and (flow.client_isn, flow.ts_shift or flow.noted_seq, flow.backend.id,
+                             flow.state, flow.created_ms, flow.has_timestamps, flow.syn_seen)
         found = None
         if octets:
             entry = Entry.unpack(octets, NOW_MS)
-            found = entry.client_isn, entry.ts_shift, entry.backend, entry.state
+            found = (entry.client_isn, entry.number, entry.backend, entry.state, entry.created_ms,
+                     entry.has_timestamps, entry.syn_seen)
         return "" if found == expected else f"entered {found}, not {expected}"
 
 
 @pytest.fixture(scope="module")
-def twins() -> Twins:
-    return Twins()
+def twins() -> Iterator[Twins]:
+    with pytest.MonkeyPatch.context() as patch:  # time stands still, and half of them are guesses
+        patch.setattr(guesses, "MAX_GUESSES", 1 << 30)
+        yield Twins()
 
 
 @pytest.fixture
@@ -157,10 +163,11 @@ def five_tuple(random: Random) -> bytes:
     return source.packed + VIP.packed + ports
 
 
-def made_cookie(random: Random, ends: bytes, isn: int) -> int:
+def handshake(random: Random, ends: bytes, isn: int) -> Handshake:
+    """One that is over, under a key that is known or not."""
     secrets = random.choice([SECRETS, Secrets(SECRETS[1]), Secrets(bytes(16))])
-    epoch = cookie.epoch_at(NOW_MS) + random.choice([-2, -1, 0, 0, 0, 1, 2])
-    return cookie.encode(secrets, ends, isn, epoch, Offer(1460, True, 7))
+    epochs = random.choice([-2, -1, 0, 0, 0, 1, 2])
+    return Handshake(secrets, ends, isn, NOW_MS + epochs * 64_000 - random.choice([0, 30, 500]))
 
 
 def test_first_payloads_choose_alike(twins: Twins, random: Random, times: int) -> None:
@@ -169,10 +176,11 @@ def test_first_payloads_choose_alike(twins: Twins, random: Random, times: int) -
     differences = []
     for _ in range(15_000 * times):
         ends, isn = five_tuple(random), random.randrange(2**32)
-        clock = NOW_MS - random.choice([0, 30, 500, 90_000]) & 0x3FFFFF
-        stamps = options.emit(Options(timestamps=(5, clock))) if random.random() < 0.7 else b""
+        made = handshake(random, ends, isn)
+        echo = random.choice([made.t0] * 12 + [made.t0 ^ 1 << random.randrange(32), 1 << 24 | 5, 0])
+        stamps = options.emit(Options(timestamps=(5, echo))) if random.random() < 0.7 else b""
         octets = payload(random, hellos)
-        packet = tcp.emit(ends, isn + 1, made_cookie(random, ends, isn) + 1, 24, window=5,
+        packet = tcp.emit(ends, isn + 1, made.cookie_isn + 1, 24, window=5,
                           option_octets=stamps, payload=octets, tos=random.randrange(256))
 
         differences += [(octets, found)] if (found := twins.differ(packet)) else []
@@ -206,7 +214,7 @@ def test_a_segment_with_an_unfinished_checksum_goes_up(
 ) -> None:
     """Of the pseudo-header alone, as a sender on the same machine leaves it."""
     ends, isn = five_tuple(random), 7
-    packet = bytearray(tcp.emit(ends, isn, made_cookie(random, ends, isn - 1) + 1, flags,
+    packet = bytearray(tcp.emit(ends, isn, handshake(random, ends, isn - 1).cookie_isn + 1, flags,
                                 payload=payload))
     packet[36:38] = checksum.word_sum(
         packet[12:20] + struct.pack("!HH", 6, len(packet) - 20)).to_bytes(2)
@@ -232,11 +240,12 @@ def test_a_request_in_two_segments_does_not_follow_an_older_flow_on_its_ports(
     ends = five_tuple(random)[:10] + struct.pack("!H", 1000)
 
     def segment(isn: int, payload: bytes, off: int = 0) -> bytes:
-        made = cookie.encode(SECRETS, ends, isn, cookie.epoch_at(NOW_MS), Offer(1460, True, 7))
+        made = Handshake(SECRETS, ends, isn, NOW_MS).cookie_isn
         return ETHERNET + tcp.emit(ends, isn + 1 + off, made + 1, 24, payload=payload)
 
     older = twins.run(segment(7, b"GET /a HTTP/1.1\r\n\r\n"))
     later = twins.run(segment(7, b"x", 400))
+    twins.run(ETHERNET + tcp.emit(ends, 70_000, 0, 2))
     first = twins.run(segment(70_000, b"GET /very/"))
     second = twins.run(segment(70_000, b"long HTTP/1.1\r\n\r\n", 10))
 
@@ -279,8 +288,9 @@ def test_whole_lives_of_flows_are_alike(twins: Twins, random: Random, times: int
     differences = []
     for _ in range(30_000 * times):
         one, isn = random.choice(ends), random.choice([7, 2**32 - 3])
-        base = cookie.encode(SECRETS, one, isn, cookie.epoch_at(NOW_MS), Offer(1460, True, 7))
-        echo = random.choice([NOW_MS & 0x3FFFFF, 1 << 24 | 5, 3 << 24, 9 << 24, 200 << 24, 0])
+        made = Handshake(SECRETS, one, isn, NOW_MS)
+        base, t0 = made.cookie_isn, made.t0
+        echo = random.choice([t0, t0, t0 ^ 1 << 15, 1 << 24 | 5, 3 << 24, 9 << 24, 200 << 24, 0])
         stamps = options.emit(Options(timestamps=(5, echo)))
         layout = random.choice([stamps, stamps, stamps, b"", b"\x01\x01\x05\x0a" + bytes(8)])
         packet = tcp.emit(
@@ -311,6 +321,8 @@ def _agree(twins: Twins, key: bytes) -> None:
     entry = Entry.unpack(octets, NOW_MS)
     service = list(twins.datapath.services)[entry.service]
     backend = service.pool.get(entry.backend)
-    made = BackendFlow(key, backend, entry.client_isn, entry.ts_shift, entry.created_ms)
+    made = BackendFlow(key, backend, entry.client_isn, 0, entry.created_ms, entry.has_timestamps)
+    setattr(made, "ts_shift" if entry.has_timestamps else "noted_seq", entry.number)
+    made.syn_seen = entry.syn_seen
     twins.datapath.flows.insert(made)
     twins.datapath.flows.move(made, entry.state, NOW_MS)

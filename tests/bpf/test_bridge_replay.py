@@ -17,7 +17,6 @@ import pytest
 from pyroute2 import netns
 
 from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, Run, SkBuff
-from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
 from common.counters import new_counters
 from common.verdict import DropReason, Event
@@ -25,6 +24,7 @@ from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.seq import MASK
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN
+from lab.handshakes import Handshake
 from packetbridge.config import Config, Service, Timeouts
 from packetbridge.datapath import Datapath
 from packetbridge.offload.beside import Beside
@@ -80,14 +80,22 @@ class Client:
                            random.random() < 0.7, random.choice([None, 0, 7, 14]))
         self.has_timestamps = random.random() < 0.7
         self.address, self.port = bytes((10, *random.randbytes(3))), port.to_bytes(2)
-        ends = self.address + VIP.packed + self.port + b"\0\x50"
-        self.cookie_isn = cookie.encode(
-            SECRETS, ends, self.isn, cookie.epoch_at(self.now_ms), self.offer)
         self.key = self.address + SERVER.packed + self.port + (8080).to_bytes(2)
+
+    @property
+    def handshake(self) -> Handshake:
+        """Its own with the balancer."""
+        ends = self.address + VIP.packed + self.port + b"\0\x50"
+        return Handshake(SECRETS, ends, self.isn, self.now_ms, self.offer)
+
+    @property
+    def cookie_isn(self) -> int:
+        return self.handshake.cookie_isn
 
     def handoff(self, payload: bytes, flags: int = ACK | PSH) -> bytes:
         """The first data. Its window is any."""
-        stamps = Options(timestamps=(self.random.getrandbits(32), 1 << 24 | 5)
+        echo = self.handshake.handed(BRIDGE.packed)
+        stamps = Options(timestamps=(self.random.getrandbits(32), echo)
                          if self.has_timestamps else None)
         return tcp.emit(
             self.address + BRIDGE.packed + self.port + b"\0\x50", self.isn + 1,
@@ -202,11 +210,40 @@ def test_what_is_unusual_goes_up(
 
 def test_a_cookie_that_is_not_ours_opens_nothing(programs: Splice, random: Random) -> None:
     client = Client(random, 5000)
-    client.cookie_isn ^= 1 << 8
-    packet = client.handoff(bytes(99))
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[28] ^= 1  # of the acknowledgment number
 
-    assert way_in(programs, packet).retval == TC_ACT_UNSPEC
+    assert way_in(programs, bytes(packet)).retval == TC_ACT_UNSPEC
     assert programs.look_up(client.key) is None
+
+
+@pytest.mark.parametrize("bit", range(10, 24))
+def test_a_handoff_that_is_not_for_this_bridge_opens_nothing(
+    programs: Splice, random: Random, bit: int
+) -> None:
+    client = Client(random, 5000)
+    client.has_timestamps = True
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[51 - bit // 8] ^= 1 << bit % 8  # of TSecr
+
+    assert way_in(programs, bytes(packet)).retval == TC_ACT_SHOT
+    assert programs.look_up(client.key) is None
+    assert counted(programs, DropReason.BAD_ECHO) == 1
+
+
+def test_guesses_without_timestamps_are_bounded(programs: Splice, random: Random) -> None:
+    client = Client(random, 5000)
+    client.has_timestamps = False
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[28] ^= 1
+
+    first = way_in(programs, bytes(packet)).retval
+    flood = programs.program("on_ingress").test_run(ETHERNET + packet, SkBuff(), 100_000).retval
+    client.has_timestamps = True
+    stamped = way_in(programs, client.handoff(bytes(99))).retval
+
+    assert (first, flood, stamped) == (TC_ACT_UNSPEC, TC_ACT_SHOT, TC_ACT_REDIRECT)
+    assert 50_000 < counted(programs, DropReason.GUESSES_LIMITED) < 100_000
 
 
 @pytest.mark.parametrize(("flags", "acked", "retval", "counts"), [
@@ -328,9 +365,6 @@ def test_a_client_that_begins_anew_takes_its_port_over(programs: Splice, random:
     way_out(programs, client.answer())
     again = Client(random, 5000)
     again.address, again.key = client.address, client.key
-    ends = again.address + VIP.packed + again.port + b"\0\x50"
-    again.cookie_isn = cookie.encode(SECRETS, ends, again.isn, cookie.epoch_at(again.now_ms),
-                                     again.offer)
 
     way_in(programs, again.handoff(bytes(99)))
     way_out(programs, again.answer())
@@ -384,3 +418,100 @@ def test_a_full_map_makes_room_by_those_that_have_ended_first(
     assert programs.look_up(client.key) is not None
     assert programs.evicted == CONFIG.max_flows // 4
     assert programs.look_up((1).to_bytes(12)) is not None
+
+
+# --- once and no more ---
+
+
+def opened(programs: Splice, client: Client) -> bytes:
+    """A connection's first segment, when it is over and forgotten."""
+    packet = client.handoff(bytes(99))
+    way_in(programs, packet)
+    way_out(programs, client.answer())
+    programs.forget(client.key)
+    return packet
+
+
+def test_a_first_segment_that_comes_when_all_is_over_opens_nothing(
+    programs: Splice, random: Random
+) -> None:
+    packets = [opened(programs, Client(random, 5000 + number)) for number in range(50)]
+
+    assert {way_in(programs, packet).retval for packet in packets} == {TC_ACT_SHOT}
+    assert counted(programs, DropReason.COOKIE_SPENT) == 50
+    assert way_in(programs, Client(random, 5000).handoff(bytes(99))).retval == TC_ACT_REDIRECT
+
+
+def test_a_first_segment_that_the_server_did_not_take_may_come_again(
+    programs: Splice, random: Random
+) -> None:
+    client = Client(random, 5000)
+    packet = client.handoff(bytes(99))
+    way_in(programs, packet)
+    way_out(programs, client.answer(RST | ACK))
+    programs.forget(client.key)
+
+    assert way_in(programs, packet).retval == TC_ACT_REDIRECT
+
+
+def test_both_engines_know_what_either_has_opened(programs: Splice, random: Random) -> None:
+    engine = portable()
+    engine.offload = Beside(CONFIG, engine, [programs])
+    theirs, own = Client(random, 5000), Client(random, 5001)
+    packets = [opened(programs, theirs), own.handoff(bytes(99))]
+    engine.on_packet(packets[1], own.now_ms)
+    engine.on_packet(own.answer(), own.now_ms)
+    for flow in engine.flows:
+        engine.flows.remove(flow)
+
+    assert [engine.on_packet(packet, own.now_ms).reason for packet in packets] == [
+        DropReason.COOKIE_SPENT] * 2
+    assert [way_in(programs, packet).retval for packet in packets] == [TC_ACT_SHOT] * 2
+
+
+def test_an_older_first_segment_does_not_take_a_newer_ones_place(
+    programs: Splice, random: Random
+) -> None:
+    older, newer = Client(random, 5000), Client(random, 5000)
+    newer.address, newer.key = older.address, older.key
+    packet = opened(programs, older)
+    way_in(programs, newer.handoff(bytes(99)))
+    way_out(programs, newer.answer())
+
+    assert way_in(programs, packet).retval == TC_ACT_SHOT
+
+    found = programs.look_up(newer.key)
+    assert found is not None
+    assert found.client_isn == newer.isn
+
+
+@pytest.mark.parametrize("payload", [b"", bytes(99)], ids=["ACKs", "forged handoffs"])
+def test_a_flood_of_what_nothing_vouches_for_is_kept_from_the_portable_engine(
+    programs: Splice, random: Random, payload: bytes
+) -> None:
+    client = Client(random, 5000)
+    client.has_timestamps = True
+    packet = bytearray(client.handoff(payload, ACK))
+    packet[28] ^= 1  # of the acknowledgment number
+    counted(programs, DropReason.UNKNOWN_FLOW)
+
+    flood = programs.program("on_ingress").test_run(
+        ETHERNET + bytes(packet), SkBuff(), 100_000)
+
+    assert flood.retval == TC_ACT_SHOT
+    assert 50_000 < counted(programs, DropReason.UNKNOWN_FLOW) < 100_000
+    assert way_in(programs, Client(random, 5001).handoff(bytes(99))).retval == TC_ACT_REDIRECT
+
+
+def test_an_open_flows_odd_numbers_are_bounded_too(programs: Splice, random: Random) -> None:
+    """Whoever has one connection could else send what he likes."""
+    client = Client(random, 5000)
+    way_in(programs, client.handoff(bytes(99)))
+    way_out(programs, client.answer())
+    packet = bytearray(client.handoff(bytes(99)))
+    packet[24] ^= 0x40  # of the sequence number
+
+    flood = programs.program("on_ingress").test_run(
+        ETHERNET + bytes(packet), SkBuff(), 100_000)
+
+    assert flood.retval == TC_ACT_SHOT

@@ -10,7 +10,16 @@ import pytest
 
 from balancer import config
 from balancer.datapath import Datapath
-from balancer.flows import HALF_CLOSED, OPEN, RESET, BackendFlow
+from balancer.flows import (
+    DOUBTED,
+    HALF_CLOSED,
+    NEW,
+    OPEN,
+    RESET,
+    TAKEN_OVER,
+    BackendFlow,
+    timeouts_ms,
+)
 from balancer.keys.request import KeySpec
 from balancer.modes.split.mode import Split
 from balancer.pool.pool import Backend
@@ -26,7 +35,7 @@ from common.wire.tcp import ACK, PSH
 
 MAX_FLOWS = 50
 NOW_MS = 1_700_000_000_000
-TIMEOUTS_MS = (900_000, 120_000, 10_000)
+TIMEOUTS_MS = timeouts_ms(config.Timeouts())
 SECRETS = Secrets(bytes(16))
 VIP = IPv4Address("192.168.33.10")
 CONFIG = config.Config(max_flows=MAX_FLOWS, services=(config.Service(
@@ -101,9 +110,46 @@ def test_a_flow_is_found_as_it_was_inserted(kept: Kept) -> None:
 
     found = kept.found(7)
     for name in ("key", "backend", "client_isn", "ts_shift", "created_ms", "state", "seen_ms",
-                 "goes_up"):
+                 "goes_up", "has_timestamps", "syn_seen"):
         assert getattr(found, name) == getattr(flow, name), name
     assert kept.flows.get(key(8)) is None
+
+
+def test_a_flow_without_timestamps_is_found_as_it_was_inserted(kept: Kept) -> None:
+    flow = BackendFlow(key(7), kept.backends[1], 1, 0, NOW_MS, has_timestamps=False)
+    flow.note_syn(2**32 - 1)
+
+    kept.flows.insert(flow)
+
+    found = kept.found(7)
+    assert (found.has_timestamps, found.syn_seen, found.noted_seq) == (False, True, 2**32 - 1)
+
+
+@pytest.mark.parametrize("state", [NEW, TAKEN_OVER])
+@pytest.mark.parametrize("least", [OPEN, DOUBTED])
+def test_flows_that_have_shown_nothing_go_before_any_other(
+    kept: Kept, state: int, least: int
+) -> None:
+    """Idle ones stay, and closing ones, however many come."""
+    for number in range(MAX_FLOWS):
+        kept.flows.insert(kept.made(number, age_ms=1000, state=OPEN if number < 40 else
+                                    DOUBTED if number < 45 else state))
+
+    for number in range(100, 150):
+        kept.flows.insert(kept.made(number, state=NEW), least=least)
+
+    assert {key(number) for number in range(45)} <= kept.keys()
+
+
+def test_a_flow_that_is_taken_over_puts_out_no_other(kept: Kept) -> None:
+    for number in range(MAX_FLOWS):
+        kept.flows.insert(kept.made(number, age_ms=1000, state=NEW if number else TAKEN_OVER))
+
+    taken = [kept.flows.insert(kept.made(number, state=TAKEN_OVER), least=TAKEN_OVER)
+             for number in (100, 101)]
+
+    assert taken == [True, True]
+    assert {key(number) for number in range(1, MAX_FLOWS)} | {key(101)} == kept.keys()
 
 
 def test_what_was_changed_in_a_flow_counts_once_it_is_told(kept: Kept) -> None:
@@ -185,7 +231,7 @@ def test_a_flood_puts_out_no_open_flow(kept: Kept) -> None:
     for number in range(MAX_FLOWS):
         kept.flows.insert(kept.made(number, age_ms=number))
 
-    taken = [kept.flows.insert(kept.made(number), spares_open=True) for number in range(100, 110)]
+    taken = [kept.flows.insert(kept.made(number), least=DOUBTED) for number in range(100, 110)]
 
     assert not any(taken)
     assert kept.keys() == {key(number) for number in range(MAX_FLOWS)}
@@ -196,7 +242,7 @@ def test_a_flood_puts_out_flows_that_are_closing(kept: Kept) -> None:
     for number in range(MAX_FLOWS):
         kept.flows.insert(kept.made(number, state=HALF_CLOSED if number < 3 else OPEN))
 
-    taken = [kept.flows.insert(kept.made(number), spares_open=True) for number in range(100, 110)]
+    taken = [kept.flows.insert(kept.made(number), least=DOUBTED) for number in range(100, 110)]
 
     assert taken == [True] * 3 + [False] * 7
     assert {key(number) for number in range(3)} & kept.keys() == set()

@@ -10,8 +10,8 @@ from balancer import config as balancer_config
 from balancer.datapath import Datapath as Balancer
 from balancer.keys.request import KeySpec
 from balancer.modes.split.mode import Split
-from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
+from lab.handshakes import Handshake
 from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath as Bridge
 
@@ -65,6 +65,13 @@ def ends(port: int, to: IPv4Address = VIP) -> bytes:
     return CLIENT + to.packed + struct.pack("!HH", port, VIP_PORT)
 
 
+def handshake(
+    port: int, client_isn: int, now_ms: int, offer: Offer = Offer(1460, True, 7)
+) -> Handshake:
+    """What a balancer answers a client's SYN with."""
+    return Handshake(SECRETS, ends(port), client_isn, now_ms, offer)
+
+
 def cookie_of(port: int, client_isn: int, now_ms: int, offer: Offer = Offer(1460, True, 7)) -> int:
-    """The cookie_isn that a balancer answers a client's SYN with."""
-    return cookie.encode(SECRETS, ends(port), client_isn, cookie.epoch_at(now_ms), offer)
+    """The cookie_isn of it."""
+    return handshake(port, client_isn, now_ms, offer).cookie_isn

@@ -68,7 +68,8 @@ class Bridge(RuleBasedStateMachine):
             epoch = cookie.epoch_at(self.now_ms)
             self.issued.setdefault((port, client_isn), []).append((cookie_isn >> 8, epoch))
         self.handshakes.append((port, client_isn, cookie_isn))
-        stamps = options.emit(Options(timestamps=(78, 1 << 24 | 9))) if timestamps else b""
+        echo = datapaths.handshake(port, client_isn, self.now_ms, offer).handed(BRIDGE.packed)
+        stamps = options.emit(Options(timestamps=(78, echo))) if timestamps else b""
         count = len(self.datapath.flows)
 
         self._give(tcp.emit(

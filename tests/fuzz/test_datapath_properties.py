@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 
 from balancer.config import Hold
 from balancer.keys.request import KeySpec
-from balancer.modes.split import handshake
 from common.verdict import DropReason, Event
 from common.wire import checksum, five_tuple, options, tcp
 from common.wire.options import Options
@@ -93,7 +92,7 @@ class Path:
         self.servers = {address.packed: Server(stream) for address in BACKENDS}
         self.chosen: list[bytes] = []  # the backend of each packet, also of those that get lost
         self.acknowledged = 0
-        self.echo = handshake.clock(START_MS)
+        self.echo = datapaths.handshake(PORT, client_isn, START_MS).t0
         self._timestamps = timestamps
         self._lost = lost
 
@@ -260,10 +259,10 @@ def test_a_handoff_is_the_clients_segment_but_for_five_fields(
     tos: int, path: bytes
 ) -> None:
     """Destination, DSCP, TTL, TSecr and the checksums."""
-    five_tuple, t0 = datapaths.ends(PORT), handshake.clock(START_MS)
+    five_tuple, made_for = datapaths.ends(PORT), datapaths.handshake(PORT, 7, START_MS)
     packet = tcp.emit(
-        five_tuple, 8, datapaths.cookie_of(PORT, 7, START_MS) + 1, ACK | PSH, tos=tos,
-        option_octets=options.emit(Options(timestamps=(CLIENT_CLOCK, t0))),
+        five_tuple, 8, made_for.cookie_isn + 1, ACK | PSH, tos=tos,
+        option_octets=options.emit(Options(timestamps=(CLIENT_CLOCK, made_for.t0))),
         payload=b"GET /" + path + b" HTTP/1.1\r\nHost: a\r\n\r\n",
     )
 
@@ -272,7 +271,7 @@ def test_a_handoff_is_the_clients_segment_but_for_five_fields(
     address, backend_id = made[16:20], made[48]
     assert address == BACKENDS[backend_id - 1].packed
     assert made[1] == DSCP << 2 | tos & 3
-    assert int.from_bytes(made[48:52]) == backend_id << 24 | 5
+    assert int.from_bytes(made[48:52]) == made_for.handed(address, backend_id << 24)
     assert checksum.checksum(made[:20]) == 0
     assert faults(made) == []
     same = bytearray(made)

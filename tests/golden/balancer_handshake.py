@@ -9,17 +9,21 @@ from tests.golden.stacks import (
     SACK_OK,
     VIP,
     Client,
+    Options,
     balancer_config,
     changed,
-    clock,
     with_raw_options,
 )
 
 book = Book("balancer", balancer_config)
 END = ("EOL", None)
-T0 = clock(START_MS)
 LINUX = [("MSS", 1460), SACK_OK, ("Timestamp", (9000, 0)), NOP, ("WScale", 7)]
-ANSWER = [("MSS", 1460), SACK_OK, ("Timestamp", (T0, 9000)), NOP, ("WScale", 7)]
+
+
+def _answer(client: Client, now_ms: int = START_MS) -> Options:
+    """All of these, as the service has them."""
+    return [("MSS", 1460), SACK_OK, ("Timestamp", (client.t0_at(now_ms), 9000)), NOP,
+            ("WScale", 7)]
 
 
 @book.case()
@@ -28,7 +32,7 @@ def a_syn_as_linux_sends_it_is_answered_with_all_it_offers(case: Case) -> None:
     cookie says what was offered."""
     client = Client()
 
-    case.sends("syn_answered", client.syn(LINUX), client.syn_ack(ANSWER))
+    case.sends("syn_answered", client.syn(LINUX), client.syn_ack(_answer(client)))
 
 
 @book.case()
@@ -37,7 +41,7 @@ def a_syn_as_macos_sends_it_is_answered(case: Case) -> None:
     client = Client(wscale=6)
     offered = [("MSS", 1460), NOP, ("WScale", 6), NOP, NOP, ("Timestamp", (9000, 0)), SACK_OK, END]
 
-    case.sends("syn_answered", client.syn(offered), client.syn_ack(ANSWER))
+    case.sends("syn_answered", client.syn(offered), client.syn_ack(_answer(client)))
 
 
 @book.case()
@@ -64,7 +68,7 @@ def each_option_that_is_not_offered_is_not_answered(case: Case) -> None:
     """MSS alone, no timestamps, no SACK, no window scale, nothing but timestamps: each SYN gets
     back what it offered, and the cookie says what is missing."""
     mss, sack, ts, wscale = LINUX[0], SACK_OK, LINUX[2], LINUX[4]
-    stated, echo = ("MSS", 1460), ("Timestamp", (T0, 9000))
+    stated, echo = ("MSS", 1460), ("Timestamp", (0, 9000))
     for client, offered, answer in [
         (Client(40001, sack=False, wscale=None), [mss], [stated]),
         (Client(40002), [mss, NOP, NOP, sack, NOP, wscale],
@@ -76,7 +80,8 @@ def each_option_that_is_not_offered_is_not_answered(case: Case) -> None:
          [stated, NOP, NOP, echo]),
         (Client(40006, mss=None, wscale=None), [NOP, NOP, sack], [stated, NOP, NOP, sack]),
     ]:
-        case.sends("syn_answered", client.syn(offered), client.syn_ack(answer))
+        told = [("Timestamp", (client.t0, 9000)) if each is echo else each for each in answer]
+        case.sends("syn_answered", client.syn(offered), client.syn_ack(told))
 
 
 @book.case()
@@ -129,7 +134,7 @@ def options_are_found_whatever_the_padding(case: Case) -> None:
     for port, octets in enumerate(cases, 40000):
         client = Client(port)
         syn = with_raw_options(client.syn(), octets)
-        case.sends("syn_answered", syn, client.syn_ack(ANSWER))
+        case.sends("syn_answered", syn, client.syn_ack(_answer(client)))
 
 
 @book.case()
@@ -164,7 +169,7 @@ def data_in_a_syn_is_not_acknowledged(case: Case) -> None:
     client = Client()
 
     case.sends("syn_answered", client.syn(LINUX, payload=b"GET / HTTP/1.1\r\n\r\n"),
-               client.syn_ack(ANSWER))
+               client.syn_ack(_answer(client)))
 
 
 @book.case()
@@ -175,7 +180,7 @@ def a_syn_that_asks_for_ecn_is_answered_without(case: Case) -> None:
 
     syn = changed(client.syn(LINUX, tos=0xB8), flags="SEC")
 
-    case.sends("syn_answered", syn, client.syn_ack(ANSWER))
+    case.sends("syn_answered", syn, client.syn_ack(_answer(client)))
 
 
 @book.case()
@@ -185,25 +190,27 @@ def a_repeated_syn_gets_the_same_cookie_within_an_epoch(case: Case) -> None:
     first = Client()
     for after_ms in (0, 1000, 2000):
         case.wait(after_ms)
-        options = [*ANSWER[:2], ("Timestamp", (clock(case.now_ms), 9000)), *ANSWER[3:]]
-        case.sends("syn_answered", first.syn(LINUX), first.syn_ack(options))
+        case.sends("syn_answered", first.syn(LINUX),
+                   first.syn_ack(_answer(first, case.now_ms)))
     case.wait(60_000)
 
     later = Client(syn_at_ms=case.now_ms)
-    options = [*ANSWER[:2], ("Timestamp", (clock(case.now_ms), 9000)), *ANSWER[3:]]
-    case.sends("syn_answered", later.syn(LINUX), later.syn_ack(options))
+    case.sends("syn_answered", later.syn(LINUX), later.syn_ack(_answer(later, case.now_ms)))
     assert first.cookie_isn != later.cookie_isn
 
 
 @book.case()
 def the_clock_of_the_syn_ack_is_never_zero(case: Case) -> None:
-    """T0 is the millisecond clock modulo 2^22, and 1 where that is 0: a client that has seen 0
-    could not tell its echo from none."""
-    case.wait(-START_MS % (1 << 22) - 1)
-    for port, t0 in ((40000, (1 << 22) - 1), (40001, 1), (40002, 1), (40003, 2)):
-        client = Client(port, syn_at_ms=case.now_ms)
-        options = [*ANSWER[:2], ("Timestamp", (t0, 9000)), *ANSWER[3:]]
-        case.sends("syn_answered", client.syn(LINUX), client.syn_ack(options))
+    """T0 is 14 bits for the handshake and a millisecond clock of 10; where all of them are 0 it is
+    1: a client that has seen 0 could not tell its echo from none."""
+    case.wait(-START_MS % 1024 - 1)
+    isn = next(isn for isn in range(1 << 20)
+               if not Client(isn=isn, syn_at_ms=case.now_ms).hash >> 24 & 0x3FFF)
+    for port, client_isn, t0 in ((40000, isn, 1023), (40000, isn, 1), (40000, isn, 1),
+                                 (40000, isn, 2), (40001, 1, None)):
+        client = Client(port, isn=client_isn, syn_at_ms=case.now_ms)
+        assert t0 in (None, client.t0)
+        case.sends("syn_answered", client.syn(LINUX), client.syn_ack(_answer(client, case.now_ms)))
         case.wait(1)
 
 
@@ -212,7 +219,7 @@ def the_clients_number_wraps(case: Case) -> None:
     """A client whose initial number is 2^32 - 1 is acknowledged with 0."""
     client = Client(isn=0xFFFF_FFFF)
 
-    case.sends("syn_answered", client.syn(LINUX), client.syn_ack(ANSWER))
+    case.sends("syn_answered", client.syn(LINUX), client.syn_ack(_answer(client)))
 
 
 @book.case(secrets=(bytes(range(16, 32)), bytes(range(16))))
@@ -220,7 +227,7 @@ def new_cookies_are_made_with_the_current_secret(case: Case) -> None:
     """While keys rotate, a SYN is answered with the current key, never with the previous one."""
     client = Client(secret=bytes(range(16, 32)))
 
-    case.sends("syn_answered", client.syn(LINUX), client.syn_ack(ANSWER))
+    case.sends("syn_answered", client.syn(LINUX), client.syn_ack(_answer(client)))
 
 
 @book.case()
@@ -251,4 +258,4 @@ def what_is_for_no_service_is_left_to_the_host(case: Case) -> None:
         Client(vip="192.168.33.11").syn(LINUX),
         bytes(IP(src="192.168.33.1", dst=VIP, id=1) / UDP(sport=80, dport=80) / b"x"),
     )
-    case.sends("syn_answered", other.syn(LINUX), other.syn_ack(ANSWER))
+    case.sends("syn_answered", other.syn(LINUX), other.syn_ack(_answer(other)))

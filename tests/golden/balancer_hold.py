@@ -37,7 +37,7 @@ def _reset(client: Client) -> object:
 @book.case(services=[KEY])
 def held_segments_leave_in_order_once_the_key_is_whole(case: Case) -> None:
     """Segments are held, unacknowledged, until the last part of the key has come; then all leave in
-    the order of the stream, each with the same echo."""
+    the order of the stream, each with the same echo, but that the first proves whom it is for."""
     client = Client()
     first, second, third = _parts(client)
 
@@ -46,7 +46,8 @@ def held_segments_leave_in_order_once_the_key_is_whole(case: Case) -> None:
     case.holds(second)
     case.wait(10)
     case.sends("handoff", third,
-               *(to_bridge(part, tsecr=named(1, 1)) for part in (first, second, third)))
+               to_bridge(first, tsecr=client.handed(1, 1)),
+               *(to_bridge(part, tsecr=named(1, 1)) for part in (second, third)))
 
 
 @book.case(services=[KEY])
@@ -85,7 +86,8 @@ def a_client_that_repeats_itself_is_acknowledged(case: Case) -> None:
     case.sends("acknowledged", first, client.taken(FIRST))
     case.sends("acknowledged", second, client.taken(FIRST + SECOND))
     case.sends("acknowledged", second, client.taken(FIRST + SECOND))
-    case.sends("handoff", third, to_bridge(client.joined(FIRST + SECOND), tsecr=named(1, 1)),
+    case.sends("handoff", third,
+               to_bridge(client.joined(FIRST + SECOND), tsecr=client.handed(1, 1)),
                to_bridge(third, tsecr=named(1, 1)))
     answered = client.segment("A", 60, 9, ts=(CLIENT_CLOCK, named(1, 5)))
     case.sends("forwarded", answered, to_bridge(answered))
@@ -108,7 +110,7 @@ def a_repeated_segment_after_a_gap_is_answered_with_what_is_missing(case: Case) 
     case.sends("acknowledged", rest[0], client.taken(REQUEST[:38], (45, 51)))
     case.sends("acknowledged", rest[3], client.taken(REQUEST[:50]))
     case.sends("handoff", client.segment("PA", 51, payload=REQUEST[50:]),
-               to_bridge(client.joined(REQUEST[:50]), tsecr=named(1, 1)),
+               to_bridge(client.joined(REQUEST[:50]), tsecr=client.handed(1, 1)),
                to_bridge(client.segment("PA", 51, payload=REQUEST[50:]), tsecr=named(1, 1)))
     answered = client.segment("A", 60, 9, ts=(CLIENT_CLOCK, named(1, 5)))
     case.sends("forwarded", answered, to_bridge(answered))
@@ -302,7 +304,8 @@ def at_the_bound_on_segments_what_is_there_decides(case: Case) -> None:
 
     case.holds(first)
     case.sends("handoff", second,
-               *(to_bridge(part, tsecr=named(1, 1)) for part in (first, second)))
+               to_bridge(first, tsecr=client.handed(1, 1)),
+               to_bridge(second, tsecr=named(1, 1)))
     case.sends("forwarded", third, to_bridge(third, tsecr=named(1, 1)))
 
 
@@ -429,6 +432,7 @@ def waiting_does_not_count_as_round_trip(case: Case) -> None:
     case.holds(second)
     case.wait(150)
     case.sends("handoff", third,
-               *(to_bridge(part, tsecr=named(1, 20)) for part in (first, second, third)))
+               to_bridge(first, tsecr=client.handed(1, 20)),
+               *(to_bridge(part, tsecr=named(1, 20)) for part in (second, third)))
     ack = client.segment("A", 60, 9, ts=(CLIENT_CLOCK, named(1, 400)))
     case.sends("forwarded", ack, to_bridge(ack))

@@ -26,7 +26,7 @@ OWN_ADDRESS = "192.168.33.11"
 
 def _open(case: Case, client: Client) -> None:
     request = client.segment("PA", payload=REQUEST)
-    tsecr = named(1, 1) if client.timestamps else None
+    tsecr = client.handed(1, 1) if client.timestamps else None
     case.sends("handoff", request, to_bridge(request, tsecr=tsecr))
 
 
@@ -193,7 +193,7 @@ def other_errors_reach_the_backend_too(case: Case) -> None:
     """Host and port unreachable, time exceeded and parameter problem are errors for the server as
     well, whether a router or the client itself sends them."""
     client = Client()
-    request = client.segment("PA", payload=REQUEST, ts=(CLIENT_CLOCK, named(1, 5)))
+    request = client.segment("PA", 500, 900, payload=REQUEST, ts=(CLIENT_CLOCK, named(1, 5)))
     quoted = bytes(client.reply("A", 5000, 50, options=timestamps(named(1, 7), 5)))
 
     case.sends("takeover", request, to_bridge(request))

@@ -132,6 +132,8 @@ def a_client_s_reset_reaches_the_server(case: Case) -> None:
 
     with_ack.open(case)
     without.open(case)
+    with_ack.down(case, "A", 1, END)
+    without.down(case, "A", 1, END)
     with_ack.up(case, "RA", END, 1)
     case.sends("to_server", changed(without.at_bridge("R", END), ack=0),
                changed(without.at_server("R", END), ack=0))
@@ -139,6 +141,57 @@ def a_client_s_reset_reaches_the_server(case: Case) -> None:
     case.wait(10_100)
     case.drops("unknown_flow", with_ack.at_bridge("A", END, 5))
     case.sends("probed", with_ack.from_server("A", 5, END), _probe(with_ack, 5))
+
+
+@book.case()
+def a_reset_of_another_number_than_the_server_expects_ends_nothing(case: Case) -> None:
+    """Anybody can write a reset; only one with exactly the number that the server has acknowledged
+    is taken for the client's (RFC 5961 §3.2). Of all others the server's stack decides, and the
+    flow lives on."""
+    splice = Splice(Client(**PLAIN))
+
+    splice.open(case)
+    splice.down(case, "A", 1, END, b"part")
+    for seq in (0, 1, END - 1, END + 1, END + 5000, END + (1 << 30), END + (1 << 31)):
+        splice.up(case, "RA", seq, 1, window=0)
+    case.wait(30_000)
+    splice.up(case, "A", END, 5)
+    splice.down(case, "A", 5, END, b"more")
+
+
+@book.case()
+def a_fin_that_more_data_contradicts_ends_nothing(case: Case) -> None:
+    """Both sides' ends make a flow leave soon; a client's that was followed by more data was none
+    of its own, nor is one behind what the server has."""
+    splice = Splice(Client(**PLAIN))
+
+    splice.open(case)
+    splice.down(case, "FA", 1, END, b"part")
+    splice.up(case, "A", END, 6)
+    splice.up(case, "FA", END - 10, 6)
+    splice.down(case, "A", 6, END)
+    splice.up(case, "FA", END + 100, 6)
+    splice.up(case, "PA", END, 6, b"x" * 200)
+    splice.down(case, "A", 6, END + 101)
+    splice.down(case, "A", 6, END + 200)
+    case.wait(100_000)
+    splice.up(case, "PA", END + 200, 6, b"more")
+
+
+@book.case()
+def what_a_stranger_acknowledges_moves_nothing(case: Case) -> None:
+    """Segments with numbers that the client cannot have sent reach the server, whose stack drops
+    them, and the client's own go on as before: what they may say is known from the server alone."""
+    splice = Splice(Client(**PLAIN))
+
+    splice.open(case)
+    splice.down(case, "A", 1, END)
+    for quarter in range(4):
+        splice.up(case, "A", END, (quarter << 30) + 77)
+        splice.up(case, "A", END + (quarter << 30) + 77, 1)
+    for number in range(3):
+        splice.up(case, "PA", END + 100 * number, 1, b"x" * 100)
+        splice.down(case, "A", 1, END + 100 * number + 100)
 
 
 @book.case()

@@ -3,6 +3,7 @@
 from tests.golden.case import SECRET, START_MS, Book, Case
 from tests.golden.splice import BRIDGE, SERVER, SERVER_PORT, Splice, bridge_config
 from tests.golden.stacks import (
+    BRIDGES,
     CLIENT_CLOCK,
     EPOCH_MS,
     MSS_TABLE,
@@ -12,6 +13,7 @@ from tests.golden.stacks import (
     VIP,
     Client,
     changed,
+    echoing,
     timestamps,
     whole,
 )
@@ -36,7 +38,7 @@ def a_handoff_is_replayed_and_both_sides_are_spliced(case: Case) -> None:
     handoff = whole(
         **client_side, dst="192.168.33.20", dport=80, tos=3 << 2, ttl=63, id=9, seq=78,
         ack=cookie + 1, flags="PA", window=502, payload=REQUEST,
-        options=timestamps(CLIENT_CLOCK, (1 << 24) + 25),
+        options=timestamps(CLIENT_CLOCK, (1 << 24) + client.proof("192.168.33.20") + 25),
     )
     syn = whole(
         **client_side, dst="192.168.33.30", dport=8080, tos=0, ttl=64, id=0, seq=77, flags="S",
@@ -296,16 +298,98 @@ def a_forged_handoff_opens_nothing(case: Case) -> None:
 
 
 @book.case()
-def cookies_of_neighbouring_epochs_open_a_flow(case: Case) -> None:
-    """The previous epoch's cookie and the next one's are good; two epochs off they are not."""
-    for port, epochs, good in ((40000, -1, True), (40001, 1, True), (40002, -2, False),
-                               (40003, 2, False)):
-        splice = _plain(port, syn_at_ms=START_MS + epochs * EPOCH_MS)
+def a_handoff_proves_which_bridge_it_is_for(case: Case) -> None:
+    """With a good cookie alone, a handoff with timestamps opens nothing: not with a TSecr that
+    proves nothing, nor with one bit of it wrong, nor one for another bridge."""
+    splice = Splice()
+    good = splice.at_bridge("PA", payload=REQUEST)
+    proof, other = (splice.client.proof(BRIDGES[number]) for number in (1, 2))
+    assert proof != other
+
+    for wrong in (0, other, *(proof ^ 1 << bit for bit in range(10, 24))):
+        case.drops("bad_echo", echoing(good, splice.echo + wrong))
+    case.drops("bad_echo", echoing(good, splice.client.t0))
+    case.sends("replayed", good, splice.syn())
+
+
+@book.case()
+def the_first_segment_sent_again_proves_it_again(case: Case) -> None:
+    """What the TSecr of the first segment has beside the clock never reaches the server: not when
+    it waits, not when it comes again, longer or shorter; others have nothing of the kind."""
+    splice = Splice()
+    end = 1 + len(REQUEST)
+
+    case.sends("replayed", splice.at_bridge("PA", payload=REQUEST), splice.syn())
+    case.holds(splice.at_bridge("PA", payload=REQUEST + b"more"))
+    case.sends("opened", splice.syn_ack(), splice.at_server("PA", payload=REQUEST),
+               splice.at_server("PA", payload=REQUEST + b"more"))
+    splice.up(case, "PA", payload=REQUEST)
+    splice.up(case, "PA", payload=REQUEST[:10])
+    splice.up(case, "PA", end, payload=b"more")
+    splice.up(case, "A")
+
+
+@book.case(accept_version_1=True)
+def a_handoff_of_version_1_is_taken_where_the_setting_says_so(case: Case) -> None:
+    """While a cluster is being upgraded, a handoff may prove nothing at all, and still none for
+    another bridge."""
+    for port in (40000, 40001):
+        splice = Splice(Client(port))
         handoff = splice.at_bridge("PA", payload=REQUEST)
+        case.drops("bad_echo", echoing(handoff, splice.echo + splice.client.proof(BRIDGES[2])))
+        if port == 40000:
+            handoff = echoing(handoff, splice.echo)
+        case.sends("replayed", handoff, splice.syn())
+        case.sends("opened", splice.syn_ack(), splice.at_server("PA", payload=REQUEST))
+
+
+@book.case()
+def wrong_cookies_without_timestamps_are_borne_up_to_a_rate(case: Case) -> None:
+    """250 handoffs that have nothing to show but a wrong cookie are looked at in a tenth of a
+    second; until the next one, none without timestamps opens anything. Those with timestamps, and
+    flows that are known, are not concerned."""
+    known, late, stranger = _plain(), _plain(40001), _plain(39999)
+    stamped = Splice(Client(40002))
+
+    known.open(case)
+    for guess in range(250):
+        case.drops("unknown_flow", stranger.at_bridge("PA", ack=1 + 0x100 * (1 + guess),
+                                                      payload=b"x"))
+    handoff = late.at_bridge("PA", payload=REQUEST)
+    case.drops("guesses_limited", handoff, stranger.at_bridge("PA", payload=b"x"))
+    known.up(case, "PA", 1 + len(REQUEST), payload=b"x")
+    stamped.open(case)
+    case.wait(100)
+    case.sends("replayed", handoff, late.syn())
+
+
+@book.case(accept_version_1=True)
+def where_version_1_is_accepted_every_wrong_cookie_counts(case: Case) -> None:
+    """Then timestamps need prove nothing, and handoffs with them are guesses like those without."""
+    stranger, late = Splice(Client(39999)), Splice(Client(40000))
+
+    for guess in range(250):
+        case.drops("unknown_flow", stranger.at_bridge("PA", ack=1 + 0x100 * (1 + guess),
+                                                      payload=b"x"))
+    handoff = late.at_bridge("PA", payload=REQUEST)
+    case.drops("guesses_limited", handoff)
+    case.wait(100)
+    case.sends("replayed", handoff, late.syn())
+
+
+@book.case()
+def cookies_of_neighbouring_epochs_open_a_flow(case: Case) -> None:
+    """The previous epoch's cookie is good, and the next one's in the last 16 s of an epoch, but
+    none from two epochs off."""
+    for port, epochs, good in ((40000, -1, True), (40001, 1, False), (40002, -2, False),
+                               (40003, 2, False), (40004, 1, True), (40005, 2, False)):
+        if port == 40004:
+            case.wait(EPOCH_MS - START_MS % EPOCH_MS - 16_000)
+        splice = _plain(port, syn_at_ms=START_MS + epochs * EPOCH_MS)
         if good:
-            case.sends("replayed", handoff, splice.syn())
+            splice.open(case)
         else:
-            case.drops("unknown_flow", handoff)
+            case.drops("unknown_flow", splice.at_bridge("PA", payload=REQUEST))
 
 
 @book.case(secrets=(OTHER_SECRET, SECRET))

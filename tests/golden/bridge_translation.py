@@ -68,11 +68,11 @@ def numbers_wrap_on_either_side(case: Case) -> None:
 def clocks_wrap_on_either_side(case: Case) -> None:
     """The server's clock wraps at 2^32 while the client's view of it goes on, and the other way
     round."""
-    for port, server_clock, echo in ((40000, 0xFFFF_FFF0, (1 << 24) + 20), (40001, 5, 0x7FFF_FFF8),
-                                     (40002, 0x0100_0000, 0xFFFF_FFFC)):
+    for port, server_clock, echo in ((40000, 0xFFFF_FFF0, (1 << 24) + 20), (40001, 5, 0x7F00_03F8),
+                                     (40002, 0x0100_0000, 0xFF00_03FC)):
         splice = Splice(Client(port), server_clock=server_clock, echo=echo)
         splice.open(case)
-        for ms in (1, 9, 17, 5000):
+        for ms in (1, 9, 17, 5000, 0xFF_FC00, 0xFF_FC08):
             splice.down(case, "A", 1, END, ms=(ms, 0))
             splice.up(case, "A", END, 1, ms=(ms, ms))
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from tests.golden import (
+    balancer_ends,
     balancer_flows,
     balancer_handoff,
     balancer_handshake,
@@ -19,6 +20,7 @@ from tests.golden import (
     bridge_endings,
     bridge_handoff,
     bridge_refused,
+    bridge_spent,
     bridge_translation,
 )
 from tests.golden.case import Case
@@ -26,9 +28,11 @@ from tests.golden.case import Case
 FOLDER = Path(__file__).parent
 BOOKS = (
     balancer_handshake.book, balancer_handoff.book, balancer_request.book, balancer_hold.book,
-    balancer_flows.book, balancer_refused.book,
+    balancer_flows.book, balancer_ends.book,
+    balancer_refused.book,
     bridge_handoff.book,
     bridge_translation.book, bridge_endings.book, bridge_refused.book,
+    bridge_spent.book,
 )
 
 

@@ -38,6 +38,8 @@ class Splice:
     server_isn, server_clock: the server's initial sequence number and TSval.
     server_wscale: None where the server does not answer the option.
     echo:         what the handoff's TSecr says; there the client sees the server's clock begin.
+                  On the way to the bridge it also proves that it is for this one.
+    bridge:       the one for which it does.
     """
 
     client: Client = field(default_factory=Client)
@@ -48,6 +50,7 @@ class Splice:
     server_port: int = SERVER_PORT
     dscp: int = DSCP
     echo: int = named(1, ROUND_TRIP_MS)
+    bridge: str = BRIDGE
 
     # --- the client's segments ---
 
@@ -59,7 +62,8 @@ class Splice:
         return whole(
             src=client.address, dst=BRIDGE, sport=client.port, dport=client.vip_port,
             seq=client.isn + seq, ack=client.cookie_isn + ack, flags=flags, payload=payload,
-            options=self._options((CLIENT_CLOCK, self.echo), ms, client.cookie_isn, sack),
+            options=self._options((CLIENT_CLOCK, self.echo + self._proof(seq)), ms,
+                                  client.cookie_isn, sack),
             tos=self.dscp << 2 | tos & 3, ttl=ttl, **{"window": 502, "id": 77, **fields},
         )
 
@@ -100,6 +104,10 @@ class Splice:
             options=self._options((self.echo, CLIENT_CLOCK), ms, client.isn, sack),
             **{"window": 509, "id": 88, **fields},
         )
+
+    def _proof(self, seq: int) -> int:
+        """What the TSecr of the segment after the client's ISN has beside the clock."""
+        return self.client.proof(self.bridge) if seq == 1 else 0
 
     def _options(self, clocks: tuple[int, int], ms: tuple[int, int], isn: int,
                  sack: Sequence[int]) -> Options:

@@ -31,11 +31,6 @@ NOP: tuple[str, None] = ("NOP", None)
 SACK_OK: tuple[str, bytes] = ("SAckOK", b"")
 
 
-def clock(now_ms: int) -> int:
-    """T0: a millisecond clock of 22 bits that is never 0."""
-    return now_ms % (1 << 22) or 1
-
-
 def named(backend_id: int, ms: int, id_bits: int = 7) -> int:
     """A timestamp of the server that names its backend."""
     return (backend_id << 31 - id_bits) + ms
@@ -62,14 +57,19 @@ class Client:
     secret: bytes = SECRET
 
     @cached_property
-    def cookie_isn(self) -> int:
-        """The SYN-ACK's initial sequence number."""
+    def hash(self) -> int:
+        """64 bits for the handshake: 24 for the cookie, 14 for T0, and 26 that no client sees."""
         message = (
             IPv4Address(self.address).packed + IPv4Address(self.vip).packed
             + self.port.to_bytes(2, "big") + self.vip_port.to_bytes(2, "big")
             + self.isn.to_bytes(4, "big") + (self.syn_at_ms // EPOCH_MS).to_bytes(4, "big")
         )
-        mac = siphash_2_4(self.secret, message) & 0xFFFFFF
+        return siphash_2_4(self.secret, message)
+
+    @property
+    def cookie_isn(self) -> int:
+        """The SYN-ACK's initial sequence number."""
+        mac = self.hash % (1 << 24)
         fitting = [index for index, mss in enumerate(MSS_TABLE) if mss <= (self.mss or 536)]
         wscale = 15 if self.wscale is None else min(self.wscale, 14)
         return mac << 8 | max(fitting, default=0) << 5 | self.sack << 4 | wscale
@@ -77,7 +77,21 @@ class Client:
     @property
     def t0(self) -> int:
         """The SYN-ACK's TSval, which the client echoes at first."""
-        return clock(self.syn_at_ms)
+        return self.t0_at(self.syn_at_ms)
+
+    def t0_at(self, now_ms: int) -> int:
+        """14 bits for the handshake, and a millisecond clock of 10; never 0."""
+        return (self.hash >> 24) % (1 << 14) * 1024 + now_ms % 1024 or 1
+
+    def handed(self, backend_id: int, ms: int, id_bits: int = 7) -> int:
+        """A handoff's TSecr: it names the backend, and proves whom it is for."""
+        return named(backend_id, ms, id_bits) + self.proof(BRIDGES[backend_id])
+
+    def proof(self, bridge: str) -> int:
+        """14 bits of the handoff's TSecr that only the balancer and this bridge can know."""
+        number = int(IPv4Address(bridge)) * 0x9E3779B1 % (1 << 32)
+        product = (self.hash >> 38) * 64 * (number + 1 - number % 2) % (1 << 32)
+        return product // (1 << 18) * 1024
 
     def syn(self, options: Options | None = None, payload: bytes = b"", **fields: Any) -> Packet:
         """Its SYN."""

@@ -59,7 +59,7 @@ def _taken_over(balancer: Process) -> float:
 def test_transfers_go_on_when_another_balancer_takes_over(way: str) -> None:
     with Lab(balancers=2) as lab:
         first = start_quick(lab).balancer
-        with _transfers(lab):
+        with _transfers(lab), lab.client.paused():
             if way == "it is stopped":
                 first.stop()
             else:

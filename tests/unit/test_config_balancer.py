@@ -188,7 +188,7 @@ MISTAKES = {
     "unknown key": ('intrface = "eth0"\n' + SERVICE + BACKEND,
                     "intrface", "'eth0'", "did you mean `interface`?"),
     "unknown key that is like no other": ("zzz = 1\n" + SERVICE + BACKEND,
-                                          "zzz", "1", "a key that there is: engine"),
+                                          "zzz", "1", "a key that there is: accept_version_1"),
     "unknown table of services": ("[[services]]\nport = 80\n",
                                   "services", "[{'port': 80}]", "did you mean `service`?"),
     "unknown key of a service": (SERVICE + "prot = 80\n" + BACKEND,

@@ -37,8 +37,8 @@ def test_only_open_flows_are_spared():
     table.insert(Flow(b"open", 0, 0))
     table.insert(Flow(b"closing", 1, 0))
 
-    taken = [table.insert(Flow(b"new", 0, 0), spares_open=True),
-             table.insert(Flow(b"newer", 0, 0), spares_open=True)]
+    taken = [table.insert(Flow(b"new", 0, 0), least=1),
+             table.insert(Flow(b"newer", 0, 0), least=1)]
 
     assert taken == [True, False]
     assert {flow.key for flow in table} == {b"open", b"new"}
@@ -55,6 +55,7 @@ def test_more_new_flows_than_the_rate_are_reset_when_all_are_open():
     datapath.on_tick(START_MS)
     for port in range(3 * MAX_FLOWS):
         hand_over(2000 + port, START_MS)
+        datapath.on_packet(tcp.emit(datapaths.ends(2000 + port), 50, 9000, ACK), START_MS)
     open_ones = {flow.key for flow in datapath.flows}
     datapath.on_tick(START_MS + 2000)
     late = hand_over(9000, START_MS + 2000)

@@ -6,23 +6,13 @@ Twin:   balancer/offload/bpf/handshake.h
 
 from balancer.config import Service
 from balancer.modes.split.hold import Held
-from common.cluster import cookie
+from common.cluster import cookie, stamps
 from common.cluster.cookie import Offer, Secrets
 from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
 from common.wire.seq import add
 
 WINDOW = 65535  # of the SYN-ACK, which is never scaled (RFC 7323 §2.2)
-CLOCK_BITS = 22
-CLOCK_MASK = (1 << CLOCK_BITS) - 1
-
-
-def clock(now_ms: int) -> int:
-    """The SYN-ACK's TSval: a millisecond clock of 22 bits that is never 0.
-
-    Its top ten bits are 0, so the client's echo names no backend (takeover.py).
-    """
-    return now_ms & CLOCK_MASK or 1
 
 
 def answer_syn(
@@ -36,36 +26,49 @@ def answer_syn(
     (RFC 7413 §3). ECN is not agreed to: a cookie has no room to remember it.
     """
     offered = segment.options()
+    made = cookie.handshake_hash(
+        secrets.current, segment.five_tuple, segment.seq, cookie.epoch_at(now_ms))
     accepted = Options(
         mss=mss,
         sack=offered.sack and service.sack,
         wscale=service.wscale if offered.wscale is not None else None,
         timestamps=(
-            (clock(now_ms), offered.timestamps[0])
+            (stamps.t0(made, now_ms), offered.timestamps[0])
             if offered.timestamps and service.timestamps else None
         ),
     )
     client_mss = offered.mss if offered.mss is not None else options.MSS_DEFAULT
-    cookie_isn = cookie.encode(
-        secrets, segment.five_tuple, segment.seq, cookie.epoch_at(now_ms),
-        Offer(client_mss, accepted.sack, offered.wscale),
-    )
+    cookie_isn = cookie.of_hash(
+        made, segment.five_tuple, Offer(client_mss, accepted.sack, offered.wscale))
     return tcp.emit(
         five_tuple.reverse(segment.five_tuple), cookie_isn, add(segment.seq, 1), tcp.SYN | tcp.ACK,
         window=WINDOW, option_octets=options.emit(accepted),
     )
 
 
-def follows_cookie(segment: tcp.Segment, secrets: Secrets, now_ms: int) -> bool:
-    """Whether this is the first segment after a handshake of ours: cookie(seq−1) = ack−1.
+def check_cookie(segment: tcp.Segment, secrets: Secrets, now_ms: int) -> int | None:
+    """The hash of the handshake of ours that this segment is the first after, if it is.
 
-    This test, not "unknown flow", opens a flow. A second segment that
-    overtook the first fails it and waits for its retransmission.
+    That is so where cookie(seq−1) = ack−1. This test, not "unknown flow", opens a flow. A second
+    segment that overtook the first fails it and waits for its retransmission.
     """
-    return bool(segment.flags & tcp.ACK) and cookie.check(
-        secrets, segment.five_tuple, add(segment.seq, -1), add(segment.ack, -1),
-        cookie.epoch_at(now_ms),
-    )
+    if not segment.flags & tcp.ACK:
+        return None
+    return cookie.check(
+        secrets, segment.five_tuple, add(segment.seq, -1), add(segment.ack, -1), now_ms)
+
+
+def echoes_t0(segment: tcp.Segment, handshake_hash: int, accepts_version_1: bool) -> bool:
+    """Whether the segment echoes our SYN-ACK's TSval, if it has timestamps.
+
+    accepts_version_1: then a clock alone will do, as balancers of version 1 told it.
+    """
+    timestamps = segment.timestamps
+    if timestamps is None:
+        return True
+    tsecr = timestamps[1]
+    return stamps.is_t0(handshake_hash, tsecr) or (
+        accepts_version_1 and 0 < tsecr <= stamps.T0_VERSION_1_MASK)
 
 
 def answer_fin(segment: tcp.Segment) -> bytes:

@@ -66,7 +66,7 @@ class Held:
     """The segments of one flow, from its first octet on.
 
     service:    whose it is; nothing here looks into it.
-    key:        the five-tuple. client_isn, cookie_isn: of its handshake.
+    key:        the five-tuple. client_isn, cookie_isn, handshake_hash: of its handshake.
     arrived_ms: when the first segment came. expires_ms: when the time bound comes.
     first:      the first segment, as it came first.
     octets:     of all that is kept. taken: how many of the stream's octets were acknowledged.
@@ -76,11 +76,14 @@ class Held:
     """
 
     __slots__ = ("_behind", "_bound", "_count", "_waits", "_within", "arrived_ms", "client_isn",
-                 "cookie_isn", "expires_ms", "first", "has_ended", "key", "octets", "service",
-                 "stream", "taken", "useless")
+                 "cookie_isn", "expires_ms", "first", "handshake_hash", "has_ended", "key",
+                 "octets", "service", "stream", "taken", "useless")
 
-    def __init__(self, service: Any, bound: Hold, first: Segment, now_ms: int) -> None:
+    def __init__(
+        self, service: Any, bound: Hold, first: Segment, now_ms: int, handshake_hash: int = 0
+    ) -> None:
         self.service = service
+        self.handshake_hash = handshake_hash
         self._bound = bound
         self.first = first
         self.key = first.five_tuple

@@ -13,13 +13,22 @@ For a packet that is no SYN the tests come in this order:
 
 1. Its TSecr names a backend: the flow is established there. Where the table
    disagrees, the table is right only if the flow is old enough for the
-   server's timestamps to have wrapped; otherwise the entry is stale.
+   server's timestamps to have wrapped; otherwise the packet goes by its echo,
+   as far as those may that have no entry (takeover.py). The entry stays as it
+   is, since anybody can write an echo; where its flow has no timestamps,
+   echoes say nothing. A first payload of a flow that the table does not have is
+   never established.
 2. It repeats the flow's first segment: same backend.
 3. It belongs to held segments, and may have to be acknowledged (hold.py).
-4. It follows a cookie: with payload it opens a flow (over whatever was there),
-   without it is consumed, and with FIN alone it is answered.
+4. It follows a cookie, and echoes T0 if it has timestamps: with payload it
+   opens a flow (over whatever was there), without it is consumed, and with FIN
+   alone it is answered. Where there is a flow without timestamps, that is asked
+   only if a new one is possible.
 5. It has a table entry.
 6. Nobody knows it: dropped, and a second later reset.
+
+Where the cookie is all that a segment has to show, guesses that fail are
+counted (common/flow/guesses.py).
 
 What still dissatisfies: one choice holds for a connection, so a second request
 on it goes to the same backend whatever its URL; and a flow without timestamps
@@ -31,7 +40,7 @@ Twin: balancer/offload/bpf/balancer.bpf.c
 import struct
 
 from balancer.config import Config, Service
-from balancer.flows import HALF_CLOSED, OPEN, RESET, BackendFlow
+from balancer.flows import DOUBTED, HALF_CLOSED, NEW, OPEN, TAKEN_OVER, BackendFlow, after, end_of
 from balancer.keys.http import Missing
 from balancer.keys.request import choose_key
 from balancer.modes.split import handshake, hold, takeover
@@ -39,6 +48,7 @@ from balancer.modes.split.delivery import Deliveries, Delivery
 from balancer.modes.split.flood import Flood
 from balancer.pool.pool import Backend
 from balancer.services import ServiceState
+from common.cluster import stamps
 from common.cluster.cookie import Secrets
 from common.counters import Counters, Sample
 from common.flow.store import SEEN_MS, FlowStore
@@ -66,7 +76,8 @@ class Split:
         self.deliveries = Deliveries(config.hold_octets_total)
         self.unknown = UnknownFlows()
         self._id_shift = takeover.id_shift(config.id_bits)
-        self._takeover_limit = takeover.RateLimit(config.takeover_rate)
+        self._accepts_version_1 = config.accept_version_1
+        self._takeovers = takeover.Takeovers(config.takeover_rate)
         self._flood = Flood(config.new_flow_rate)
         self._counters = counters
 
@@ -84,7 +95,10 @@ class Split:
         if segment.ts_off and flags & ACK:
             tsecr = _U32.unpack_from(segment.octets, segment.ts_off + 4)[0]
             named = service.pool.get(takeover.backend_id(tsecr, self._id_shift))
-            if named is not None:
+            if named is not None and (
+                not self._is_first(segment, now_ms) if flow is None
+                else flow.has_timestamps or flow.backend is named
+            ):
                 return self._on_named(segment, flow, named, tsecr, now_ms)
         return self._on_unnamed(segment, service, flow, key, now_ms)
 
@@ -120,6 +134,11 @@ class Split:
             return DROP[DropReason.BAD_FLAGS]
         if not _may_be_answered(segment):
             return DROP[DropReason.BAD_SOURCE]
+        if not (service.config.timestamps and segment.options().timestamps):
+            flow = self.flows.get(segment.five_tuple)
+            if flow is not None:
+                flow.note_syn(segment.seq)
+                self.flows.update(flow)
         return send(
             Event.SYN_ANSWERED,
             handshake.answer_syn(segment, service.config, service.mss, self.secrets, now_ms),
@@ -129,19 +148,29 @@ class Split:
         self, segment: Segment, flow: BackendFlow | None, named: Backend, tsecr: int, now_ms: int
     ) -> Verdict:
         """A packet whose TSecr names a backend."""
-        if flow is not None:
-            backend = flow.backend
-            if backend is named or takeover.may_have_wrapped(
-                backend.ts_start, tsecr, now_ms - flow.created_ms
-            ):
-                if flow.ts_shift:
-                    flow.ts_shift = 0  # the client has seen the server: no more echoes of T0
-                    self.flows.update(flow)
-                return self._forward(segment, flow, now_ms)
-            self._remove(flow)
-        if not self._takeover_limit.allows(now_ms):
+        if flow is not None and (flow.backend is named or takeover.may_have_wrapped(
+            flow.backend.ts_start, tsecr, now_ms - flow.created_ms
+        )):
+            return self._forward(segment, flow, now_ms)
+        standing = self._takeovers.judge(
+            segment.five_tuple, named.id, segment.seq, segment.ack, tsecr, now_ms)
+        if standing is takeover.Standing.LIMITED:
             return DROP[DropReason.TAKEOVER_LIMITED]
-        return send(Event.TAKEOVER, _to_backend(segment, named, 0))
+        if standing is takeover.Standing.VOUCHED and flow is None:
+            self._take_over(segment, named, tsecr, now_ms)
+        return send(Event.TAKEOVER, _to_backend(segment, named, 0, 0))
+
+    def _is_first(self, segment: Segment, now_ms: int) -> bool:
+        """Whether it is a first payload, whatever it echoes."""
+        return bool(segment.payload_len) and (
+            handshake.check_cookie(segment, self.secrets, now_ms) is not None)
+
+    def _take_over(self, segment: Segment, named: Backend, tsecr: int, now_ms: int) -> None:
+        """Enter a flow that another balancer began, if there is room. It is as old as its clock."""
+        flow = BackendFlow(segment.five_tuple, named, delta(segment.seq, 1), 0, now_ms)
+        flow.created_ms = now_ms - delta(tsecr, named.ts_start)
+        flow.state = TAKEN_OVER
+        self.flows.insert(flow, least=TAKEN_OVER)
 
     def _on_unnamed(
         self, segment: Segment, service: ServiceState, flow: BackendFlow | None, key: bytes,
@@ -154,22 +183,31 @@ class Split:
         held = self.holds.get(key)
         if held is not None and held.is_continued_by(segment):
             return self._on_held(segment, held, flow, now_ms)
-        if handshake.follows_cookie(segment, self.secrets, now_ms):
+        is_guess = bool(flow is None and payload_len and not segment.ts_off)
+        if is_guess and service.guesses.is_over(now_ms):
+            return DROP[DropReason.GUESSES_LIMITED]
+        proven = None
+        if flow is None or flow.may_give_way(segment, now_ms):
+            proven = handshake.check_cookie(segment, self.secrets, now_ms)
+        if proven is not None and handshake.echoes_t0(segment, proven, self._accepts_version_1):
             if held is not None:
                 self.holds.remove(held)  # of an older connection on the same ports
-            return self._on_first(segment, service, flow, now_ms)
+            return self._on_first(segment, service, proven, flow, now_ms)
         if flow is not None:
             return self._forward(segment, flow, now_ms)
+        if is_guess:
+            service.guesses.note(now_ms)
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
         if self.unknown.is_lost(key, now_ms):
             return send(Event.RESET, tcp.reset_for(segment))
-        return DROP[DropReason.UNKNOWN_FLOW]
+        return DROP[DropReason.UNKNOWN_FLOW if proven is None else DropReason.BAD_ECHO]
 
     # --- the first payload; old: a flow of the same five-tuple, which a new one replaces ---
 
     def _on_first(
-        self, segment: Segment, service: ServiceState, old: BackendFlow | None, now_ms: int
+        self, segment: Segment, service: ServiceState, handshake_hash: int,
+        old: BackendFlow | None, now_ms: int,
     ) -> Verdict:
         """The first segment after a handshake of ours."""
         if segment.flags & RST:
@@ -180,10 +218,10 @@ class Split:
             return DROP[DropReason.HANDSHAKE_ACK]
         chosen = _choose(service.config, segment, segment.payload, bool(segment.flags & FIN))
         if chosen is not None:
-            return self._open(service, [segment], chosen, old, now_ms)
+            return self._open(service, [segment], chosen, handshake_hash, old, now_ms)
         if not segment.checksum_holds():
             return DROP[DropReason.BAD_CHECKSUM]
-        held = hold.Held(service, service.config.hold, segment, now_ms)
+        held = hold.Held(service, service.config.hold, segment, now_ms, handshake_hash)
         self.holds.add(held, segment)
         return self._wait(segment, held, old, now_ms)
 
@@ -250,10 +288,11 @@ class Split:
         """Let held segments go to the backend that their key chooses."""
         self.holds.remove(held)
         segments = held.segments(held.service.mss - held.first.options_len)
-        return self._open(held.service, segments, chosen, old, now_ms, held)
+        return self._open(
+            held.service, segments, chosen, held.handshake_hash, old, now_ms, held)
 
     def _open(
-        self, service: ServiceState, segments: list[Segment], chosen: bytes,
+        self, service: ServiceState, segments: list[Segment], chosen: bytes, handshake_hash: int,
         old: BackendFlow | None, now_ms: int, held: hold.Held | None = None,
     ) -> Verdict:
         """Choose a backend, enter the flow and hand its first segments over.
@@ -270,16 +309,19 @@ class Split:
         shift = 0
         if timestamps:
             arrived_ms = held.arrived_ms if held else now_ms
-            shift = takeover.ts_shift(backend.ts_start, timestamps[1], arrived_ms)
-        flow = BackendFlow(first.five_tuple, backend, delta(first.seq, 1), shift, now_ms)
+            shift = takeover.ts_shift(backend, handshake_hash, timestamps[1], arrived_ms)
+        flow = BackendFlow(first.five_tuple, backend, delta(first.seq, 1), shift, now_ms,
+                           has_timestamps=bool(timestamps))
+        flow.state = NEW
         for segment in segments:
             if segment.flags & FIN:
-                flow.state = HALF_CLOSED
-        if not self.flows.insert(flow, spares_open=self._flood.is_on):
+                flow.state = HALF_CLOSED if flow.has_timestamps else DOUBTED
+                flow.noted_seq = end_of(segment)
+        if not self.flows.insert(flow, least=DOUBTED if self._flood.is_on else OPEN):
             return send(DropReason.TABLE_FULL, tcp.reset_for(first))
         self.unknown.forget(flow.key)
         backend.handoffs += 1
-        packets = [_to_backend(segment, backend, shift) for segment in segments]
+        packets = [_to_backend(segment, backend, shift, flow.client_isn) for segment in segments]
         verdict = send(Event.HANDOFF, *packets)
         if held and held.taken and not held.is_a_nuisance:
             self._deliver(flow, Delivery(verdict.packets, add(held.cookie_isn, 1), now_ms))
@@ -289,16 +331,21 @@ class Split:
 
     def _forward(self, segment: Segment, flow: BackendFlow, now_ms: int) -> Verdict:
         """Send a packet to its flow's backend, and note what it does to the flow."""
-        flags = segment.flags
         if flow.goes_up:
             self._watch(segment, flow)
-        if flags & RST:
-            self.flows.move(flow, RESET, now_ms)
-        elif flags & FIN and flow.state == OPEN:
-            self.flows.move(flow, HALF_CLOSED, now_ms)
+        state = after(flow, segment)
+        if segment.flags & (RST | FIN) and not flow.has_timestamps and not flow.syn_seen:
+            flow.noted_seq = end_of(segment)
+        if state != flow.state or segment.flags & (RST | FIN):
+            self.flows.move(flow, state, now_ms)
         elif now_ms - flow.seen_ms >= SEEN_MS:
             self.flows.touch(flow, now_ms)
-        return send(Event.FORWARDED, _to_backend(segment, flow.backend, flow.ts_shift))
+        return send(Event.FORWARDED, _to_backend(
+            segment, flow.backend, self._shift(flow, now_ms), flow.client_isn))
+
+    def _shift(self, flow: BackendFlow, now_ms: int) -> int:
+        """For echoes of T0; none are left when the server's clock has wrapped."""
+        return flow.ts_shift if now_ms - flow.created_ms < 1 << self._id_shift else 0
 
     def _deliver(self, flow: BackendFlow, delivery: Delivery) -> None:
         """Repeat a flow's handoff, and see all its packets until the server has answered."""
@@ -354,15 +401,20 @@ def _choose(
     return None if isinstance(key, Missing) else key
 
 
-def _to_backend(segment: Segment, backend: Backend, ts_shift: int) -> bytes:
-    """`segment` with its backend's address, DSCP, TTL, and a TSecr that names the backend."""
+def _to_backend(segment: Segment, backend: Backend, ts_shift: int, client_isn: int) -> bytes:
+    """`segment` with its backend's address, DSCP, TTL, and a TSecr that names the backend.
+
+    client_isn: the flow's; the segment that comes right after it also proves whom it is for.
+    """
     octets = bytearray(segment.octets)
     changes = backend.way.changes
     if ts_shift and segment.ts_off:
         off = segment.ts_off + 4
         tsecr = _U32.unpack_from(octets, off)[0]
-        if 0 < tsecr <= handshake.CLOCK_MASK:  # an echo of T0
+        if 0 < tsecr <= stamps.T0_MASK:  # an echo of T0
             shifted = add(tsecr, ts_shift)
+            if delta(segment.seq, 1) != client_isn:
+                shifted = stamps.stripped(shifted)
             _U32.pack_into(octets, off, shifted)
             changes += change_at(off, tsecr, shifted)
     tcp.patch_checksum(octets, segment.off, changes)

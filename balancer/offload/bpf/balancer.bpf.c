@@ -5,6 +5,7 @@
  */
 #include "flows.h"
 #include "forward.h"
+#include "life.h"
 #include "request.h"
 #include "up.h"
 
@@ -20,57 +21,63 @@ static __always_inline struct flow *find_flow(const struct settings *settings,
 	return flow && !is_idle(settings, flow, now_ms) ? flow : NULL;
 }
 
-/* Send a segment to its flow's backend, and note what it does to the flow. */
+/* Send a segment to its flow's backend, and note what it does to the flow. shift: as of forward. */
 static __always_inline int forward_flow(struct xdp_md *ctx, const struct segment *segment,
 					struct flow *flow, const struct backend *backend,
-					__u64 now_ms)
+					__u32 shift, __u64 now_ms)
 {
 	__u32 place = place_of(flow->tag.service, flow->tag.backend);
 	int verdict;
 
 	if (!backend || flow->tag.state & GOES_UP)
 		return up(UP_FLOW);
-	verdict = forward(ctx, segment, backend, place, flow->ts_shift,
+	verdict = forward(ctx, segment, backend, place, shift, flow->client_isn,
 			  REASON_FORWARDED);
 	if (verdict == XDP_PASS)
 		return up(backend->index ? UP_FLOW : UP_NO_WAY);
-	if (segment->flags & RST) {
-		set_state(flow, RESET);
+	if (segment->flags & (RST | FIN) || state_of(flow) != OPEN)
+		live_on(flow, segment, now_ms);
+	else if ((__s32)((__u32)now_ms - flow->seen_ms) >= SEEN_MS)
 		flow->seen_ms = now_ms;
-	} else if (segment->flags & FIN && state_of(flow) == OPEN) {
-		set_state(flow, HALF_CLOSED);
-		flow->seen_ms = now_ms;
-	} else if ((__s32)((__u32)now_ms - flow->seen_ms) >= SEEN_MS) {
-		flow->seen_ms = now_ms;
-	}
 	return verdict;
 }
 
-/* A segment whose echo names a backend. */
+/* For echoes of the SYN-ACK's TSval; none are left when the server's clock has wrapped. */
+static __always_inline __u32 shift_of(const struct settings *settings, const struct flow *flow,
+				      __u64 now_ms)
+{
+	if (flow->tag.state & BARE || age_ms(flow, now_ms) >> (settings->id_shift & 31))
+		return 0;
+	return flow->number;
+}
+
+/* A segment whose echo names a backend, of a flow that has timestamps or is not in the table. */
 static __always_inline int on_named(struct xdp_md *ctx, const struct settings *settings,
 				    __u32 service, const struct segment *segment,
 				    struct flow *flow, __u32 id, struct backend *named,
 				    __u64 now_ms)
 {
-	if (flow) {
-		if (flow->tag.backend != id) {
-			__u32 start = (__u32)flow->tag.backend << (settings->id_shift & 31);
+	struct backend *own = named;
+	int standing;
 
-			if (!may_have_wrapped(start, segment->tsecr, age_ms(flow, now_ms)))
-				return up(UP_FLOW); /* the entry is stale, and goes */
-			named = find_backend(service, flow->tag.backend);
-		}
-		if (flow->ts_shift && !(flow->tag.state & GOES_UP))
-			flow->ts_shift = 0; /* no more echoes of the SYN-ACK's TSval */
-		return forward_flow(ctx, segment, flow, named, now_ms);
+	if (flow && flow->tag.backend != id) {
+		__u32 start = (__u32)flow->tag.backend << (settings->id_shift & 31);
+
+		own = may_have_wrapped(start, segment->tsecr, age_ms(flow, now_ms))
+			      ? find_backend(service, flow->tag.backend) : NULL;
 	}
+	if (flow && own)
+		return forward_flow(ctx, segment, flow, own, 0, now_ms);
 	if (!named->index || segment->packet.len > named->mtu)
 		return up(UP_TAKEOVER);
-	if (!takeover_allowed(settings, now_ms)) {
+	standing = judge(segment, id, now_ms);
+	if (standing == LIMITED) {
 		note(REASON_TAKEOVER_LIMITED);
 		return XDP_DROP;
 	}
-	return forward(ctx, segment, named, place_of(service, id), 0,
+	if (standing == VOUCHED && !flow)
+		take_over(segment, service, id, now_ms);
+	return forward(ctx, segment, named, place_of(service, id), 0, 0,
 		       REASON_TAKEOVER);
 }
 
@@ -86,13 +93,17 @@ static __always_inline int choose(struct xdp_md *ctx, __u32 service, const struc
 	return choose_backend(ctx, &request);
 }
 
-/* The first payload after a handshake of ours: choose, enter the flow, hand it over. */
+/* The first payload after a handshake of ours: choose, enter the flow, hand it over.
+ *
+ * proven: the handshake's hash.
+ */
 static __always_inline int on_first_payload(struct xdp_md *ctx, const struct settings *settings,
 					    __u32 service, const struct segment *segment,
-					    __u64 hash, __u64 now_ms)
+					    __u64 proven, __u64 hash, __u64 now_ms)
 {
 	struct flow made;
 	struct backend *backend;
+	__u32 shift = 0;
 	int id;
 
 	if (segment->flags & (RST | FIN))
@@ -105,16 +116,18 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 		return XDP_PASS;
 	made = (struct flow){
 		.ends = segment->five_tuple, .client_isn = segment->seq - 1, .seen_ms = now_ms,
-		.tag = {.service = service, .backend = id},
+		.tag = {.service = service, .backend = id, .state = NEW},
 	};
 	set_created(&made, now_ms);
 	if (segment->has_timestamps)
-		made.ts_shift = ts_shift((__u32)id << (settings->id_shift & 31), segment->tsecr,
-					 now_ms);
-	if (enter_flow(&made, hash, now_ms, IDLE) != ENTERED)
+		made.number = shift = ts_shift((__u32)id << (settings->id_shift & 31),
+					       backend->address, proven, segment->tsecr, now_ms);
+	else
+		made.tag.state |= BARE;
+	if (enter_flow(&made, hash, now_ms, NEW) != ENTERED)
 		return XDP_PASS; /* the table is full: the daemon makes room */
-	return forward(ctx, segment, backend, place_of(service, id),
-		       made.ts_shift, REASON_HANDOFF);
+	return forward(ctx, segment, backend, place_of(service, id), shift, made.client_isn,
+		       REASON_HANDOFF);
 }
 
 /* A segment whose echo, if it has one, names no backend. */
@@ -123,15 +136,24 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 				      struct flow *flow, __u64 hash, __u64 now_ms)
 {
 	struct backend *backend = flow ? find_backend(service, flow->tag.backend) : NULL;
+	bool is_guess = !flow && payload_len(segment) && !segment->has_timestamps;
+	__u32 shift = flow ? shift_of(settings, flow, now_ms) : 0;
+	__u64 proven = 0;
 
 	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
-		return forward_flow(ctx, segment, flow, backend, now_ms);
+		return forward_flow(ctx, segment, flow, backend, shift, now_ms);
 	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return up(UP_HELD);
-	if (follows_cookie(settings, segment, now_ms)) {
+	if (is_guess && !may_guess(service, now_ms)) {
+		note(REASON_GUESSES_LIMITED);
+		return XDP_DROP;
+	}
+	if (!flow || may_give_way(flow, segment, now_ms))
+		proven = follows_cookie(settings, segment, now_ms);
+	if (proven && echoes_t0(settings, segment, proven)) {
 		if (payload_len(segment)) {
-			int verdict = on_first_payload(ctx, settings, service, segment, hash,
-						       now_ms);
+			int verdict = on_first_payload(ctx, settings, service, segment, proven,
+						       hash, now_ms);
 
 			if (verdict != XDP_PASS)
 				return verdict;
@@ -144,8 +166,11 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		note(REASON_HANDSHAKE_ACK);
 		return XDP_DROP;
 	}
-	return flow ? forward_flow(ctx, segment, flow, backend, now_ms)
-		    : unknown_up(hash);
+	if (flow)
+		return forward_flow(ctx, segment, flow, backend, shift, now_ms);
+	if (is_guess)
+		note_guess(service, now_ms);
+	return unknown_up(hash);
 }
 
 static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings,
@@ -181,8 +206,15 @@ int on_packet(struct xdp_md *ctx)
 		return XDP_PASS;
 	if (!read_frame(ctx, &segment))
 		return on_unusual(ctx, settings);
-	if (segment.flags & SYN)
-		return on_syn(ctx, settings, &segment);
+	if (segment.flags & SYN) {
+		int verdict = on_syn(ctx, settings, &segment);
+
+		if (verdict == ANSWERED_BARE) {
+			note_syn(&segment);
+			return XDP_TX;
+		}
+		return verdict;
+	}
 	now_ms = clock_ms(settings);
 	hash = hash_of(&segment.five_tuple, settings->flow_seed);
 	flow = find_flow(settings, &segment, hash, now_ms);
@@ -204,6 +236,11 @@ int on_packet(struct xdp_md *ctx)
 		     ? segment.tsecr >> (settings->id_shift & 31)
 		     : 0;
 	named = find_backend(number, id);
+	/* a first payload of no flow has seen no server, whatever it echoes */
+	if (named && !flow && payload_len(&segment) && follows_cookie(settings, &segment, now_ms))
+		named = NULL;
+	if (named && flow && flow->tag.backend != id && flow->tag.state & BARE)
+		named = NULL; /* the flow's packets echo nothing */
 	return named ? on_named(ctx, settings, number, &segment, flow, id, named, now_ms)
 		     : on_unnamed(ctx, settings, number, &segment, flow, hash, now_ms);
 }

@@ -18,7 +18,7 @@
 #define BUCKET_FLOWS 2
 #define BUCKET_COUNTS 8 /* of backends' flows in the room of a bucket */
 
-/* backend: 0 where there is no flow. state: of balancer/flows.py, and GOES_UP. */
+/* backend: 0 where there is no flow. state: of balancer/flows.py, and bits beside STATE_MASK. */
 union tag {
 	struct {
 		__u8 service;
@@ -34,12 +34,13 @@ union tag {
 
 /* Twin: balancer/flows.py:BackendFlow
  *
+ * number: of a flow with timestamps its ts_shift, of a bare one its noted_seq.
  * created_ms: unix time, its low bits; tag.created_high has eight more. seen_ms: its low bits.
  */
 struct flow {
 	struct five_tuple ends;
 	__u32 client_isn;
-	__u32 ts_shift;
+	__u32 number;
 	__u32 created_ms;
 	__u32 seen_ms;
 	union tag tag;
@@ -134,16 +135,13 @@ static __always_inline struct flow *look_up(const struct five_tuple *ends, __u64
 
 static __always_inline __u8 state_of(const struct flow *flow)
 {
-	return flow->tag.state & ~GOES_UP;
+	return flow->tag.state & STATE_MASK;
 }
 
 static __always_inline bool is_idle(const struct settings *settings, const struct flow *flow,
 				    __u64 now_ms)
 {
-	__u8 state = state_of(flow);
-	__u64 timeout_ms = state == OPEN	  ? settings->timeouts_ms[OPEN]
-			   : state == HALF_CLOSED ? settings->timeouts_ms[HALF_CLOSED]
-						  : settings->timeouts_ms[RESET];
+	__u64 timeout_ms = settings->timeouts_ms[state_of(flow)];
 
 	return (__s32)((__u32)now_ms - flow->seen_ms) >= (__s64)timeout_ms;
 }
@@ -175,7 +173,7 @@ static __always_inline void set_state(struct flow *flow, __u8 state)
 {
 	union tag before = tag_of(flow), after = before;
 
-	after.state = state | (before.state & GOES_UP);
+	after.state = state | (before.state & ~STATE_MASK);
 	if (before.backend)
 		change_tag(flow, before, after);
 }
@@ -234,7 +232,7 @@ static __always_inline int fill(struct flow *place, const struct flow *made)
 {
 	place->ends = made->ends;
 	place->client_isn = made->client_isn;
-	place->ts_shift = made->ts_shift;
+	place->number = made->number;
 	place->created_ms = made->created_ms;
 	place->seen_ms = made->seen_ms;
 	set_tag(place, made->tag);

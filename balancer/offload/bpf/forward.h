@@ -6,13 +6,14 @@
 
 #include "takeover.h"
 
-/* Send a segment to a backend. shift: for echoes of the SYN-ACK's TSval.
+/* Send a segment to a backend. shift: for echoes of the SYN-ACK's TSval. client_isn: the segment
+ * that comes right after it also proves whom it is for.
  *
  * Nothing is changed unless all can be: what cannot leave here goes up unchanged.
  */
 static __always_inline int forward(struct xdp_md *ctx, const struct segment *segment,
 				   const struct backend *backend, __u32 place, __u32 shift,
-				   __u32 reason)
+				   __u32 client_isn, __u32 reason)
 {
 	struct iphdr *ip = ip_at(ctx, segment->packet.off, HEADERS_LEN);
 	struct ethhdr *eth = (void *)(long)ctx->data;
@@ -24,13 +25,14 @@ static __always_inline int forward(struct xdp_md *ctx, const struct segment *seg
 	    segment->packet.len > backend->mtu)
 		return XDP_PASS;
 	changes = changed(0, ip->daddr, backend->address);
-	if (shift && segment->has_timestamps && segment->tsecr && segment->tsecr <= CLOCK_MASK) {
+	if (shift && segment->has_timestamps && segment->tsecr && segment->tsecr <= T0_MASK) {
 		struct iphdr *whole = ip_at(ctx, segment->packet.off, HEADERS_LEN + 12);
 		__be32 *tsecr = (void *)whole + HEADERS_LEN + 8, named;
 
 		if (!whole)
 			return XDP_PASS;
-		named = bpf_htonl(segment->tsecr + shift);
+		shift += segment->tsecr;
+		named = bpf_htonl(segment->seq - 1 == client_isn ? shift : stripped(shift));
 		changes = changed(changes, *tsecr, named);
 		*tsecr = named;
 	}

@@ -7,6 +7,7 @@
 #include "segment.h"
 
 #define NO_WSCALE 255
+#define ANSWERED_BARE -1
 
 /* What a SYN offers. Twin: common/wire/options.py:Options */
 struct offer {
@@ -20,24 +21,31 @@ struct offer {
 /* A segment to be, from the TCP header on. words: with all its options. */
 struct tcp_words {
 	__be32 words[(sizeof(struct tcphdr) + MAX_OPTIONS_LEN) / 4];
-	__u32 count;
+	__u16 count;
+	__u16 has_timestamps;
 };
 
-/* The SYN-ACK's TSval: 22 bits, never 0. */
-static __always_inline __u32 handshake_clock(__u64 now_ms)
-{
-	return (now_ms & CLOCK_MASK) ?: 1;
-}
-
-static __always_inline bool follows_cookie(const struct settings *settings,
-					   const struct segment *segment, __u64 now_ms)
+/* The hash of the handshake of ours that a segment is the first after, or 0. */
+static __always_inline __u64 follows_cookie(const struct settings *settings,
+					    const struct segment *segment, __u64 now_ms)
 {
 	const struct five_tuple *ends = &segment->five_tuple;
 	struct handshake flow = {ends->saddr, ends->daddr, ends->sport, ends->dport,
 				 segment->seq - 1};
 
-	return segment->flags & ACK &&
-	       cookie_holds(&settings->secrets, &flow, segment->ack - 1, now_ms / EPOCH_MS);
+	if (!(segment->flags & ACK))
+		return 0;
+	return check_cookie(&settings->secrets, &flow, segment->ack - 1, now_ms);
+}
+
+/* Whether a segment echoes the SYN-ACK's TSval, if it has timestamps. */
+static __always_inline bool echoes_t0(const struct settings *settings,
+				      const struct segment *segment, __u64 hash)
+{
+	__u32 tsecr = segment->tsecr;
+
+	return !segment->has_timestamps || is_t0(hash, tsecr) ||
+	       (settings->accepts_version_1 && tsecr && tsecr <= T0_VERSION_1_MASK);
 }
 
 /* A SYN's options, with room for what a bounded offset may reach. */
@@ -153,6 +161,7 @@ static __always_inline void write_options(struct tcp_words *made, const struct o
 	if (accepted->wscale != NO_WSCALE)
 		made->words[count++] = bpf_htonl(USUAL_WSCALE | wscale);
 	made->count = count;
+	made->has_timestamps = accepted->timestamps;
 }
 
 static __always_inline __u16 tcp_checksum(const struct tcp_words *made, __be32 saddr, __be32 daddr)
@@ -205,7 +214,10 @@ static __always_inline bool write_answer(struct xdp_md *ctx, const struct segmen
 	return true;
 }
 
-/* Answer a SYN: its options as offered, as far as the service has them. */
+/* Answer a SYN: its options as offered, as far as the service has them.
+ *
+ * Returns: ANSWERED_BARE where it is sent without timestamps, else what becomes of the frame.
+ */
 static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings *settings,
 				      const struct service *service, const struct segment *syn,
 				      __u64 now_ms)
@@ -216,13 +228,15 @@ static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings 
 	struct tcp_words made = {};
 	struct tcphdr *tcp = (void *)made.words;
 	__u32 cookie_isn;
+	__u64 hash;
 
 	if (!read_usual_offer(ctx, syn, &offer) && !read_other_offer(ctx, syn, &offer))
 		return XDP_PASS;
 	offer.sack &= service->sack;
 	offer.timestamps &= service->timestamps;
-	write_options(&made, &offer, service->mss, service->wscale, handshake_clock(now_ms));
-	cookie_isn = cookie_mac(settings->secrets.keys[0], &flow, now_ms / EPOCH_MS) << 8 |
+	hash = handshake_hash(settings->secrets.keys[0], &flow, now_ms / EPOCH_MS);
+	write_options(&made, &offer, service->mss, service->wscale, make_t0(hash, now_ms));
+	cookie_isn = (hash & 0xffffff) << 8 |
 		     encode_offer(offer.mss, offer.sack,
 				  offer.wscale == NO_WSCALE ? WSCALE_NONE : offer.wscale);
 	tcp->source = ends->dport;
@@ -236,5 +250,5 @@ static __always_inline int answer_syn(struct xdp_md *ctx, const struct settings 
 	if (!write_answer(ctx, syn, &made))
 		return XDP_DROP;
 	note(REASON_SYN_ANSWERED);
-	return XDP_TX;
+	return made.has_timestamps ? XDP_TX : ANSWERED_BARE;
 }

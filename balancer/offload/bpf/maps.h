@@ -11,13 +11,14 @@
 #include <bpf/bpf_helpers.h>
 
 #include "balancer/offload/bpf/constants.h"
-#include "common/bpf/include/cookie.h"
+#include "common/bpf/include/guesses.h"
+#include "common/bpf/include/stamps.h"
 #include "common/bpf/include/tcp.h"
 #include "common/bpf/include/verdict.h"
 
 #define MAX_SERVICES 64
 #define MAX_HELD 65536
-#define STATES 3 /* OPEN, HALF_CLOSED, RESET */
+#define MAX_STATES (STATE_MASK + 1)
 
 /* base_ms: unix time when the kernel's tick was base_tick. tick_ms: of 2^-20 ms.
  * id_shift: balancer/modes/split/takeover.py. timeouts_ms: by state. flow_seed: of the flow table.
@@ -27,10 +28,10 @@ struct settings {
 	__u64 base_ms;
 	__u32 base_tick;
 	__u32 tick_ms;
-	__u64 timeouts_ms[STATES];
+	__u64 timeouts_ms[MAX_STATES];
 	__u64 takeover_rate;
 	__u32 id_shift;
-	__u32 padding;
+	__u32 accepts_version_1;
 	__u64 flow_seed;
 };
 
@@ -69,12 +70,6 @@ struct traffic {
 	__u64 packets;
 	__u64 octets;
 	__u64 handoffs;
-};
-
-/* Twin: balancer/modes/split/takeover.py:RateLimit. allowance: in thousandths of a packet. */
-struct rate_limit {
-	__u64 allowance;
-	__u64 last_ms;
 };
 
 struct {
@@ -117,13 +112,6 @@ struct {
 } held SEC(".maps");
 
 volatile __u32 held_count; /* written by the daemon: with 0, nobody need look into `held` */
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, 1);
-	__type(key, __u32);
-	__type(value, struct rate_limit);
-} takeover_limit SEC(".maps");
 
 struct {
 	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);

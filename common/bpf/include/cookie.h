@@ -37,14 +37,20 @@ struct handshake {
 	__u32 client_isn;
 };
 
-static __always_inline __u32 cookie_mac(const __u64 key[2], const struct handshake *flow,
-					__u32 epoch)
+/* All 64 bits that vouch for a handshake: the cookie has the lowest 24 of them. */
+static __always_inline __u64 handshake_hash(const __u64 key[2], const struct handshake *flow,
+					    __u32 epoch)
 {
 	__u64 word0 = flow->saddr | (__u64)flow->daddr << 32;
 	__u64 word1 = flow->sport | (__u32)flow->dport << 16 |
 		      (__u64)bpf_htonl(flow->client_isn) << 32;
 
-	return siphash_20(key, word0, word1, bpf_htonl(epoch)) & 0xffffff;
+	return siphash_20(key, word0, word1, bpf_htonl(epoch));
+}
+
+static __always_inline bool is_of_hash(__u32 cookie_isn, __u64 hash)
+{
+	return cookie_isn >> 8 == (hash & 0xffffff);
 }
 
 /* The low octet: what the client offered. mss: octets; wscale: as offered, or WSCALE_NONE. */
@@ -76,19 +82,31 @@ static __always_inline __u16 cookie_mss(__u32 cookie_isn)
 	return mss;
 }
 
-/* Whether a cookie is ours, made for this flow in a neighbouring epoch. */
-static __noinline bool cookie_holds(const struct secrets *secrets, const struct handshake *flow,
-				    __u32 cookie_isn, __u32 epoch)
+/* The hash behind a cookie, if that is one of ours for this flow, and not too old; else 0. */
+static __noinline __u64 check_cookie(const struct secrets *secrets, const struct handshake *flow,
+				     __u32 cookie_isn, __u64 now_ms)
 {
+	__u32 epoch = now_ms / EPOCH_MS, in_epoch_ms = now_ms - (__u64)epoch * EPOCH_MS;
+	/* shortly before its end, hosts whose clocks are ahead have begun the next one */
+	bool has_next = in_epoch_ms >= (EPOCH_S - SKEW_S) * 1000;
+
 	for (__u32 number = 0; number < 2; number++) {
 		const __u64 *key = secrets->keys[number];
+		__u64 hash;
 
 		if (number >= secrets->count)
 			break;
-		if (cookie_mac(key, flow, epoch) == cookie_isn >> 8 ||
-		    cookie_mac(key, flow, epoch - 1) == cookie_isn >> 8 ||
-		    cookie_mac(key, flow, epoch + 1) == cookie_isn >> 8)
-			return true;
+		hash = handshake_hash(key, flow, epoch);
+		if (is_of_hash(cookie_isn, hash))
+			return hash;
+		hash = handshake_hash(key, flow, epoch - 1);
+		if (is_of_hash(cookie_isn, hash))
+			return hash;
+		if (!has_next)
+			continue;
+		hash = handshake_hash(key, flow, epoch + 1);
+		if (is_of_hash(cookie_isn, hash))
+			return hash;
 	}
-	return false;
+	return 0;
 }

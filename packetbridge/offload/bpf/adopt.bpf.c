@@ -18,6 +18,7 @@
 #include "up.h"
 
 #define NO_LISTENER 1
+#define FOLLOWS 0x5ce2 /* in tc_index: a handoff's copy that comes in behind it */
 #define FLAGS_OFF 12 /* in the TCP header: data offset and flags, 16 bits */
 #define ICMP_LEN 8
 #define QUOTE_LEN (2 * sizeof(struct iphdr) + ICMP_LEN + 8)
@@ -60,7 +61,8 @@ static __always_inline struct bpf_tcp_req_attrs attributes(const struct service 
 							   __u32 cookie_isn,
 							   const struct timestamps *timestamps)
 {
-	__u32 wscale = cookie_isn & 0xf, round_trip_ms = timestamps->tsecr & 0xffffff;
+	__u32 wscale = cookie_isn & 0xf, start = stripped(timestamps->tsecr);
+	__u32 round_trip_ms = start & CLOCK_MASK;
 	struct bpf_tcp_req_attrs attrs = {
 		.mss = cookie_mss(cookie_isn),
 		.sack_ok = cookie_isn >> 4 & 1,
@@ -76,7 +78,7 @@ static __always_inline struct bpf_tcp_req_attrs attributes(const struct service 
 		if (round_trip_ms > MAX_ROUND_TRIP_MS)
 			round_trip_ms = 0;
 		attrs.rcv_tsval = timestamps->tsval;
-		attrs.rcv_tsecr = timestamps->tsecr + round_trip_ms;
+		attrs.rcv_tsecr = start + round_trip_ms;
 	}
 	return attrs;
 }
@@ -158,17 +160,37 @@ static __noinline int end_old_socket(struct __sk_buff *skb, const struct service
 	return requeue(skb);
 }
 
-/* Whether this is a first data segment: cookie(five_tuple with the VIP, seq−1) = ack−1. */
-static __always_inline bool is_handoff(const struct service *service,
-				       const struct segment *segment)
+/* Take out of a handoff's echo what it proves, which is no time of the server's. */
+static __noinline int strip_echo(struct __sk_buff *skb, const struct segment *segment)
+{
+	int off = tsval_off(skb, segment) + 5; /* of the two octets in the middle of TSecr */
+	__be16 old, new;
+
+	if (off < 5 || bpf_skb_load_bytes(skb, off, &old, sizeof(old)))
+		return 0;
+	new = old & bpf_htons(~STAMP_MAC_MASK >> 8);
+	bpf_skb_store_bytes(skb, off, &new, sizeof(new), 0);
+	if (off & 1) { /* RFC 1071 §2: a sum of swapped octets is the sum, swapped */
+		old = old << 8 | old >> 8;
+		new = new << 8 | new >> 8;
+	}
+	return bpf_l4_csum_replace(skb, CHECK_OFF, old, new, sizeof(new));
+}
+
+/* What comes in behind a handoff, to see whether the stack has the connection now: a full accept
+ * queue, damage, or a rule of the host's may be against it, and then the client tries again.
+ */
+static __noinline int on_follower(const struct service *service, const struct segment *segment,
+				  const struct stack *stack)
 {
 	struct handshake flow = {
 		segment->five_tuple.saddr, service->vip, segment->five_tuple.sport,
 		service->vip_port, segment->seq - 1,
 	};
 
-	return has_payload(segment) && (segment->flags & (SYN | RST | ACK)) == ACK &&
-	       is_ours(&flow, segment->ack - 1);
+	if (stack->state == CONNECTED)
+		spend(&flow, segment->ack - 1);
+	return DROP;
 }
 
 /* The first data segment of a new connection. */
@@ -185,8 +207,13 @@ static __always_inline int on_handoff(struct __sk_buff *skb, struct service *ser
 			       ? up(UP_UNKNOWN)
 			       : end_old_socket(skb, service, segment, stack->expected_seq);
 	error = open_connection(skb, service, segment);
-	if (!error)
+	if (!error) {
+		skb->tc_index = FOLLOWS;
+		bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
+		skb->tc_index = 0;
+		strip_echo(skb, segment);
 		return to_stack(skb, service, REASON_OPENED);
+	}
 	if (error != NO_LISTENER) { /* else the portable engine's SYN is refused as well */
 		service->has_refused = 1;
 		bpf_map_update_elem(&refused, key, &yes, BPF_ANY);
@@ -196,7 +223,8 @@ static __always_inline int on_handoff(struct __sk_buff *skb, struct service *ser
 
 /* Whether a segment's TSecr is from the server's own clock, so that the stack had, or has, the
  * connection. Those of the first flight name the backend as well, but lie below where the
- * server's clock begins, which is at most two round trips. This saves looking the socket up.
+ * server's clock begins, which is at most two round trips; but for the handoff's, which ends in the
+ * first one. This saves looking the socket up.
  */
 static __always_inline bool echoes_the_server(const struct __sk_buff *skb,
 					      const struct segment *segment)
@@ -204,7 +232,8 @@ static __always_inline bool echoes_the_server(const struct __sk_buff *skb,
 	struct timestamps timestamps = usual_timestamps(skb, segment);
 
 	return timestamps.found && timestamps.tsecr >> 24 &&
-	       (timestamps.tsecr & 0xffffff) > 2 * MAX_ROUND_TRIP_MS;
+	       (timestamps.tsecr & 0xffffff) > 2 * MAX_ROUND_TRIP_MS &&
+	       (!has_payload(segment) || (timestamps.tsecr & CLOCK_MASK) > MAX_ROUND_TRIP_MS);
 }
 
 /* A segment that is no connection's of the stack. */
@@ -213,11 +242,18 @@ static __noinline int on_other(struct __sk_buff *skb, struct service *service,
 			       __u32 dscp)
 {
 	struct flow_key key = {segment->five_tuple.saddr, segment->five_tuple.sport, dscp};
+	int proof = NOTHING;
 
 	if (service->has_refused && bpf_map_lookup_elem(&refused, &key))
 		return up(UP_FLOW);
-	if (is_handoff(service, segment))
+	if (has_payload(segment) && (segment->flags & (SYN | RST | ACK)) == ACK)
+		proof = proof_of(skb, service, segment);
+	if (proof == PROVEN)
 		return on_handoff(skb, service, segment, stack, &key);
+	if (proof == SPENT || proof == BAD_ECHO || (proof == TOO_MANY && stack->state != ODD)) {
+		count(reason_of(proof));
+		return DROP;
+	}
 	if (stack->state == ODD)
 		return to_stack(skb, service, REASON_TO_SERVER);
 	if (has_payload(segment) && skb->tc_index != REQUEUED)
@@ -235,12 +271,14 @@ static __always_inline int on_segment(struct __sk_buff *skb, struct iphdr *ip,
 	if (ip->ttl <= 1 || !read_frame(skb, ip, &segment) || segment.flags & SYN ||
 	    segment.five_tuple.dport != service->vip_port)
 		return on_unusual(skb, service->vip_port);
-	if (!service->has_refused && echoes_the_server(skb, &segment))
+	if (!service->has_refused && echoes_the_server(skb, &segment) && skb->tc_index != FOLLOWS)
 		return to_stack(skb, service, REASON_TO_SERVER);
 	stack = look_up(skb, service, &segment);
-	if (stack.state == CONNECTED)
+	if (stack.state == CONNECTED && skb->tc_index != FOLLOWS)
 		return to_stack(skb, service, REASON_TO_SERVER);
 	other = segment; /* a copy: given the first, clang would keep it in memory from the start */
+	if (skb->tc_index == FOLLOWS)
+		return on_follower(service, &other, &stack);
 	return on_other(skb, service, &other, &stack, dscp);
 }
 

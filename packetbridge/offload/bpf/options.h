@@ -62,23 +62,35 @@ __noinline int option_off(const struct option_octets *octets, __u32 len, __u32 w
 	return -1;
 }
 
+/* Where a segment's TSval stands in the frame; -1: nowhere.
+ *
+ * With a frame of its own, so that its copy of the options does not lie below other calls.
+ */
+static __noinline int tsval_off(struct __sk_buff *skb, const struct segment *segment)
+{
+	struct option_octets octets = {};
+	__u32 len;
+	int off;
+
+	if (usual_timestamps(skb, segment).found)
+		return IP_OFF + HEADERS_LEN + 4;
+	len = read_options(skb, segment, &octets);
+	off = len ? option_off(&octets, len, OPTION_TIMESTAMPS, TIMESTAMPS_LEN) : -1;
+	return off < 0 ? -1 : (int)(IP_OFF + HEADERS_LEN) + off + 2;
+}
+
 /* A segment's timestamps. */
 static __always_inline struct timestamps read_timestamps(struct __sk_buff *skb,
 							 const struct segment *segment)
 {
 	struct timestamps timestamps = usual_timestamps(skb, segment);
-	struct option_octets octets = {};
 	__be32 values[2];
-	__u32 len;
 	int off;
 
 	if (timestamps.found)
 		return timestamps;
-	len = read_options(skb, segment, &octets);
-	if (!len)
-		return timestamps;
-	off = option_off(&octets, len, OPTION_TIMESTAMPS, TIMESTAMPS_LEN);
-	if (off < 0 || bpf_skb_load_bytes(skb, IP_OFF + HEADERS_LEN + off + 2, values, 8))
+	off = tsval_off(skb, segment);
+	if (off < 0 || bpf_skb_load_bytes(skb, off, values, sizeof(values)))
 		return timestamps;
 	timestamps.found = true;
 	timestamps.tsval = bpf_ntohl(values[0]);

@@ -51,32 +51,52 @@ static __always_inline struct flow_key key_of(const struct service *service,
 				 segment->five_tuple.sport, service->server_port};
 }
 
+/* How far from what the server has acknowledged a client's segment may lie: its window. */
+static __always_inline __u32 reach_of(const struct flow *flow)
+{
+	return PLAUSIBLE_LEN + (0xffff << (flow->server_wscale & 15));
+}
+
+static __always_inline bool has_ended(const struct flow *flow)
+{
+	__u8 ending = flow->client_ending | flow->server_ending;
+
+	return ending & WAS_RESET || (ending & BOTH_ENDED) == BOTH_ENDED;
+}
+
 /* Whether it can be no other connection's: without payload it opens none, with one its numbers
- * must fit the flow.
+ * must fit the flow. Twin: packetbridge/modes/splice.py:_is_plausible
  */
 static __always_inline bool is_of_flow(const struct segment *segment, const struct flow *flow)
 {
-	__u32 distance = segment->seq - flow->client_next + PLAUSIBLE_LEN;
-	__u32 unacked_len = flow->server_next - flow->server_acked;
+	__u32 reach = reach_of(flow), wscale = flow->cookie_isn & 0xf;
 
 	if (!has_payload(segment))
 		return true;
-	return distance <= 2 * PLAUSIBLE_LEN && segment->ack - flow->server_acked <= unacked_len;
+	if (wscale == WSCALE_NONE)
+		wscale = 0;
+	return segment->seq - flow->client_acked + reach <= 2 * reach &&
+	       flow->server_next - segment->ack <= PLAUSIBLE_LEN + (0xffff << wscale) &&
+	       !has_ended(flow);
 }
 
-/* Keep track of what the client has sent and acknowledged. */
+/* Keep track of what the client has sent, as far as the server's own numbers allow for it. */
 static __always_inline void note_client(struct flow *flow, const struct segment *segment)
 {
 	__u32 end = segment->seq + payload_len(segment);
 
 	if (segment->flags & (FIN | RST)) {
 		end += segment->flags & FIN;
-		flow->client_ending |= segment->flags & RST ? WAS_RESET : CLIENT_FIN;
+		if (segment->flags & RST && segment->seq == flow->client_acked)
+			flow->client_ending |= WAS_RESET;
 	}
-	if (is_after(end, flow->client_next))
+	if (is_after(end, flow->client_next) && end - flow->client_acked <= reach_of(flow)) {
 		flow->client_next = end;
-	if (is_after(segment->ack, flow->server_acked))
-		flow->server_acked = segment->ack;
+		if (flow->client_ending & CLIENT_FIN)
+			flow->client_ending &= ~CLIENT_FIN; /* it was none: there is more */
+	}
+	if (segment->flags & FIN && end == flow->client_next)
+		flow->client_ending |= CLIENT_FIN;
 	if (flow->server_ending & SERVER_FIN && segment->ack == flow->server_next)
 		flow->client_ending |= SERVER_FIN_ACKED;
 	flow->seen_s = current_s;
@@ -93,24 +113,11 @@ static __always_inline void note_server(struct flow *flow, const struct segment 
 	}
 	if (is_after(end, flow->server_next))
 		flow->server_next = end;
+	if (segment->flags & ACK && is_after(segment->ack, flow->client_acked))
+		flow->client_acked = segment->ack;
 	if (flow->client_ending & CLIENT_FIN && segment->ack == flow->client_next)
 		flow->server_ending |= CLIENT_FIN_ACKED;
 	flow->seen_s = current_s;
-}
-
-/* Whether this is a first data segment: cookie(five_tuple with the VIP, seq−1) = ack−1. One that
- * ends the connection as well is left to the portable engine.
- */
-static __always_inline bool is_handoff(const struct service *service,
-				       const struct segment *segment)
-{
-	struct handshake flow = {
-		segment->five_tuple.saddr, service->vip, segment->five_tuple.sport,
-		service->vip_port, segment->seq - 1,
-	};
-
-	return has_payload(segment) && (segment->flags & (FIN | RST)) == 0 &&
-	       is_ours(&flow, segment->ack - 1);
 }
 
 /* Beside the DSCP, which saves an argument: no flow was found, or that of a copy. */
@@ -127,7 +134,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 	int error;
 	struct timestamps timestamps = read_timestamps(skb, segment);
 	struct flow flow = {
-		.ts_delta = timestamps.tsecr,
+		.ts_delta = stripped(timestamps.tsecr),
 		.client_isn = segment->seq - 1,
 		.cookie_isn = segment->ack - 1,
 		.vip = service->vip,
@@ -138,7 +145,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 		.has_timestamps = timestamps.found,
 		.client_next = segment->seq + payload_len(segment),
 		.server_next = segment->ack,
-		.server_acked = segment->ack,
+		.client_acked = segment->seq,
 		.seen_s = current_s,
 	};
 
@@ -162,27 +169,40 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 static __noinline int on_other(struct __sk_buff *skb, const struct service *service,
 			       const struct flow *flow)
 {
-	bool is_waiting = flow && flow->state == REPLAYING;
 	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
+	/* read once: clang 14 else makes a pointer into the context, which is forbidden */
+	bool is_again = *(volatile __u32 *)&skb->tc_index == REQUEUED, is_others, is_waiting;
 	struct segment segment;
 	__u32 dscp; /* and more, as on_handoff takes it */
+	int proof = NOTHING;
 
 	if (!ip || !read_frame(skb, ip, &segment))
 		return NEXT;
 	dscp = ip->tos >> 2;
-	if (flow && (flow->state == PORTABLE || flow->dscp != dscp))
+	if (flow && flow->state == PORTABLE)
 		return up(UP_FLOW);
-	if (skb->tc_index == REQUEUED && (!flow || is_waiting))
+	is_others = flow && flow->dscp != dscp; /* another service has the client's port */
+	is_waiting = flow && flow->state == REPLAYING && !is_others;
+	if (is_again && is_waiting)
 		return up(UP_FIRST); /* the server has not answered at once */
-	if ((!flow || is_waiting || flow->client_isn != segment.seq - 1) &&
-	    is_handoff(service, &segment)) {
+	if ((!flow || is_waiting || is_others || flow->client_isn != segment.seq - 1) &&
+	    has_payload(&segment) && !(segment.flags & RST))
+		proof = proof_of(skb, service, &segment);
+	if (proof == SPENT || proof == BAD_ECHO || (proof == TOO_MANY && !flow)) {
+		count(reason_of(proof));
+		return DROP;
+	}
+	if (proof == PROVEN) {
+		/* one that ends the connection as well is the portable engine's, too */
+		if (is_others || segment.flags & FIN || (is_again && !flow))
+			return up(UP_FIRST);
 		if (!flow)
 			dscp |= IS_FIRST;
 		else if (flow->client_isn == segment.seq - 1)
 			dscp |= IS_COPY;
 		return on_handoff(skb, service, &segment, dscp);
 	}
-	if (!flow || flow->state != REPLAYING)
+	if (!is_waiting)
 		return up(flow ? UP_FLOW : UP_UNKNOWN);
 	if (has_payload(&segment) || segment.flags & (FIN | RST))
 		return requeue(skb); /* the SYN and the handoff wait before it */
@@ -243,6 +263,7 @@ int on_ingress(struct __sk_buff *skb)
 static __noinline int on_answer(struct __sk_buff *skb, struct flow *flow)
 {
 	struct iphdr *ip = ip_header(skb, HEADERS_LEN);
+	struct handshake opened_by;
 	struct segment segment;
 	struct answer answer;
 
@@ -252,6 +273,12 @@ static __noinline int on_answer(struct __sk_buff *skb, struct flow *flow)
 	    segment.ack == flow->client_isn + 1) {
 		answer = read_answer(skb, &segment);
 		open_flow(flow, segment.seq, &answer);
+		opened_by.saddr = segment.five_tuple.daddr;
+		opened_by.daddr = flow->vip;
+		opened_by.sport = segment.five_tuple.dport;
+		opened_by.dport = flow->vip_port;
+		opened_by.client_isn = flow->client_isn;
+		spend(&opened_by, flow->cookie_isn);
 		count(REASON_OPENED);
 	} else if ((segment.flags & (SYN | ACK | RST)) == ACK) {
 		return bpf_redirect(skb->ifindex, BPF_F_INGRESS);
@@ -303,12 +330,11 @@ struct sweep {
 static __u64 sweep_flow(void *map, const struct flow_key *key, const struct flow *flow,
 		       struct sweep *sweep)
 {
-	__u8 ending = flow->client_ending | flow->server_ending;
 	__u32 most_s = sweep->idle_s;
 
 	if (flow->state == REPLAYING)
 		most_s = sweep->replay_s;
-	else if (ending & WAS_RESET || (ending & BOTH_ENDED) == BOTH_ENDED)
+	else if (has_ended(flow))
 		most_s = sweep->closing_s;
 	/* those of the portable engine leave when it forgets them; a second may have begun since */
 	if (flow->state != PORTABLE && (__s32)(sweep->now_s - flow->seen_s) > (__s32)most_s)

@@ -11,6 +11,7 @@
 #include "checksum.h"
 
 #include "common/bpf/include/share.h"
+#include "common/bpf/include/stamps.h"
 
 #define MAX_EDGES 8 /* of four blocks */
 
@@ -24,7 +25,7 @@ SHARE_TYPE(flow_state, enum flow_state);
 /* The flow's two sides; written here and by packetbridge/offload/splice.py.
  *
  * The first group is as in packetbridge/flows.py:BridgeFlow, and stays; while the handshake is being
- * replayed, ts_delta is the handoff's TSecr. The second is what has been seen, in the client's
+ * replayed, ts_delta is the handoff's TSecr without its MAC. The second is what has been seen, in the client's
  * numbers, and in which second. Of `ending`, each direction has its own half: two processors may be
  * at it at once.
  */
@@ -44,7 +45,7 @@ struct flow {
 
 	__u32 client_next;
 	__u32 server_next;
-	__u32 server_acked;
+	__u32 client_acked;
 	__u32 seen_s;
 	__u8 client_ending; /* what the client's segments tell, and below, what the server's do */
 	__u8 server_ending;
@@ -90,6 +91,15 @@ static __always_inline __u64 add_at(__be32 *field, __u32 addend, __u64 sum)
 	__be32 old = *field;
 
 	*field = bpf_htonl(bpf_ntohl(old) + addend);
+	return changed(sum, old, *field);
+}
+
+/* Take the MAC out of a handoff's TSecr. Returns: the sum with what has changed. */
+static __always_inline __u64 strip_at(__be32 *field, __u64 sum)
+{
+	__be32 old = *field;
+
+	*field = bpf_htonl(stripped(bpf_ntohl(old)));
 	return changed(sum, old, *field);
 }
 
@@ -140,8 +150,11 @@ static __always_inline bool to_server(struct __sk_buff *skb, const struct segmen
 		return false;
 	sum = set16_at(&tcp->dest, service->server_port, sum);
 	sum = add_at(&tcp->ack_seq, -flow->seq_delta, sum);
-	if (layout.has_timestamps && (void *)(options + USUAL_TIMESTAMPS_WORDS) <= data_end)
+	if (layout.has_timestamps && (void *)(options + USUAL_TIMESTAMPS_WORDS) <= data_end) {
+		if (segment->seq - 1 == flow->client_isn)
+			sum = strip_at(options + 2, sum);
 		sum = add_at(options + 2, -flow->ts_delta, sum);
+	}
 	if (layout.edges)
 		sum = shift_edges(options, data_end, &layout, -flow->seq_delta, sum);
 	if (flow->client_wscale) {
