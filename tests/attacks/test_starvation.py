@@ -256,6 +256,8 @@ def test_the_rest_of_a_long_request_does_not_share_with_strangers(program: OnDut
     assert run(ETHERNET + first).retval == XDP_PASS
     assert run(ETHERNET + rest).retval == XDP_PASS
     assert run(ETHERNET + stranger).retval == XDP_DROP
+    program.flood(tcp.emit(_ends("10.66.7.7"), 7, 9, ACK | PSH, payload=b"guess"))
+    assert run(ETHERNET + rest).retval == XDP_PASS
     syn = _segment(_ends(), SYN)
     assert run(ETHERNET + syn).retval == XDP_TX
 

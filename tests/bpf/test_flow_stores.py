@@ -73,7 +73,7 @@ class Kept(NamedTuple):
 
 
 def key(number: int) -> bytes:
-    return number.to_bytes(4) + VIP.packed + b"\x10\0\0\x50"
+    return (10 << 24 | number).to_bytes(4) + VIP.packed + b"\x10\0\0\x50"
 
 
 def in_memory() -> Iterator[Kept]:

@@ -145,6 +145,8 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		return forward_flow(ctx, segment, flow, backend, shift, now_ms);
 	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return up(UP_HELD);
+	if (is_guess && is_ahead(ahead_at(hash), hash))
+		return up(UP_HELD); /* it is none */
 	if (is_guess && !may_guess(service, now_ms)) {
 		note(REASON_GUESSES_LIMITED);
 		return XDP_DROP;

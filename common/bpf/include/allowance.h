@@ -57,8 +57,8 @@ static __always_inline __u64 current_tenth(void)
 	return (bpf_jiffies64() * tick_length >> 20) / TENTH_MS;
 }
 
-/* Whether one more of a class may; if not, it has been counted. */
-static __noinline bool may_go_up(__u32 way)
+/* Whether one more of a class may; if not, it has been counted. Each program calls it in one place. */
+static __always_inline bool may_go_up(__u32 way)
 {
 	struct allowance *allowance = bpf_map_lookup_elem(&allowances, &way);
 	__u64 tenth = current_tenth(), before;

@@ -9,7 +9,7 @@
 #include "common/bpf/include/icmp.h"
 
 /* Leave a packet of that class (enum way_up) to the portable engine, or drop it. */
-static __always_inline int up(__u32 way)
+static __noinline int up(__u32 way)
 {
 	return may_go_up(way) ? NEXT : DROP;
 }
