@@ -62,14 +62,22 @@ class BackendFlow(Flow):
         if not self.has_timestamps:
             self.noted_seq = client_isn
 
+    def has_begun_with(self, segment: Segment) -> bool:
+        """Whether a segment is the flow's first one once more; nobody knows that of one that was
+        taken over.
+        """
+        return (self.state != TAKEN_OVER and segment.payload_len > 0
+                and add(segment.seq, -1) == self.client_isn)
+
     def may_give_way(self, segment: Segment, now_ms: int) -> bool:
         """Whether a segment may be another connection's, so that its cookie need be looked at.
 
         Any of a large upload would pass for a first payload once in 2**22 times or so. With
-        timestamps, a first payload has more to show than its cookie.
+        timestamps, a first payload has more to show than its cookie; and that a flow which was
+        taken over is one, nothing but its packets says.
         Twin: balancer/offload/bpf/life.h:may_give_way
         """
-        if segment.ts_off:
+        if segment.ts_off or self.state == TAKEN_OVER:
             return True
         if self.syn_seen and (self.has_timestamps or self.noted_seq == add(segment.seq, -1)):
             return True

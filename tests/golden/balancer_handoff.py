@@ -17,6 +17,7 @@ from tests.golden.stacks import (
     to_bridge,
     whole,
 )
+from tests.golden.steps import forwards, opens, syn
 
 book = Book("balancer", balancer_config)
 OTHER_SECRET = bytes(range(100, 116))
@@ -204,6 +205,42 @@ def a_first_payload_that_echoes_anything_else_opens_nothing(case: Case) -> None:
             case.drops("bad_echo", client.segment("A", ts=(CLIENT_CLOCK, echo)),
                        client.segment("FA", ts=(CLIENT_CLOCK, echo)))
     case.sends("handoff", request, to_bridge(request, tsecr=client.handed(1, 1)))
+
+
+@book.case(backends=(1, 2), weights={2: 0})
+def a_flow_that_was_taken_over_does_not_choose_for_a_first_payload(case: Case) -> None:
+    """Packets that name a backend enter a flow there; nothing else speaks for it, so a first
+    payload without timestamps opens a flow of its own, where the scheduler says."""
+    client = Client()
+    for step in range(4):
+        packet = client.segment("A", ts=(CLIENT_CLOCK, named(2, 2000 + step)))
+        case.sends("forwarded" if step == 3 else "takeover", packet, to_bridge(packet, 2))
+        case.wait(10)
+
+    request = client.segment("PA", payload=REQUEST, options=[])
+    case.sends("handoff", request, to_bridge(request, 1))
+
+
+@book.case()
+def a_flow_gives_way_to_no_guess_beyond_the_bound(case: Case) -> None:
+    """A flow without timestamps may give way to a new connection when it has been idle. Beyond the
+    bound on guesses it does not, so its own segments go on; after a SYN, which says that a new one
+    is likely, they are dropped until there is a guess to spare."""
+    old, other, stranger = (Client(port, timestamps=False) for port in (40000, 40001, 40002))
+    new = Client(isn=0x3000_0000, timestamps=False, syn_at_ms=START_MS + EPOCH_MS)
+    request = new.segment("PA", payload=REQUEST)
+
+    opens(case, old)
+    opens(case, other)
+    case.wait(EPOCH_MS)
+    for guess in range(250):
+        case.drops("unknown_flow",
+                   stranger.segment("PA", ack=1 + 0x100 * (1 + guess), payload=b"x"))
+    forwards(case, other.segment("PA", 1 + len(REQUEST), 500, payload=b"x"))
+    syn(case, new)
+    case.drops("guesses_limited", request)
+    case.wait(100)
+    case.sends("handoff", request, to_bridge(request))
 
 
 @book.case()

@@ -184,25 +184,28 @@ class Split:
     ) -> Verdict:
         """A packet whose TSecr, if it has one, names no backend."""
         payload_len = segment.payload_len
-        if flow is not None and payload_len and delta(segment.seq, 1) == flow.client_isn:
+        if flow is not None and flow.has_begun_with(segment):
             return self._forward(segment, flow, now_ms)
         held = self.holds.get(key)
         if held is not None and held.is_continued_by(segment):
             return self._on_held(segment, held, flow, now_ms)
-        is_guess = bool(flow is None and payload_len and not segment.ts_off)
+        is_asked = flow is None or flow.may_give_way(segment, now_ms)
+        is_guess = bool(is_asked and payload_len and not segment.ts_off)
         if is_guess and service.guesses.is_over(now_ms):
+            if flow is not None and not flow.syn_seen:
+                return self._forward(segment, flow, now_ms)
             return DROP[DropReason.GUESSES_LIMITED]
         proven = None
-        if flow is None or flow.may_give_way(segment, now_ms):
+        if is_asked:
             proven = handshake.check_cookie(segment, self.secrets, self._unix_ms(now_ms))
         if proven is not None and handshake.echoes_t0(segment, proven, self._accepts_version_1):
             if held is not None:
                 self.holds.remove(held)  # of an older connection on the same ports
             return self._on_first(segment, service, proven, flow, now_ms)
+        if is_guess and proven is None:
+            service.guesses.note(now_ms)
         if flow is not None:
             return self._forward(segment, flow, now_ms)
-        if is_guess:
-            service.guesses.note(now_ms)
         if segment.flags & RST:
             return DROP[DropReason.RESET_UNANSWERED]
         if self.unknown.is_lost(key, now_ms):

@@ -137,21 +137,25 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 				      struct flow *flow, __u64 hash, __u64 now_ms)
 {
 	struct backend *backend = flow ? find_backend(service, flow->tag.backend) : NULL;
-	bool is_guess = !flow && payload_len(segment) && !segment->has_timestamps;
+	bool is_asked = !flow || may_give_way(flow, segment, now_ms);
+	bool is_guess = is_asked && payload_len(segment) && !segment->has_timestamps;
 	__u32 shift = flow ? shift_of(settings, flow, now_ms) : 0;
 	__u64 proven = 0;
 
-	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn)
+	if (flow && payload_len(segment) && segment->seq - 1 == flow->client_isn &&
+	    state_of(flow) != TAKEN_OVER)
 		return forward_flow(ctx, segment, flow, backend, shift, now_ms);
 	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
 		return up(UP_HELD);
-	if (is_guess && is_ahead(ahead_at(hash), hash))
+	if (is_guess && !flow && is_ahead(ahead_at(hash), hash))
 		return up(UP_HELD); /* it is none */
 	if (is_guess && !may_guess(service, now_ms)) {
+		if (flow && !(flow->tag.state & SYN_SEEN))
+			return forward_flow(ctx, segment, flow, backend, shift, now_ms);
 		note(REASON_GUESSES_LIMITED);
 		return XDP_DROP;
 	}
-	if (!flow || may_give_way(flow, segment, now_ms))
+	if (is_asked)
 		proven = follows_cookie(settings, segment, unix_ms(settings, now_ms));
 	if (proven && echoes_t0(settings, segment, proven)) {
 		if (payload_len(segment)) {
@@ -169,11 +173,10 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 		note(REASON_HANDSHAKE_ACK);
 		return XDP_DROP;
 	}
-	if (flow)
-		return forward_flow(ctx, segment, flow, backend, shift, now_ms);
-	if (is_guess)
+	if (is_guess && !proven)
 		note_guess(service, now_ms);
-	return unknown_up(hash);
+	return flow ? forward_flow(ctx, segment, flow, backend, shift, now_ms)
+		    : unknown_up(hash);
 }
 
 static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings,

@@ -50,7 +50,7 @@ static __always_inline bool may_give_way(const struct flow *flow, const struct s
 	__u8 bits = flow->tag.state, state = bits & STATE_MASK;
 	bool is_closing = state >= DOUBTED && state <= RESET;
 
-	if (segment->has_timestamps)
+	if (segment->has_timestamps || state == TAKEN_OVER)
 		return true;
 	if (bits & SYN_SEEN && (!(bits & BARE) || flow->number == segment->seq - 1))
 		return true;
