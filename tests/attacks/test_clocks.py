@@ -56,8 +56,7 @@ def test_cookies_follow_a_clock_that_is_set(set_s: int) -> None:
     (syn_ack,) = datapath.on_packet(syn, UP_MS).packets
 
     made = int.from_bytes(syn_ack[24:28], "big")
-    assert cookie.check(SECRETS, ends(PORT), 7, made,
-                        cookie.epoch_at(UNIX_MS + 1000 * set_s))
+    assert cookie.check(SECRETS, ends(PORT), 7, made, UNIX_MS + 1000 * set_s) is not None
     first = first_segment(UNIX_MS + 1000 * set_s)
     assert datapath.on_packet(first, UP_MS + 1).reason is Event.HANDOFF
 

@@ -14,6 +14,7 @@ from common.bpf import features
 from common.bpf.objects import TC_ACT_REDIRECT, TC_ACT_SHOT, TC_ACT_UNSPEC, SkBuff
 from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
+from common.flow import guesses
 from common.settings.table import Table
 from common.verdict import DropReason
 from common.wire import options, tcp
@@ -36,6 +37,12 @@ NOW_MS = balancer_twins.NOW_MS
 ETHERNET = bytes(12) + b"\x08\0"
 
 pytestmark = pytest.mark.root
+
+
+@pytest.fixture(autouse=True)
+def _no_bound_on_guesses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Programs and data paths count them each for itself, by clocks of their own."""
+    monkeypatch.setattr(guesses, "MAX_GUESSES", 1 << 30)
 
 
 @pytest.fixture
@@ -173,7 +180,7 @@ def _agree(spliced: Spliced, packet: bytes) -> None:
         return
     entry.tell(flow)
     told = entry._replace(client_next=flow.client_next, server_next=flow.server_next,
-                          server_acked=flow.server_acked)
+                          client_acked=flow.client_acked)
     if told != entry:
         spliced._programs.write(key, told)
 
