@@ -10,7 +10,14 @@ from typing import Any, NamedTuple
 
 from balancer.config import Service
 from balancer.keys.request import KeySpec
-from balancer.pool.schedule import TABLE_SIZE, Maglev, Rendezvous, turns_of
+from balancer.pool.schedule import (
+    TABLE_SIZE,
+    BoundedLoad,
+    Maglev,
+    Rendezvous,
+    Scheduler,
+    turns_of,
+)
 from balancer.pool.schedulers import HASHING
 from common.bpf.btf import Btf
 from common.bpf.objects import Object
@@ -31,35 +38,53 @@ class Choice(NamedTuple):
     turns: int = 0
 
 
+class Prepared(NamedTuple):
+    """A service as the program reads it."""
+
+    table: bytes
+    pool: bytes
+    plan: bytes
+
+
 def fill_requests(program_file: Object, services: Iterable[tuple[int, Service]]) -> None:
     """Fill the maps by which the program chooses backends. Raises: BpfError.
 
     services: each with its number.
     """
+    encode = Encoder(program_file.btf)
+    write(program_file, [(number, encode.prepare(service)) for number, service in services])
+
+
+def write(program_file: Object, services: Iterable[tuple[int, Prepared]]) -> None:
+    """Let the program choose by these; each with its number. Raises: BpfError."""
     plans = program_file.map("plans")
     tables = program_file.map("tables")
     pools = program_file.map("pools")
-    encode = _Encoder(program_file.btf)
-    table_len = program_file.btf.layout("ids").size
-    for number, service in services:
-        choice = encode.choice(service)
-        tables.update(number, choice.ids.ljust(table_len, b"\0"))
-        pools.update(number, encode.pool(service))
-        plans.update(number, encode.plan(service, choice))
+    for number, prepared in services:
+        tables.update(number, prepared.table)
+        pools.update(number, prepared.pool)
+        plans.update(number, prepared.plan)
     plans.close()
     pools.close()
     tables.close()
 
 
-class _Encoder:
+class Encoder:
     """Services as the program reads them."""
 
     def __init__(self, btf: Btf) -> None:
+        self._table_len = btf.layout("ids").size
         self._kind = btf.enum("key_kind")
         self._scheduler = btf.enum("scheduler")
         self._plan, self._spec, self._name, self._pool = map(
             btf.layout, ("plan", "key_spec", "name", "pool"))
         self._tables: dict[tuple[Any, ...], bytes] = {}
+
+    def prepare(self, service: Service, scheduler: Scheduler | None = None) -> Prepared:
+        """All of a service. scheduler: the one over its backends, where there is one."""
+        choice = self.choice(service, scheduler)
+        return Prepared(choice.ids.ljust(self._table_len, b"\0"), self.pool(service),
+                        self.plan(service, choice))
 
     def plan(self, service: Service, choice: Choice) -> bytes:
         """Everything but the table."""
@@ -78,14 +103,14 @@ class _Encoder:
             total_weight=sum(weight for _, weight in backends),
             backends=octets.ljust(room, b"\0")))
 
-    def choice(self, service: Service) -> Choice:
+    def choice(self, service: Service, scheduler: Scheduler | None = None) -> Choice:
         """Scheduler and table; none where the portable engine alone can choose."""
         kinds = self._scheduler
         if service.scheduler in HASHING:
             if service.hash_balance_factor is None:
-                return Choice(kinds["SCHEDULER_HASHING"], self._table(service))
+                return Choice(kinds["SCHEDULER_HASHING"], self._table(service, scheduler))
             # from a slot on, Maglev's order is the table's; that of scores is not to be had there
-            return Choice(kinds["SCHEDULER_BOUNDED"], self._table(service),
+            return Choice(kinds["SCHEDULER_BOUNDED"], self._table(service, scheduler),
                           _MAX_STEPS if service.scheduler == "maglev" else 1)
         if service.scheduler == "least-flows":
             return Choice(kinds["SCHEDULER_LEAST_FLOWS"])
@@ -97,8 +122,10 @@ class _Encoder:
                 return Choice(kinds[kind], bytes(turns), len(turns))
         return Choice(kinds["SCHEDULER_NONE"])
 
-    def _table(self, service: Service) -> bytes:
+    def _table(self, service: Service, scheduler: Scheduler | None) -> bytes:
         """A hashing scheduler's; made once for all services that have the same backends."""
+        if isinstance(scheduler, (Maglev, Rendezvous, BoundedLoad)):
+            return bytes(list(scheduler.table))
         key = service.scheduler, tuple((each.id, each.weight) for each in service.backends)
         if key not in self._tables:
             hashing = Maglev if service.scheduler == "maglev" else Rendezvous

@@ -172,6 +172,11 @@ class BoundedLoad:
         self._total_weight = sum(self._weights.values())
         self._factor = factor
 
+    @property
+    def table(self) -> array:
+        """The hashing scheduler's."""
+        return self._hashing.table
+
     def pick(self, key: bytes, load: Load = _no_load, /) -> int | None:
         """The first backend in the key's own order that has room for one more flow."""
         loads = {backend_id: load(backend_id) for backend_id in self._weights}

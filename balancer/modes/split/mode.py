@@ -162,6 +162,8 @@ class Split:
             segment.five_tuple, named.id, segment.seq, segment.ack, tsecr, now_ms)
         if standing is takeover.Standing.LIMITED:
             return DROP[DropReason.TAKEOVER_LIMITED]
+        if named.is_cut:
+            return _reset(segment)
         if standing is takeover.Standing.VOUCHED and flow is None:
             self._take_over(segment, named, tsecr, now_ms)
         return send(Event.TAKEOVER, _to_backend(segment, named, 0, 0))
@@ -338,6 +340,9 @@ class Split:
 
     def _forward(self, segment: Segment, flow: BackendFlow, now_ms: int) -> Verdict:
         """Send a packet to its flow's backend, and note what it does to the flow."""
+        if flow.backend.is_cut:
+            self._remove(flow)
+            return _reset(segment)
         if flow.goes_up:
             self._watch(segment, flow)
         state = after(flow, segment)
@@ -397,6 +402,13 @@ def _may_be_answered(segment: Segment) -> bool:
     """Whether the source is one that a host on the network can have, and not the VIP."""
     packet = segment.packet
     return packet.family.source_is_possible(packet.src) and packet.src != packet.dst
+
+
+def _reset(segment: Segment) -> Verdict:
+    """Reset the client of a flow whose backend is down."""
+    if segment.flags & RST:
+        return DROP[DropReason.RESET_UNANSWERED]
+    return send(Event.RESET, tcp.reset_for(segment))
 
 
 def _choose(
