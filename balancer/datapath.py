@@ -84,6 +84,7 @@ class Datapath:
             config.max_flows, timeouts_ms(config.timeouts), owner=attrgetter("backend"),
         )
         self.offload = offload
+        self.observers: list[Callable[[], list[Sample]]] = []  # further ones, for `samples`
         self.counters = new_counters()
         marks: Marks = offload.marks if offload else set()
         self.modes = {
@@ -235,6 +236,8 @@ class Datapath:
         ]
         for mode in self.modes.values():
             samples += mode.samples()
+        for observer in self.observers:
+            samples += observer()
         for service in self.services:
             samples.append(Sample("mss", "gauge", "MSS that SYN-ACKs offer",
                                   {"service": service.config.name}, service.mss))

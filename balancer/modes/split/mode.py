@@ -440,3 +440,13 @@ def _to_backend(segment: Segment, backend: Backend, ts_shift: int, client_isn: i
     backend.packets += 1
     backend.octets += len(octets)
     return backend.way.wrap(octets)
+
+
+def hand_over(segment: Segment, backend: Backend, secrets: Secrets, now_ms: int) -> bytes:
+    """The handoff of a first segment to this backend, without a flow: a health check's."""
+    shift = 0
+    timestamps = segment.timestamps
+    if timestamps:
+        handshake_hash = handshake.check_cookie(segment, secrets, now_ms) or 0
+        shift = takeover.ts_shift(backend, handshake_hash, timestamps[1], now_ms)
+    return _to_backend(segment, backend, shift, delta(segment.seq, 1))
