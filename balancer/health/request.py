@@ -14,7 +14,7 @@ from balancer.health.settings import Check
 MOST_ANSWER_OCTETS = 16 << 10  # looked at
 _STATUS = re.compile(rb"HTTP/1\.[01] ([1-5]\d\d)[ \r\n]")
 _STATUS_LEN = 13
-_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,7})[^\r\n]*\r\n")
+_CHUNK = re.compile(rb"([0-9A-Fa-f]{1,7})[ \t]*(?:;[^\r\n]*)?\r\n")
 _CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding:[^\r\n]*\bchunked[ \t]*\r\n")
 _ALERT, _HANDSHAKE, _SERVER_HELLO = 21, 22, 2  # RFC 8446 §5.1, §4
 _RECORD_HEADER_LEN = 5
