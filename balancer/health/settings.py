@@ -33,7 +33,7 @@ def _matching(pattern: re.Pattern[str], expected: str, kind: str) -> Reader[str]
 
 
 status_range = Reader(_read_status, '`200` or `"200-399"`',
-                      lambda ends: quoted(f"{ends[0]}-{ends[1]}"))
+                      lambda low_high: quoted("-".join(map(str, low_high))))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
