@@ -13,7 +13,7 @@ from balancer.modes.split import takeover
 from balancer.offload.flow_map import STATE_BITS, FlowMap
 from balancer.offload.maps import place_of
 from balancer.offload.numbers import ServiceNumbers
-from balancer.offload.requests import Encoder, Prepared, fill_requests, write
+from balancer.offload.requests import Encoder, Prepared, write
 from balancer.paths import UNKNOWN, NextHop
 from balancer.pool.schedule import Scheduler
 from common.bpf import allowance, build, pins, reasons
@@ -90,7 +90,9 @@ class Program:
         self.set_secrets(secrets)
         numbered = [(self.numbers[service.endpoint], service) for service in config.services]
         self._fill_services(numbered)
-        fill_requests(self.object, numbered)
+        self._encoder = Encoder(self.object.btf)
+        write(self.object, [(number, self._encoder.prepare(service))
+                            for number, service in numbered])
 
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
@@ -159,11 +161,11 @@ class Program:
 
     def set_scheduler(self, number: int, service: Service) -> None:
         """Choose among these backends of a service from now on."""
-        fill_requests(self.object, [(number, service)])
+        self.choose_by(number, self._encoder.prepare(service))
 
     def prepare(self, service: Service, scheduler: Scheduler) -> Prepared:
         """What `choose_by` takes."""
-        return Encoder(self.object.btf).prepare(service, scheduler)
+        return self._encoder.prepare(service, scheduler)
 
     def choose_by(self, number: int, prepared: Prepared) -> None:
         """Choose by this for the service of that number from now on."""

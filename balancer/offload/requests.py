@@ -12,13 +12,13 @@ from balancer.config import Service
 from balancer.keys.request import KeySpec
 from balancer.pool.schedule import (
     TABLE_SIZE,
-    BoundedLoad,
     Maglev,
     Rendezvous,
     Scheduler,
     turns_of,
 )
 from balancer.pool.schedulers import HASHING
+from balancer.pool.share import Share
 from common.bpf.btf import Btf
 from common.bpf.objects import Object
 
@@ -26,6 +26,7 @@ _KINDS = {"source": "KEY_SOURCE", "source+port": "KEY_SOURCE_AND_PORT", "payload
           "tls.sni": "KEY_SERVER_NAME", "http.path": "KEY_PATH", "http.target": "KEY_TARGET",
           "http.host": "KEY_HOST", "http.host+path": "KEY_HOST_AND_PATH",
           "http.header": "KEY_HEADER", "http.cookie": "KEY_COOKIE", "http.query": "KEY_QUERY"}
+_MOST_TABLES = 128  # that are remembered, of 64 KiB each
 _MAX_STEPS = 32  # with slots that are tried, at most
 _LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz")
 
@@ -44,15 +45,6 @@ class Prepared(NamedTuple):
     table: bytes
     pool: bytes
     plan: bytes
-
-
-def fill_requests(program_file: Object, services: Iterable[tuple[int, Service]]) -> None:
-    """Fill the maps by which the program chooses backends. Raises: BpfError.
-
-    services: each with its number.
-    """
-    encode = Encoder(program_file.btf)
-    write(program_file, [(number, encode.prepare(service)) for number, service in services])
 
 
 def write(program_file: Object, services: Iterable[tuple[int, Prepared]]) -> None:
@@ -78,7 +70,7 @@ class Encoder:
         self._scheduler = btf.enum("scheduler")
         self._plan, self._spec, self._name, self._pool = map(
             btf.layout, ("plan", "key_spec", "name", "pool"))
-        self._tables: dict[tuple[Any, ...], bytes] = {}
+        self._tables: dict[tuple[str, tuple[tuple[int, int], ...]], bytes] = {}
 
     def prepare(self, service: Service, scheduler: Scheduler | None = None) -> Prepared:
         """All of a service. scheduler: the one over its backends, where there is one."""
@@ -124,13 +116,28 @@ class Encoder:
 
     def _table(self, service: Service, scheduler: Scheduler | None) -> bytes:
         """A hashing scheduler's; made once for all services that have the same backends."""
-        if isinstance(scheduler, (Maglev, Rendezvous, BoundedLoad)):
-            return bytes(list(scheduler.table))
         key = service.scheduler, tuple((each.id, each.weight) for each in service.backends)
-        if key not in self._tables:
-            hashing = Maglev if service.scheduler == "maglev" else Rendezvous
-            self._tables[key] = bytes(list(hashing(service.backends).table))
-        return self._tables[key]
+        table = self._tables.pop(key, None)
+        if table is None:
+            hashing = scheduler
+            if not isinstance(hashing, (Maglev, Rendezvous)):
+                hashing = (Maglev if service.scheduler == "maglev" else Rendezvous)(
+                    service.backends)
+            if isinstance(hashing, Rendezvous):
+                self._follow(hashing, service)
+            table = bytes(list(hashing.table))
+        self._tables[key] = table  # the latest is the last
+        while len(self._tables) > _MOST_TABLES:
+            del self._tables[next(iter(self._tables))]
+        return table
+
+    def _follow(self, hashing: Rendezvous, service: Service) -> None:
+        """Save the seconds that a table of scores takes where the latest like it is not far off."""
+        ids = [each.id for each in service.backends]
+        for (name, shares), table in reversed(list(self._tables.items())):
+            if name == service.scheduler and [id for id, _ in shares] == ids:
+                hashing.follow([Share(*each) for each in shares], table)
+                return
 
     def _encode_spec(self, spec: KeySpec) -> bytes:
         """A key; one that the program has no room for is left to the portable engine."""

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from balancer import config
 from balancer.pool.schedule import BackendLike, Scheduler
-from balancer.pool.share import Policy, Shares, Standing, shares_of
+from balancer.pool.share import Policy, Share, Shares, Standing, shares_of
 from common.encap import Way
 
 
@@ -56,13 +56,6 @@ class Backend:
     def leave(self) -> None:
         """Be configured no more."""
         self.weight, self.state = 0, State.LEAVING
-
-
-class Shared(NamedTuple):
-    """A backend as schedulers see it. weight: its share."""
-
-    id: int
-    weight: int
 
 
 class Changes(NamedTuple):
@@ -151,4 +144,4 @@ class Pool:
             member for member in members.values() if member.state is State.SERVING]
         self.version += 1
         weights = self.shares().weights
-        self.scheduler = self._schedule([Shared(id, share) for id, share in weights.items()])
+        self.scheduler = self._schedule([Share(id, share) for id, share in weights.items()])

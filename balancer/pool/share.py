@@ -58,6 +58,13 @@ class Member(Protocol):
     def standing(self) -> Standing: ...
 
 
+class Share(NamedTuple):
+    """A backend as schedulers see it. weight: its share."""
+
+    id: int
+    weight: int
+
+
 class Shares(NamedTuple):
     """What follows for all backends of a service.
 

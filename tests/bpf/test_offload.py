@@ -45,8 +45,11 @@ def backend(number: int, weight: int = 1) -> config.Backend:
 class Pair:
     """A program, and the data path beside it."""
 
-    def __init__(self, *backends: config.Backend, check: Check = NO_CHECK) -> None:
+    def __init__(
+        self, *backends: config.Backend, check: Check = NO_CHECK, scheduler: str = "maglev",
+    ) -> None:
         service = config.Service(name="web", vip=VIP, port=80, dscp=3, check=check,
+                                 scheduler=scheduler,
                                  key=KeySpec.parse("http.path"), backends=backends)
         configured = config.Config(services=(service,), max_flows=1000)
         try:
@@ -289,3 +292,17 @@ def test_flows_that_are_cut_go_up_whatever_becomes_of_the_paths() -> None:
     stand(pair, 1, Standing())
     assert {number: pair.go_on(number) for number in before} == before
     pair.offload.program.close()
+
+
+@pytest.mark.parametrize("scheduler", ["maglev", "rendezvous"])
+def test_both_choose_alike_whoever_is_up(scheduler: str) -> None:
+    pair = Pair(*(backend(number) for number in range(1, 5)), scheduler=scheduler)
+    numbers = iter(range(10_000))
+    down, ramp = Standing(is_up=False), Standing(steps=3)
+
+    for number, standing in ((1, down), (3, down), (1, ramp), (1, Standing()), (3, Standing())):
+        stand(pair, number, standing)
+        asked = [next(numbers) for _ in range(60)]
+        wanted = [pair.service.pool.pick(b"/%d" % each, lambda _: 0) for each in asked]
+        assert [pair.hand_over(each) for each in asked] == [each.id for each in wanted if each]
+    pair.program.close()
