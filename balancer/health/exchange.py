@@ -12,6 +12,7 @@ from balancer.pool.pool import Backend
 from balancer.services import ServiceState
 from common.cluster.cookie import Secrets
 from common.wire import five_tuple, options, tcp
+from common.wire.family import of_five_tuple
 from common.wire.options import Options
 from common.wire.seq import add, delta
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
@@ -119,7 +120,7 @@ class Exchange:
     def _send(self, packet: bytes) -> bytes:
         """As the data path sends a client's packet."""
         octets = bytearray(packet)
-        tcp.patch_checksum(octets, tcp.checked(packet).off, self._way.changes)
+        tcp.patch_checksum(octets, of_five_tuple(self._ends).header_len, self._way.changes)
         return self._way.wrap(octets)
 
 

@@ -73,7 +73,8 @@ class Check:
         whole(1, 100), "so many checks in a row that are passed bring a backend up",
         "After every further fall within ten minutes it takes twice as many, up to 16 times.")] = 2
     fall: Annotated[int, Setting(
-        whole(1, 100), "so many checks in a row that fail bring a backend down")] = 3
+        whole(1, 100), "so many checks in a row that fail bring a backend down",
+        "After a start the first one decides.")] = 3
     ramp_ms: Annotated[int, Setting(
         seconds(0, 3600), "how long the share of a backend that comes up takes to become whole",
         )] = 0

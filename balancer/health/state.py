@@ -1,8 +1,9 @@
 """Up or down: what results in a row make of a backend, and how a ramp and flapping are dealt with.
 
 A backend is up until checks have failed `fall` times in a row, and down until they have been passed
-`rise` times. One that keeps falling has to prove itself for longer each time, and one that comes
-back gets its share step by step.
+`rise` times. Of one that nothing is known of yet, the first check decides: a restart must not give
+a dead one flows for long. One that keeps falling has to prove itself for longer each time, and one
+that comes back gets its share step by step.
 """
 
 from collections import deque
@@ -24,7 +25,8 @@ class Health:
 
     def __init__(self, check: Check) -> None:
         self._check = check
-        self._count = 0  # of results in a row that contradict the state
+        # of results in a row that contradict the state; the first one of all decides alone
+        self._count = check.fall - 1
         self._falls: deque[float] = deque(maxlen=_MOST_DOUBLED + 1)
         self._is_ramping = False
         self.is_up = True

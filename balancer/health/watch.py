@@ -38,10 +38,10 @@ log = logging.getLogger(__name__)
 
 
 class Reckoned(NamedTuple):
-    """A plan for a service."""
+    """A plan for a service; None: our bug, and logged."""
 
     service: ServiceState
-    plan: Plan
+    plan: Plan | None
 
 
 class HealthWatch:
@@ -99,9 +99,10 @@ class HealthWatch:
     def on_deadline(self) -> None:
         """Send what is due."""
         now_ms = time.monotonic() * 1000
-        self._calm_ms = now_ms + _PAUSE_MS
         for packet in self._monitor.on_time(now_ms, clock_ms()):
             self._sender.send(packet)
+        if self._monitor.due_ms > now_ms:  # else the next turn goes on
+            self._calm_ms = now_ms + _PAUSE_MS
         self._follow()
 
     def _follow(self) -> None:
@@ -113,13 +114,17 @@ class HealthWatch:
 
     def _on_reckoned(self, reckoned: Reckoned) -> None:
         self._reckoning.discard(reckoned.service)
-        if not self._datapath.follow(reckoned.service, reckoned.plan):
+        if reckoned.plan and not self._datapath.follow(reckoned.service, reckoned.plan):
             self._monitor.changed.add(reckoned.service)  # its backends are others now
         self._follow()
 
 
 def _reckon(service: ServiceState, make: Callable[[], Plan]) -> Reckoned:
-    return Reckoned(service, make())
+    try:
+        return Reckoned(service, make())
+    except Exception:
+        log.exception("the shares of %s stay as they were", service.config.name)
+        return Reckoned(service, None)
 
 
 def _listen(vips: Iterable[bytes]) -> socket.socket:

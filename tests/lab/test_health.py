@@ -195,3 +195,17 @@ def news(running: Process, pattern: str) -> None:
 
 
 _seen: dict[int, int] = {}
+
+
+@pytest.mark.parametrize("kind", ["portable", "adopt"])
+def test_a_restart_does_not_take_a_dead_backend_for_a_living_one(kind: str) -> None:
+    with Lab(pair=kind) as lab:
+        for backend in lab.backends:
+            lab.start_bridge(backend)
+        lab.start_nginx(lab.backend2)
+        running = balancer(lab, "interval = 10")
+
+        running.wait_for("backend 1 of web .* is down: it refuses the connection", PATIENCE_S)
+        time.sleep(SETTLED_S)
+
+        assert set(answers(lab, [f"/{number}" for number in range(12)]).values()) == {"backend2"}

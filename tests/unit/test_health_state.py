@@ -16,6 +16,11 @@ def told(health: Health, results: str, at_ms: float = 0) -> str:
     return states
 
 
+def test_the_first_check_of_all_decides() -> None:
+    assert told(Health(CHECK), "-++--+") == "DDUUUU"
+    assert told(Health(CHECK), "+--+") == "UUUU"
+
+
 def test_it_takes_fall_failures_in_a_row_and_rise_successes() -> None:
     assert told(Health(CHECK), "+--+--+---+-++--") == "UUUUUUUUUDDDDUUU"
 
@@ -27,7 +32,7 @@ def test_one_result_is_enough_where_that_is_said() -> None:
 def test_who_keeps_falling_has_to_prove_itself_for_longer() -> None:
     health = Health(CHECK)
 
-    assert told(health, "---" + "++") == "UUDDU"
+    assert told(health, "+---" + "++") == "UUUDDU"
     assert told(health, "---" + "++++", 100) == "UUDDDDU"
     assert told(health, "---" + "+" * 8, 200) == "UUD" + "D" * 7 + "U"
     for round_number in range(5):
