@@ -19,7 +19,8 @@ from typing import NamedTuple
 from balancer.datapath import Datapath
 from balancer.health.monitor import Monitor
 from balancer.services import Plan, ServiceState
-from common.engine.loop import Sender, clock_ms
+from common.engine import clock
+from common.engine.loop import Sender
 from common.engine.sources import Source
 from common.engine.worker import Worker
 from common.wire.packet import TCP
@@ -99,7 +100,7 @@ class HealthWatch:
     def on_deadline(self) -> None:
         """Send what is due."""
         now_ms = time.monotonic() * 1000
-        for packet in self._monitor.on_time(now_ms, clock_ms()):
+        for packet in self._monitor.on_time(now_ms, clock.now_ms() + clock.offset_ms()):
             self._sender.send(packet)
         if self._monitor.due_ms > now_ms:  # else the next turn goes on
             self._calm_ms = now_ms + _PAUSE_MS
