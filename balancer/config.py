@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address
 from typing import Annotated, Any
 
+from balancer.health import settings as health
+from balancer.health.settings import NO_CHECK, Check
 from balancer.keys.request import FORMS, KeySpec
 from balancer.pool.schedulers import HASHING, SCHEDULERS
 from common.cluster.service import Endpoint
@@ -110,6 +112,7 @@ class Service:
         flag, "whether to accept timestamps",
         "Without them, flows do not survive the loss of the flow table.")] = True
     hold: Annotated[Hold, Tables("hold", Hold)] = Hold()
+    check: Annotated[Check, Tables("check", Check)] = NO_CHECK
     backends: Annotated[tuple[Backend, ...], Tables(
         "backend", Backend,
         "address of a backend's packetbridge, repeatable; ids must never change",
@@ -205,6 +208,7 @@ def read(
     shared.check_services(services)
     for service in services:
         _check_backends(service, (1 << (top.get("id_bits") or MAX_ID_BITS)) - 1)
+        health.complete(service)
     _check_vips(services)
     if services or "interface" in top.origins:
         judged = shared.check_interface(top, host)

@@ -6,6 +6,7 @@ from random import SystemRandom
 
 from balancer.config import Config
 from balancer.datapath import Datapath
+from balancer.health.watch import HealthWatch
 from balancer.measure import Measurement
 from balancer.offload import instance
 from balancer.offload.offload import ProgramOffload, beside
@@ -46,6 +47,10 @@ def run(config: Config) -> int:
             measurement.soon()
 
     watch = RouteWatch(datapath.paths, on_routes, config.interface)
+    sender = RawSender(config.mark)
+    sources = [*watch.sources, measurement]
+    if any(service.check.kind != "none" for service in config.services):
+        sources += HealthWatch(datapath, sender, SystemRandom()).sources
 
     def change(host: Host) -> str:
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
@@ -63,9 +68,9 @@ def run(config: Config) -> int:
         return f"{ready} ({reason})"
 
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
-    return daemon.serve(PROGRAM, config, datapath, RawSender(config.mark), claims, change,
+    return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
                         lasting=instance.Lasting(config) if program else None,
-                        sources=[*watch.sources, measurement])
+                        sources=sources)
 
 
 def detach(config: Config) -> int:

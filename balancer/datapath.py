@@ -11,7 +11,7 @@ is a program an offload beside it, which it tells what the program must know.
 Neither changes what is decided.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from operator import attrgetter
 from random import Random
 from typing import Protocol
@@ -23,7 +23,8 @@ from balancer.modes.kinds import MODES
 from balancer.modes.split.hold import Marks
 from balancer.paths import LEAST_MTU, Paths
 from balancer.pool.pool import Backend, Changes
-from balancer.services import Services, ServiceState
+from balancer.pool.schedule import Scheduler
+from balancer.services import Plan, Services, ServiceState
 from common.cluster.cookie import Secrets
 from common.cluster.service import TCP_OCTET, key_of
 from common.counters import Counters, Sample, new_counters
@@ -58,6 +59,12 @@ class Offload(Protocol):
     def apply(self, service: ServiceState, changes: Changes) -> None:
         """Tell the program of changes to a service's backends."""
 
+    def prepare(self, service: config.Service, scheduler: Scheduler) -> object:
+        """What the program must know to choose among these shares; in any thread."""
+
+    def follow(self, service: ServiceState, plan: Plan) -> None:
+        """Choose by what was prepared, and let go of the flows that are cut."""
+
     def set_secrets(self, secrets: Secrets) -> None:
         """Make and check cookies by these."""
 
@@ -77,6 +84,7 @@ class Datapath:
             config.max_flows, timeouts_ms(config.timeouts), owner=attrgetter("backend"),
         )
         self.offload = offload
+        self.observers: list[Callable[[], list[Sample]]] = []  # further ones, for `samples`
         self.counters = new_counters()
         marks: Marks = offload.marks if offload else set()
         self.modes = {
@@ -189,6 +197,32 @@ class Datapath:
         """Give a service other backends, or other weights, while packets flow."""
         self._apply(service, service.update(backends))
 
+    def plan(self, service: ServiceState) -> Callable[[], Plan]:
+        """How to choose by the standing that the backends have now.
+
+        Returns: what makes the plan. That takes its time, and can be done in any thread.
+        """
+        version, shares = service.pool.version, service.pool.shares()
+        shared, offload = service.shared(shares), self.offload
+
+        def make() -> Plan:
+            scheduler = service.schedule(shared.backends)
+            prepared = offload.prepare(shared, scheduler) if offload else None
+            return Plan(version, shares, scheduler, prepared)
+
+        return make
+
+    def follow(self, service: ServiceState, plan: Plan) -> bool:
+        """Choose by a plan, unless it is too old. Returns: whether that is so."""
+        if plan.version != service.pool.version:
+            return False
+        for backend in service.pool:
+            backend.is_cut = backend.id in plan.shares.cut
+        service.pool.scheduler = plan.scheduler
+        if self.offload:
+            self.offload.follow(service, plan)
+        return True
+
     def collect(self) -> None:
         """Let `counters` have all that is counted up to now."""
         if self.offload:
@@ -202,6 +236,8 @@ class Datapath:
         ]
         for mode in self.modes.values():
             samples += mode.samples()
+        for observer in self.observers:
+            samples += observer()
         for service in self.services:
             samples.append(Sample("mss", "gauge", "MSS that SYN-ACKs offer",
                                   {"service": service.config.name}, service.mss))

@@ -2,15 +2,30 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from random import Random
+from typing import NamedTuple
 
 from balancer import config
 from balancer.modes.split import takeover
 from balancer.pool.pool import Backend, Changes, Pool
-from balancer.pool.schedule import make_scheduler
+from balancer.pool.schedule import Scheduler, make_scheduler
+from balancer.pool.share import Policy, Shares
 from common.cluster.service import Endpoint
 from common.encap import dscp
 from common.flow.guesses import Guesses
+
+
+class Plan(NamedTuple):
+    """How flows of a service are to be chosen for, reckoned in advance.
+
+    version: the pool's that it was made for. prepared: what the offload has made of it.
+    """
+
+    version: int
+    shares: Shares
+    scheduler: Scheduler
+    prepared: object = None
 
 
 class ServiceState:
@@ -29,14 +44,22 @@ class ServiceState:
         self.number = number
         self.guesses = Guesses()
         vip = service.vip.packed
+        self.schedule = partial(
+            make_scheduler, service.scheduler, hash_balance_factor=service.hash_balance_factor,
+            hash_seed=hash_seed, random=random)
+        check = service.check
         self.pool = Pool(
             service.backends,
             lambda backend: Backend(
                 self, backend, dscp.Way(vip, backend.address.packed, service.dscp), id_shift),
-            lambda backends: make_scheduler(
-                service.scheduler, backends, hash_balance_factor=service.hash_balance_factor,
-                hash_seed=hash_seed, random=random),
+            self.schedule, Policy(check.all_down == "use all", check.on_down == "reset"),
         )
+
+    def shared(self, shares: Shares | None = None) -> config.Service:
+        """The service as schedulers see it: with shares, by default those of now, for weights."""
+        weights = (shares or self.pool.shares()).weights
+        return replace(self.config, backends=tuple(
+            replace(backend, weight=weights[backend.id]) for backend in self.config.backends))
 
     def update(self, backends: Sequence[config.Backend]) -> Changes:
         """Have these backends from now on."""

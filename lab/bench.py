@@ -5,7 +5,7 @@ seconds are those of the balancing process and of its eBPF programs, taken in a 
 TLS hellos are a mix of browsers' ClientHellos, and once more those of them whose server name is in
 the second segment; with --hellos, these rows alone. With --packets, measure the data paths alone:
 nanoseconds for a packet, octets for a flow. With --attacks, measure what floods leave of real
-traffic.
+traffic; with --checks, what health checks cost, and what a dead backend does under load.
 """
 
 import argparse
@@ -74,6 +74,8 @@ def main(arguments: Sequence[str]) -> int:
                         help="the data paths alone, without traffic (about three minutes)")
     parser.add_argument("--attacks", action="store_true",
                         help="real traffic beside floods (about twenty minutes)")
+    parser.add_argument("--checks", action="store_true",
+                        help="health checks, and a backend that dies (about four minutes)")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--against", metavar="FILE",
                         help="an earlier run's JSON: what each figure was, and its ratio to that")
@@ -103,6 +105,11 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
         found = attacks.measure(options.rounds, options.seconds, _say)
         return found, list(attacks.table(found))
+    if options.checks:
+        from lab import checks
+
+        found = checks.measure(options.seconds, _say)
+        return found, list(checks.table(found))
     with Lab() as lab:
         figures = _measure(lab, options.rounds, options.seconds, options.hellos)
     return figures, [*table(figures), "", *verdicts(figures)]

@@ -6,6 +6,7 @@ import os
 import re
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -19,6 +20,7 @@ URLS = (
 FILE_OCTETS = 64 << 20
 _BALANCER_SHARE_MAX = 0.05
 _RETRANSMISSION_S = 0.15  # Linux waits for 0.2 s at least
+_HEALTH_S = 10  # for a server to be given up, or taken back
 _RUN_OF_PROGRAM = ("python_", "process_")
 _HANDOFFS = 'l3dsr_balancer_packets_total{reason="handoff"}'
 _REASON = re.compile(r'.*packets_total{reason="(\w+)"}')
@@ -69,7 +71,9 @@ def main(as_json: bool) -> int:
 def _run(lab: Lab, report: Report) -> None:
     hosts = [lab.balancer, *lab.backends]
     before = [_state(host) for host in hosts]
-    balancer, bridges = lab.start_all()
+    servers = [lab.start_nginx(backend) for backend in lab.backends]
+    bridges = [lab.start_bridge(backend) for backend in lab.backends]
+    balancer = lab.start_balancer("--config", str(_write_config(lab)), defaults=False)
     report.check("balancer and bridges are ready", True)
     for process in (balancer, *bridges):
         report.programs[process.name] = process.log().partition(" ready: ")[2].splitlines()[0]
@@ -77,6 +81,7 @@ def _run(lab: Lab, report: Report) -> None:
     _ask_directly(lab.client, lab.backends[0], report)
     _fetch_file(lab, report)
     _count_connections(balancer, report)
+    _lose_a_server(lab, balancer, servers[0], report)
     for process in (balancer, *bridges):
         report.counters[process.name] = _counters(process)
     codes = [process.stop() for process in (balancer, *bridges)]
@@ -84,6 +89,57 @@ def _run(lab: Lab, report: Report) -> None:
     after = [_state(host) for host in hosts]
     report.check("addresses, rules and sysctls of the hosts are as they were", before == after,
                  "" if before == after else f"{before} became {after}")
+
+
+def _write_config(lab: Lab) -> Path:
+    """The balancer's, with health checks."""
+    path = lab.directory / "balancer.toml"
+    path.write_text("".join([
+        f'[[service]]\nvip = "{VIP}"\nport = 80\n',
+        "[service.check]\ninterval = 0.5\ntimeout = 0.25\nrise = 2\nfall = 2\n",
+        *(f'[[service.backend]]\nid = {backend.number}\naddress = "{backend.address}"\n'
+          for backend in lab.backends),
+    ]))
+    return path
+
+
+def _lose_a_server(lab: Lab, balancer: Process, server: Process, report: Report) -> None:
+    """A server dies and comes back: its URLs move and return, and hardly a request fails."""
+    before = {answer["url"]: answer["first"] for answer in report.urls}
+    name = server.node.name
+    server.stop()
+    died_s = time.monotonic()
+    failed = _ask_until(lab, lambda answers: set(answers.values()) == set(before.values()) - {name})
+    seconds = time.monotonic() - died_s
+    moved = _answers(lab)
+    report.check("a dead server's URLs are answered by others", None not in moved.values(),
+                 f"after {seconds:.1f} s, in which {failed} requests failed")
+    lab.start_nginx(lab.node(name))  # type: ignore[arg-type]
+    failed = _ask_until(lab, lambda answers: answers == before)
+    report.check("they return when it does, and no request fails", _answers(lab) == before
+                 and not failed)
+
+
+def _ask_until(lab: Lab, settled: Callable[[dict[str, str | None]], bool]) -> int:
+    """Ask for all URLs again and again. Returns: how many requests failed."""
+    failed, end_s = 0, time.monotonic() + _HEALTH_S
+    while time.monotonic() < end_s:
+        answers = _answers(lab)
+        failed += list(answers.values()).count(None)
+        if settled(answers):
+            break
+    return failed
+
+
+def _answers(lab: Lab) -> dict[str, str | None]:
+    """The backend that answers for each URL; None: the request failed."""
+    answers: dict[str, str | None] = {}
+    for url in URLS:
+        try:
+            answers[url] = lab.client.curl(f"http://{VIP}{url}", timeout_s=2).split()[0]
+        except RuntimeError:
+            answers[url] = None
+    return answers
 
 
 def _ask_urls(lab: Lab, report: Report) -> None:

@@ -8,6 +8,7 @@ flow store is the program's table.
 import logging
 from random import Random
 
+from balancer import config
 from balancer.config import Config
 from balancer.datapath import Datapath
 from balancer.flows import timeouts_ms
@@ -15,9 +16,11 @@ from balancer.offload import devices
 from balancer.offload.flow_store import MapStore
 from balancer.offload.held_marks import HeldMarks
 from balancer.offload.program import Program
+from balancer.offload.requests import Prepared
 from balancer.paths import UNKNOWN, Paths
 from balancer.pool.pool import Backend, Changes
-from balancer.services import Services, ServiceState
+from balancer.pool.schedule import Scheduler
+from balancer.services import Plan, Services, ServiceState
 from common.bpf.links import Mode
 from common.cluster.cookie import Secrets
 from common.counters import Counters
@@ -71,7 +74,18 @@ class ProgramOffload:
         for backend in changes.gone:
             self.program.remove_backend(service.number, backend.id)
             self._counted.pop(backend, None)
-        self.program.set_scheduler(service.number, service.config)
+        self.program.set_scheduler(service.number, service.shared())
+
+    def prepare(self, service: config.Service, scheduler: Scheduler) -> object:
+        """As datapath.Offload."""
+        return self.program.prepare(service, scheduler)
+
+    def follow(self, service: ServiceState, plan: Plan) -> None:
+        """As datapath.Offload."""
+        assert isinstance(plan.prepared, Prepared)
+        self.program.choose_by(service.number, plan.prepared)
+        for backend in service.pool:
+            self.program.cut(service.number, backend.id, backend.is_cut)
 
     def set_secrets(self, secrets: Secrets) -> None:
         """As datapath.Offload."""

@@ -13,8 +13,9 @@ from balancer.modes.split import takeover
 from balancer.offload.flow_map import STATE_BITS, FlowMap
 from balancer.offload.maps import place_of
 from balancer.offload.numbers import ServiceNumbers
-from balancer.offload.requests import fill_requests
+from balancer.offload.requests import Encoder, Prepared, write
 from balancer.paths import UNKNOWN, NextHop
+from balancer.pool.schedule import Scheduler
 from common.bpf import allowance, build, pins, reasons
 from common.bpf import secrets as bpf_secrets
 from common.bpf.allowance import BUDGETS, TICK_LENGTH
@@ -52,6 +53,7 @@ class Program:
         self._for_tests = for_tests
         self._backends: dict[int, tuple[bytes, int]] = {}  # by place: address and DSCP
         self._next_hops: dict[int, NextHop] = {}
+        self._cut: set[int] = set()  # places of backends whose packets go up
         self._mss: dict[int, int] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
@@ -88,7 +90,9 @@ class Program:
         self.set_secrets(secrets)
         numbered = [(self.numbers[service.endpoint], service) for service in config.services]
         self._fill_services(numbered)
-        fill_requests(self.object, numbered)
+        self._encoder = Encoder(self.object.btf)
+        write(self.object, [(number, self._encoder.prepare(service))
+                            for number, service in numbered])
 
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
@@ -152,11 +156,27 @@ class Program:
         """Know a backend no more; what is for it goes up."""
         place = place_of(service, backend_id)
         del self._backends[place], self._next_hops[place]
+        self._cut.discard(place)
         self.backends.update(place, {})
 
     def set_scheduler(self, number: int, service: Service) -> None:
         """Choose among these backends of a service from now on."""
-        fill_requests(self.object, [(number, service)])
+        self.choose_by(number, self._encoder.prepare(service))
+
+    def prepare(self, service: Service, scheduler: Scheduler) -> Prepared:
+        """What `choose_by` takes."""
+        return self._encoder.prepare(service, scheduler)
+
+    def choose_by(self, number: int, prepared: Prepared) -> None:
+        """Choose by this for the service of that number from now on."""
+        write(self.object, [(number, prepared)])
+
+    def cut(self, service: int, backend_id: int, is_cut: bool) -> None:
+        """Let a backend's packets go up, or not any more."""
+        place = place_of(service, backend_id)
+        if (place in self._cut) != is_cut:
+            self._cut ^= {place}
+            self._write_backend(place, self._next_hops[place])
 
     def traffic_of(self, service: int, backend_id: int) -> dict[str, int]:
         """What the program has sent to a backend, by the names of its counters."""
@@ -169,7 +189,7 @@ class Program:
         self._next_hops[place] = hop
         self.backends.update(place, {
             "address": address, "index": hop.interface, "mtu": hop.mtu,
-            "is_configured": 1, "is_here": hop.is_here, "dscp": dscp,
+            "is_configured": place not in self._cut, "is_here": hop.is_here, "dscp": dscp,
             "destination": hop.destination, "source": hop.source,
         })
 

@@ -10,8 +10,15 @@ from typing import Any, NamedTuple
 
 from balancer.config import Service
 from balancer.keys.request import KeySpec
-from balancer.pool.schedule import TABLE_SIZE, Maglev, Rendezvous, turns_of
+from balancer.pool.schedule import (
+    TABLE_SIZE,
+    Maglev,
+    Rendezvous,
+    Scheduler,
+    turns_of,
+)
 from balancer.pool.schedulers import HASHING
+from balancer.pool.share import Share
 from common.bpf.btf import Btf
 from common.bpf.objects import Object
 
@@ -19,6 +26,7 @@ _KINDS = {"source": "KEY_SOURCE", "source+port": "KEY_SOURCE_AND_PORT", "payload
           "tls.sni": "KEY_SERVER_NAME", "http.path": "KEY_PATH", "http.target": "KEY_TARGET",
           "http.host": "KEY_HOST", "http.host+path": "KEY_HOST_AND_PATH",
           "http.header": "KEY_HEADER", "http.cookie": "KEY_COOKIE", "http.query": "KEY_QUERY"}
+_MOST_TABLES = 128  # that are remembered, of 64 KiB each
 _MAX_STEPS = 32  # with slots that are tried, at most
 _LETTERS = frozenset(b"abcdefghijklmnopqrstuvwxyz")
 
@@ -31,35 +39,44 @@ class Choice(NamedTuple):
     turns: int = 0
 
 
-def fill_requests(program_file: Object, services: Iterable[tuple[int, Service]]) -> None:
-    """Fill the maps by which the program chooses backends. Raises: BpfError.
+class Prepared(NamedTuple):
+    """A service as the program reads it."""
 
-    services: each with its number.
-    """
+    table: bytes
+    pool: bytes
+    plan: bytes
+
+
+def write(program_file: Object, services: Iterable[tuple[int, Prepared]]) -> None:
+    """Let the program choose by these; each with its number. Raises: BpfError."""
     plans = program_file.map("plans")
     tables = program_file.map("tables")
     pools = program_file.map("pools")
-    encode = _Encoder(program_file.btf)
-    table_len = program_file.btf.layout("ids").size
-    for number, service in services:
-        choice = encode.choice(service)
-        tables.update(number, choice.ids.ljust(table_len, b"\0"))
-        pools.update(number, encode.pool(service))
-        plans.update(number, encode.plan(service, choice))
+    for number, prepared in services:
+        tables.update(number, prepared.table)
+        pools.update(number, prepared.pool)
+        plans.update(number, prepared.plan)
     plans.close()
     pools.close()
     tables.close()
 
 
-class _Encoder:
+class Encoder:
     """Services as the program reads them."""
 
     def __init__(self, btf: Btf) -> None:
+        self._table_len = btf.layout("ids").size
         self._kind = btf.enum("key_kind")
         self._scheduler = btf.enum("scheduler")
         self._plan, self._spec, self._name, self._pool = map(
             btf.layout, ("plan", "key_spec", "name", "pool"))
-        self._tables: dict[tuple[Any, ...], bytes] = {}
+        self._tables: dict[tuple[str, tuple[tuple[int, int], ...]], bytes] = {}
+
+    def prepare(self, service: Service, scheduler: Scheduler | None = None) -> Prepared:
+        """All of a service. scheduler: the one over its backends, where there is one."""
+        choice = self.choice(service, scheduler)
+        return Prepared(choice.ids.ljust(self._table_len, b"\0"), self.pool(service),
+                        self.plan(service, choice))
 
     def plan(self, service: Service, choice: Choice) -> bytes:
         """Everything but the table."""
@@ -78,14 +95,14 @@ class _Encoder:
             total_weight=sum(weight for _, weight in backends),
             backends=octets.ljust(room, b"\0")))
 
-    def choice(self, service: Service) -> Choice:
+    def choice(self, service: Service, scheduler: Scheduler | None = None) -> Choice:
         """Scheduler and table; none where the portable engine alone can choose."""
         kinds = self._scheduler
         if service.scheduler in HASHING:
             if service.hash_balance_factor is None:
-                return Choice(kinds["SCHEDULER_HASHING"], self._table(service))
+                return Choice(kinds["SCHEDULER_HASHING"], self._table(service, scheduler))
             # from a slot on, Maglev's order is the table's; that of scores is not to be had there
-            return Choice(kinds["SCHEDULER_BOUNDED"], self._table(service),
+            return Choice(kinds["SCHEDULER_BOUNDED"], self._table(service, scheduler),
                           _MAX_STEPS if service.scheduler == "maglev" else 1)
         if service.scheduler == "least-flows":
             return Choice(kinds["SCHEDULER_LEAST_FLOWS"])
@@ -97,13 +114,30 @@ class _Encoder:
                 return Choice(kinds[kind], bytes(turns), len(turns))
         return Choice(kinds["SCHEDULER_NONE"])
 
-    def _table(self, service: Service) -> bytes:
+    def _table(self, service: Service, scheduler: Scheduler | None) -> bytes:
         """A hashing scheduler's; made once for all services that have the same backends."""
         key = service.scheduler, tuple((each.id, each.weight) for each in service.backends)
-        if key not in self._tables:
-            hashing = Maglev if service.scheduler == "maglev" else Rendezvous
-            self._tables[key] = bytes(list(hashing(service.backends).table))
-        return self._tables[key]
+        table = self._tables.pop(key, None)
+        if table is None:
+            hashing = scheduler
+            if not isinstance(hashing, (Maglev, Rendezvous)):
+                hashing = (Maglev if service.scheduler == "maglev" else Rendezvous)(
+                    service.backends)
+            if isinstance(hashing, Rendezvous):
+                self._follow(hashing, service)
+            table = bytes(list(hashing.table))
+        self._tables[key] = table  # the latest is the last
+        while len(self._tables) > _MOST_TABLES:
+            del self._tables[next(iter(self._tables))]
+        return table
+
+    def _follow(self, hashing: Rendezvous, service: Service) -> None:
+        """Save the seconds that a table of scores takes where the latest like it is not far off."""
+        ids = [each.id for each in service.backends]
+        for (name, shares), table in reversed(list(self._tables.items())):
+            if name == service.scheduler and [id for id, _ in shares] == ids:
+                hashing.follow([Share(*each) for each in shares], table)
+                return
 
     def _encode_spec(self, spec: KeySpec) -> bytes:
         """A key; one that the program has no room for is left to the portable engine."""

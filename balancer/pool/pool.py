@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from balancer import config
 from balancer.pool.schedule import BackendLike, Scheduler
+from balancer.pool.share import Policy, Share, Shares, Standing, shares_of
 from common.encap import Way
 
 
@@ -27,10 +28,11 @@ class Backend:
     address: as on the wire. way: how the VIP's packets get there.
     service:  whose it is; nothing here looks into it.
     ts_start: its id, as timestamps carry it (balancer/modes/split/takeover.py).
+    standing: what its share of new flows is by, besides its weight. is_cut: its flows are reset.
     """
 
-    __slots__ = ("address", "handoffs", "id", "octets", "packets", "service", "state", "ts_start",
-                 "way", "weight")
+    __slots__ = ("address", "handoffs", "id", "is_cut", "octets", "packets", "service", "standing",
+                 "state", "ts_start", "way", "weight")
 
     def __init__(
         self, service: Any, backend: config.Backend, way: Way, id_shift: int
@@ -42,6 +44,8 @@ class Backend:
         self.way = way
         self.ts_start = backend.id << id_shift
         self.state = State.SERVING
+        self.standing = Standing()
+        self.is_cut = False
         self.handoffs = self.packets = self.octets = 0
 
     def become(self, made: "Backend") -> None:
@@ -64,15 +68,20 @@ class Changes(NamedTuple):
 
 
 class Pool:
-    """The backends of a service. get: a backend by its id, or None."""
+    """The backends of a service. get: a backend by its id, or None.
+
+    version: another one after each change of who is in it.
+    """
 
     def __init__(
         self, backends: Sequence[config.Backend], make: Callable[[config.Backend], Backend],
-        schedule: Callable[[Sequence[BackendLike]], Scheduler],
+        schedule: Callable[[Sequence[BackendLike]], Scheduler], policy: Policy,
     ) -> None:
         """make: what a configured backend becomes. schedule: the scheduler over some."""
         self._make = make
         self._schedule = schedule
+        self._policy = policy
+        self.version = 0
         self._set({backend.id: make(backend) for backend in backends})
 
     def __iter__(self) -> Iterator[Backend]:
@@ -118,15 +127,21 @@ class Pool:
             self.get = self._members.get
         return Changes(gone=tuple(gone))
 
+    def shares(self) -> Shares:
+        """What follows from the backends' standing; those that are leaving have no share."""
+        return shares_of(self._serving, self._policy)
+
     @property
     def is_leaving(self) -> bool:
         """Whether a backend is."""
-        return len(self._members) > self._serving
+        return len(self._members) > len(self._serving)
 
     def _set(self, members: dict[int, Backend]) -> None:
         # a new dictionary each time: metrics are read in a thread of their own
         self._members = members
         self.get = members.get
-        serving = [member for member in members.values() if member.state is State.SERVING]
-        self._serving = len(serving)
-        self.scheduler = self._schedule(serving)
+        self._serving = [
+            member for member in members.values() if member.state is State.SERVING]
+        self.version += 1
+        weights = self.shares().weights
+        self.scheduler = self._schedule([Share(id, share) for id, share in weights.items()])

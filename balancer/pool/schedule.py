@@ -19,7 +19,9 @@ Twin:   balancer/offload/bpf/schedule.h reads `table` and `turns_of`.
 
 import math
 from array import array
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from fractions import Fraction
 from functools import cached_property
 from random import Random as Randomness
 from typing import NamedTuple, Protocol
@@ -127,6 +129,18 @@ class Rendezvous:
         slots = range(TABLE_SIZE) if self._backends else ()
         return array("H", (self._best(slot) for slot in slots))
 
+    def follow(self, before: Sequence[BackendLike], table: Sequence[int]) -> None:
+        """Have the table made of another one, that of `before`: fast where few shares differ."""
+        differ = _differing(_eligible(before), self._backends)
+        if not self._backends or not table or len(differ) > len(self._backends) // 2:
+            return
+        rivals = [backend for backend in self._backends if backend.id in differ]
+        weights = {backend.id: backend for backend in self._backends}
+        self.table = array("H", (
+            self._best(slot) if chosen in differ
+            else self._best(slot, [weights[chosen], *rivals]) if rivals else chosen
+            for slot, chosen in enumerate(table)))
+
     def order(self, key: bytes) -> Iterator[int]:
         """Every backend once, from the highest score down."""
         name = _slot_name(self._hash_of(key) % TABLE_SIZE)
@@ -143,9 +157,10 @@ class Rendezvous:
         order = self.order(key)
         return Explanation(key_hash, key_hash % TABLE_SIZE, next(order, None), next(order, None))
 
-    def _best(self, slot: int) -> int:
+    def _best(self, slot: int, among: Sequence[BackendLike] | None = None) -> int:
         name = _slot_name(slot)
-        return max((self._score(name, backend), backend.id) for backend in self._backends)[1]
+        return max((self._score(name, backend), backend.id)
+                   for backend in among or self._backends)[1]
 
     @staticmethod
     def _score(name: bytes, backend: BackendLike) -> float:
@@ -299,6 +314,16 @@ def moved_share(backends: Sequence[BackendLike], leaving_id: int) -> float:
     after = Maglev([backend for backend in backends if backend.id != leaving_id]).table
     others = [(old, new) for old, new in zip(before, after, strict=True) if old != leaving_id]
     return sum(old != new for old, new in others) / len(others)
+
+
+def _differing(before: Sequence[BackendLike], after: Sequence[BackendLike]) -> set[int]:
+    """The ids of those whose weight, beside most of the others', is another one."""
+    weights = {backend.id: backend.weight for backend in before}
+    ratios = {each.id: Fraction(each.weight, weights[each.id])
+              for each in after if each.id in weights}
+    usual = Counter(ratios.values()).most_common(1)
+    same = {id for id, ratio in ratios.items() if ratio == usual[0][0]}
+    return (weights.keys() | {backend.id for backend in after}) - same
 
 
 def _slot_name(slot: int) -> bytes:

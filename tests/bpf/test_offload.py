@@ -11,11 +11,13 @@ import pytest
 
 from balancer import config
 from balancer.flows import OPEN
+from balancer.health.settings import NO_CHECK, Check
 from balancer.keys.request import KeySpec
 from balancer.offload.flow_map import Entry
 from balancer.offload.offload import beside
 from balancer.offload.program import PROGRAM_NAME, Program
 from balancer.paths import NextHop, Route
+from balancer.pool.share import Standing
 from common.bpf import BpfError, build
 from common.bpf.btf import Btf
 from common.bpf.objects import XDP_PASS, XDP_TX, Object
@@ -43,8 +45,11 @@ def backend(number: int, weight: int = 1) -> config.Backend:
 class Pair:
     """A program, and the data path beside it."""
 
-    def __init__(self, *backends: config.Backend) -> None:
-        service = config.Service(name="web", vip=VIP, port=80, dscp=3,
+    def __init__(
+        self, *backends: config.Backend, check: Check = NO_CHECK, scheduler: str = "maglev",
+    ) -> None:
+        service = config.Service(name="web", vip=VIP, port=80, dscp=3, check=check,
+                                 scheduler=scheduler,
                                  key=KeySpec.parse("http.path"), backends=backends)
         configured = config.Config(services=(service,), max_flows=1000)
         try:
@@ -251,3 +256,53 @@ def test_a_backend_counts_nothing_of_an_earlier_one_of_its_number(pair: Pair) ->
     again = pair.service.pool.get(1)
     assert again is not None
     assert (again.handoffs, again.packets, again.octets) == (0, 0, 0)
+
+
+def stand(pair: Pair, number: int, standing: Standing) -> None:
+    member = pair.service.pool.get(number)
+    assert member is not None
+    member.standing = standing
+    assert pair.datapath.follow(pair.service, pair.datapath.plan(pair.service)())
+
+
+def test_the_program_chooses_among_those_that_are_up_and_open_flows_stay(pair: Pair) -> None:
+    before = {number: pair.hand_over(number) for number in range(40)}
+    assert set(before.values()) == {1, 2}
+
+    stand(pair, 1, Standing(is_up=False))
+
+    # at once: nothing goes up meanwhile
+    assert {number: pair.go_on(number) for number in before} == before
+    assert {pair.hand_over(number) for number in range(100, 140)} == {2}
+    stand(pair, 1, Standing())
+    assert {pair.hand_over(number) for number in range(200, 240)} == {1, 2}
+
+
+def test_flows_that_are_cut_go_up_whatever_becomes_of_the_paths() -> None:
+    pair = Pair(backend(1), backend(2), check=Check(on_down="reset"))
+    before = {number: pair.hand_over(number) for number in range(40)}
+
+    stand(pair, 1, Standing(is_up=False))
+    pair.tell_routes()
+
+    assert {at: pair.go_on(number) for number, at in before.items()} == {1: 0, 2: 2}
+    pair.datapath.paths.learn(pair.service.pool.get(1).address, 1400, 0)
+    pair.offload.tell_paths(pair.datapath.paths)
+    assert {at: pair.go_on(number) for number, at in before.items()} == {1: 0, 2: 2}
+    stand(pair, 1, Standing())
+    assert {number: pair.go_on(number) for number in before} == before
+    pair.offload.program.close()
+
+
+@pytest.mark.parametrize("scheduler", ["maglev", "rendezvous"])
+def test_both_choose_alike_whoever_is_up(scheduler: str) -> None:
+    pair = Pair(*(backend(number) for number in range(1, 5)), scheduler=scheduler)
+    numbers = iter(range(10_000))
+    down, ramp = Standing(is_up=False), Standing(steps=3)
+
+    for number, standing in ((1, down), (3, down), (1, ramp), (1, Standing()), (3, Standing())):
+        stand(pair, number, standing)
+        asked = [next(numbers) for _ in range(60)]
+        wanted = [pair.service.pool.pick(b"/%d" % each, lambda _: 0) for each in asked]
+        assert [pair.hand_over(each) for each in asked] == [each.id for each in wanted if each]
+    pair.program.close()

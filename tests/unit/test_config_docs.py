@@ -19,7 +19,8 @@ SHAPES = [
     (program, shape)
     for program, module, names in (
         ("both", shared, ["Shared"]),
-        ("balancer", balancer_config, ["Config", "Timeouts", "Service", "Hold", "Backend"]),
+        ("balancer", balancer_config,
+         ["Config", "Timeouts", "Service", "Hold", "Check", "Backend"]),
         ("packetbridge", bridge_config, ["Config", "Timeouts", "Service"]),
     )
     for shape in (getattr(module, name) for name in names)

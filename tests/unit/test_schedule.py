@@ -357,3 +357,40 @@ def test_the_last_backend_has_no_runner_up() -> None:
 @pytest.mark.parametrize("name", ["round-robin", "random", "least-flows"])
 def test_without_a_key_there_is_nothing_to_explain(name: str) -> None:
     assert make_scheduler(name, equal(2), random=Random(0)).explain(b"/") == (None,) * 4
+
+
+@pytest.mark.parametrize("before, after", [
+    ({1: 1, 2: 1, 3: 2, 4: 1}, {1: 1, 2: 0, 3: 2, 4: 1}),
+    ({1: 1, 2: 0, 3: 2, 4: 1}, {1: 1, 2: 1, 3: 2, 4: 1}),
+    ({1: 1, 2: 1, 3: 2, 4: 1}, {1: 16, 2: 3, 3: 32, 4: 16}),  # a ramp
+    ({1: 16, 2: 3, 3: 32, 4: 16}, {1: 16, 2: 9, 3: 32, 4: 16}),
+    ({1: 1, 2: 1, 3: 1}, {4: 1, 5: 1}),  # too far off
+    ({1: 0}, {1: 1, 2: 1}),
+    ({1: 1, 2: 1}, {1: 0, 2: 0}),
+])
+def test_a_table_that_follows_another_is_as_one_made_anew(
+    before: dict[int, int], after: dict[int, int]
+) -> None:
+    shares, wanted = ([Backend(*each) for each in some.items()] for some in (before, after))
+    new = Rendezvous(wanted)
+
+    new.follow(shares, Rendezvous(shares).table)
+
+    assert new.table == Rendezvous(wanted).table
+
+
+def test_a_table_that_follows_another_is_made_of_few_scores(
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = Rendezvous(equal(8)), Rendezvous(equal(8)[1:])
+    table, scored, score = old.table, Counter[int](), Rendezvous._score
+
+    def counted(name: bytes, backend: Backend) -> float:
+        scored[backend.id] += 1
+        return score(name, backend)
+
+    monkeypatch.setattr(Rendezvous, "_score", staticmethod(counted))
+    new.follow(equal(8), table)
+
+    assert set(new.table) == set(range(2, 9))
+    assert scored.total() == 7 * table.count(1)

@@ -162,6 +162,8 @@ class Split:
             segment.five_tuple, named.id, segment.seq, segment.ack, tsecr, now_ms)
         if standing is takeover.Standing.LIMITED:
             return DROP[DropReason.TAKEOVER_LIMITED]
+        if named.is_cut:
+            return _reset(segment)
         if standing is takeover.Standing.VOUCHED and flow is None:
             self._take_over(segment, named, tsecr, now_ms)
         return send(Event.TAKEOVER, _to_backend(segment, named, 0, 0))
@@ -341,6 +343,9 @@ class Split:
 
     def _forward(self, segment: Segment, flow: BackendFlow, now_ms: int) -> Verdict:
         """Send a packet to its flow's backend, and note what it does to the flow."""
+        if flow.backend.is_cut:
+            self._remove(flow)
+            return _reset(segment)
         if flow.goes_up:
             self._watch(segment, flow)
         state = after(flow, segment)
@@ -402,6 +407,13 @@ def _may_be_answered(segment: Segment) -> bool:
     return packet.family.source_is_possible(packet.src) and packet.src != packet.dst
 
 
+def _reset(segment: Segment) -> Verdict:
+    """Reset the client of a flow whose backend is down."""
+    if segment.flags & RST:
+        return DROP[DropReason.RESET_UNANSWERED]
+    return send(Event.RESET, tcp.reset_for(segment))
+
+
 def _choose(
     service: Service, segment: Segment, payload: bytes, complete: bool
 ) -> bytes | None:
@@ -431,3 +443,13 @@ def _to_backend(segment: Segment, backend: Backend, ts_shift: int, client_isn: i
     backend.packets += 1
     backend.octets += len(octets)
     return backend.way.wrap(octets)
+
+
+def hand_over(segment: Segment, backend: Backend, secrets: Secrets, now_ms: int) -> bytes:
+    """The handoff of a first segment to this backend, without a flow: a health check's."""
+    shift = 0
+    timestamps = segment.timestamps
+    if timestamps:
+        handshake_hash = handshake.check_cookie(segment, secrets, now_ms) or 0
+        shift = takeover.ts_shift(backend, handshake_hash, timestamps[1], now_ms)
+    return _to_backend(segment, backend, shift, delta(segment.seq, 1))

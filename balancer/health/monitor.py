@@ -1,0 +1,251 @@
+"""All checks of all services: when they are due, what they have found, and what follows for shares.
+
+Pure: times, randomness and packets are given, packets are returned. Checks are spread over their
+interval, and each takes a port and numbers of its own, which nobody can guess.
+"""
+
+import heapq
+import logging
+from collections.abc import Callable, Iterable
+from ipaddress import IPv4Address
+from itertools import count
+from random import Random
+
+from balancer.health.exchange import Exchange
+from balancer.health.request import Outcome, Request, request_of
+from balancer.health.state import Health
+from balancer.pool.pool import Backend, State
+from balancer.pool.share import RAMP_STEPS, state_of
+from balancer.services import ServiceState
+from common.cluster.cookie import Secrets
+from common.counters import Sample
+from common.wire import Malformed
+from common.wire.family import look
+from common.wire.packet import TCP
+from common.wire.tcp import Segment
+
+SENT_TIMES = 3  # within the time that a backend has: the network may lose some
+_JITTER = 0.1
+_FIRST_WITHIN_MS = 1000
+_SYNC_MS = 1000
+_FIRST_PORT, _LAST_PORT = 1024, 65535
+log = logging.getLogger(__name__)
+
+
+class Target:
+    """A backend that is checked.
+
+    due_ms: when something is to be done for it. passed, failed: how many checks.
+    """
+
+    __slots__ = ("backend", "due_ms", "duration_ms", "exchange", "expires_ms", "failed", "health",
+                 "passed", "request", "service", "started_ms", "words")
+
+    def __init__(self, service: ServiceState, backend: Backend, request: Request) -> None:
+        self.service = service
+        self.backend = backend
+        self.request = request
+        self.health = Health(service.config.check)
+        self.exchange: Exchange | None = None
+        self.due_ms = self.started_ms = self.expires_ms = self.duration_ms = 0.0
+        self.passed = self.failed = 0
+        self.words = ""
+
+    def __str__(self) -> str:
+        return (f"backend {self.backend.id} of {self.service.config.name} "
+                f"({IPv4Address(self.backend.address)})")
+
+
+class Monitor:
+    """Checks backends. Times are monotonic, in ms, besides `unix_ms`.
+
+    changed: services whose backends' standing is another one; whoever acts on it clears it.
+    """
+
+    def __init__(
+        self, services: Iterable[ServiceState], secrets: Callable[[], Secrets],
+        source_of: Callable[[bytes], bytes], random: Random,
+    ) -> None:
+        """source_of: the own address on the way to a backend's; empty: there is no way."""
+        self.changed: set[ServiceState] = set()
+        self._secrets = secrets
+        self._source_of = source_of
+        self._random = random
+        self._requests = {
+            service: request for service in services
+            if (request := request_of(service.config.check, service.config.vip))}
+        self._versions = dict.fromkeys(self._requests, -1)
+        self._targets: dict[Backend, Target] = {}
+        self._due: list[tuple[float, int, Target]] = []
+        self._order = count()
+        self._running: dict[bytes, Target] = {}  # by the five-tuple of the answer
+        self._ramping: set[Target] = set()
+        self._sync_ms = 0.0
+
+    @property
+    def due_ms(self) -> float:
+        """When `on_time` has something to do."""
+        return min(self._due[0][0], self._sync_ms) if self._due else self._sync_ms
+
+    def on_time(self, now_ms: float, unix_ms: int, limit: int = 32) -> list[bytes]:
+        """Begin, repeat and give up what is due, not too much at once. Returns: packets to send."""
+        if now_ms >= self._sync_ms:
+            self._sync(now_ms)
+        packets: list[bytes] = []
+        while self._due and self._due[0][0] <= now_ms and limit:
+            due_ms, _, target = heapq.heappop(self._due)
+            if target.due_ms == due_ms and self._targets.get(target.backend) is target:
+                packets += self._on_due(target, now_ms, unix_ms)
+                limit -= 1
+        return packets
+
+    def on_packet(self, octets: bytes, now_ms: float) -> list[bytes]:
+        """Look whether a packet answers a check. Returns: packets to send."""
+        packet = look(octets)
+        try:
+            segment = Segment(packet) if packet.protocol == TCP else None
+        except Malformed:
+            return []
+        target = self._running.get(segment.five_tuple) if segment else None
+        if segment is None or target is None or target.exchange is None:
+            return []
+        outcome, answer = target.exchange.on_segment(segment)
+        if outcome:
+            self._end(target, outcome, now_ms)
+        return [answer] if answer else []
+
+    def samples(self) -> list[Sample]:
+        """What there is to be seen."""
+        samples = []
+        shares = {service: service.pool.shares().weights for service in self._requests}
+        for target in list(self._targets.values()):
+            backend, service = target.backend, target.service
+            labels = {"service": service.config.name, "backend": str(backend.id)}
+            state = state_of(backend.standing, backend.state is State.LEAVING)
+            share = shares[service].get(backend.id, 0)
+            samples += [
+                Sample("backend_up", "gauge", "Whether a backend passes its checks", labels,
+                       target.health.is_up),
+                Sample("backend_state", "gauge", "The state that a backend is in",
+                       labels | {"state": state.value}, 1),
+                Sample("backend_share", "gauge", "A backend's share of its service's new flows",
+                       labels, share and share / sum(shares[service].values())),
+                Sample("checks", "counter", "Health checks by result",
+                       labels | {"result": "passed"}, target.passed),
+                Sample("checks", "counter", "Health checks by result",
+                       labels | {"result": "failed"}, target.failed),
+                Sample("check_seconds", "gauge", "How long the last check took that was passed",
+                       labels, target.duration_ms / 1000),
+            ]
+        return samples
+
+    # --- who is checked ---
+
+    def _sync(self, now_ms: float) -> None:
+        """Check those that the configuration has now, and let ramps go on."""
+        self._sync_ms = now_ms + _SYNC_MS
+        for service, request in self._requests.items():
+            if self._versions[service] != service.pool.version:
+                self._versions[service] = service.pool.version
+                self._follow(service, request, now_ms)
+        for target in list(self._ramping):
+            self._stand(target, now_ms)
+
+    def _follow(self, service: ServiceState, request: Request, now_ms: float) -> None:
+        serving = {each for each in service.pool if each.state is State.SERVING}
+        for backend, target in list(self._targets.items()):
+            if target.service is service and backend not in serving:
+                self._forget(target)
+                self._ramping.discard(target)
+                del self._targets[backend]
+        within_ms = min(service.config.check.interval_ms, _FIRST_WITHIN_MS)
+        for backend in serving - self._targets.keys():
+            target = self._targets[backend] = Target(service, backend, request)
+            self._plan(target, now_ms + self._random.random() * within_ms)
+
+    # --- a check ---
+
+    def _on_due(self, target: Target, now_ms: float, unix_ms: int) -> list[bytes]:
+        exchange, check = target.exchange, target.service.config.check
+        if exchange is None:
+            return self._begin(target, now_ms, unix_ms)
+        if now_ms >= target.expires_ms:
+            self._end(target, exchange.on_timeout(check.timeout_ms), now_ms)
+            return [exchange.reset()]
+        self._plan(target, min(now_ms + check.timeout_ms / SENT_TIMES, target.expires_ms))
+        return [] if exchange.is_seen else [exchange.handoff]
+
+    def _begin(self, target: Target, now_ms: float, unix_ms: int) -> list[bytes]:
+        check = target.service.config.check
+        target.started_ms = now_ms
+        source = self._source_of(target.backend.address)
+        if not source:
+            self._end(target, Outcome(False, "cannot be reached: there is no route"), now_ms)
+            return []
+        random = self._random
+        exchange = Exchange(
+            target.service, target.backend, target.request, self._secrets(), source=source,
+            sport=random.randint(_FIRST_PORT, _LAST_PORT), client_isn=random.getrandbits(32),
+            clock_ms=int(now_ms), now_ms=unix_ms)
+        if exchange.key in self._running:  # another one has these ports: in a moment
+            self._plan(target, now_ms + 1)
+            return []
+        target.exchange = exchange
+        self._running[exchange.key] = target
+        target.expires_ms = now_ms + check.timeout_ms
+        self._plan(target, now_ms + check.timeout_ms / SENT_TIMES)
+        return [exchange.handoff]
+
+    def _end(self, target: Target, outcome: Outcome, now_ms: float) -> None:
+        """A check has ended; plan the next one."""
+        self._forget(target)
+        target.words = outcome.words
+        if outcome.is_passed:
+            target.passed += 1
+            target.duration_ms = now_ms - target.started_ms
+        else:
+            target.failed += 1
+        since_ms, health = target.health.since_ms, target.health
+        if health.note(outcome.is_passed, now_ms):
+            self._say(target, outcome, now_ms, since_ms)
+            self._stand(target, now_ms)
+        interval_ms = target.service.config.check.interval_ms / (2 if health.in_doubt else 1)
+        due_ms = target.started_ms + interval_ms * (1 - _JITTER * self._random.random())
+        self._plan(target, max(due_ms, now_ms + 1))
+
+    def _stand(self, target: Target, now_ms: float) -> None:
+        """Let the backend's standing be what its health says now."""
+        health, backend = target.health, target.backend
+        steps = health.steps(now_ms)
+        standing = backend.standing._replace(is_up=health.is_up, steps=steps)
+        if steps < RAMP_STEPS:
+            self._ramping.add(target)
+        else:
+            self._ramping.discard(target)
+        if standing != backend.standing:
+            backend.standing = standing
+            self.changed.add(target.service)
+
+    def _say(
+        self, target: Target, outcome: Outcome, now_ms: float, since_ms: float | None
+    ) -> None:
+        if target.health.is_up:
+            log.info("%s is up again, after %.0f s: it %s", target,
+                     (now_ms - (since_ms or now_ms)) / 1000, outcome.words)
+            return
+        log.warning("%s is down: it %s", target, outcome.words)
+        if not any(each.health.is_up for each in self._targets.values()
+                   if each.service is target.service):
+            log.error("all backends of %s are down; %s", target.service.config.name,
+                      "new flows are given to all of them"
+                      if target.service.config.check.all_down == "use all"
+                      else "clients are reset")
+
+    def _forget(self, target: Target) -> None:
+        if target.exchange:
+            self._running.pop(target.exchange.key, None)
+            target.exchange = None
+
+    def _plan(self, target: Target, due_ms: float) -> None:
+        target.due_ms = due_ms
+        heapq.heappush(self._due, (due_ms, next(self._order), target))
