@@ -36,7 +36,7 @@ class Exchange:
         source: bytes, sport: int, client_isn: int, clock_ms: int, now_ms: int,
     ) -> None:
         """source: the balancer's own address. clock_ms: for timestamps. now_ms: unix time."""
-        vip, port = service.config.vip.packed, service.config.endpoint.port_octets
+        vip, port = service.config.vip.packed, service.config.port.to_bytes(2, "big")
         ends = five_tuple.join(source, vip, sport.to_bytes(2, "big"), port)
         tsval = clock_ms & 0xFFFFFFFF
         syn = tcp.checked(tcp.emit(

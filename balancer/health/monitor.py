@@ -28,7 +28,7 @@ SENT_TIMES = 3  # within the time that a backend has: the network may lose some
 _JITTER = 0.1
 _FIRST_WITHIN_MS = 1000
 _SYNC_MS = 1000
-_FIRST_PORT, _LAST_PORT = 1024, 65535
+_FIRST_PORT, _PORTS = 1024, 64512
 log = logging.getLogger(__name__)
 
 
@@ -182,10 +182,10 @@ class Monitor:
         if not source:
             self._end(target, Outcome(False, "cannot be reached: there is no route"), now_ms)
             return []
-        random = self._random
+        numbers = self._random.getrandbits(64)
         exchange = Exchange(
             target.service, target.backend, target.request, self._secrets(), source=source,
-            sport=random.randint(_FIRST_PORT, _LAST_PORT), client_isn=random.getrandbits(32),
+            sport=_FIRST_PORT + (numbers >> 32) % _PORTS, client_isn=numbers & 0xFFFFFFFF,
             clock_ms=int(now_ms), now_ms=unix_ms)
         if exchange.key in self._running:  # another one has these ports: in a moment
             self._plan(target, now_ms + 1)
@@ -210,7 +210,7 @@ class Monitor:
             self._say(target, outcome, now_ms, since_ms)
             self._stand(target, now_ms)
         interval_ms = target.service.config.check.interval_ms / (2 if health.in_doubt else 1)
-        due_ms = target.started_ms + interval_ms * (1 - _JITTER * self._random.random())
+        due_ms = target.started_ms + interval_ms * (1 + _JITTER * (self._random.random() - 0.5))
         self._plan(target, max(due_ms, now_ms + 1))
 
     def _stand(self, target: Target, now_ms: float) -> None:
