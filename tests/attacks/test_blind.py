@@ -24,7 +24,7 @@ CLIENTS = 40
 PATIENCE_S = 10
 # Whatever a stranger has brought to its end leaves within seconds; what is idle stays.
 QUICK = {
-    "balancer": "takeover_rate = 1\n[timeouts]\nidle = 100\nhalf_closed = 1\nreset = 1\n",
+    "balancer": "takeover_rate = 200\n[timeouts]\nidle = 100\nhalf_closed = 1\nreset = 1\n",
     "packetbridge": "[timeouts]\nidle = 100\nclosing = 1\nreset = 1\n",
 }
 LONG_ENOUGH_S = 4
@@ -121,7 +121,7 @@ def test_a_sweep_of_ends_ends_nothing(lab: Lab, flags: int, timestamps: bool) ->
 @pytest.mark.parametrize("timestamps", [True, False], ids=["timestamps", "bare"])
 @pytest.mark.parametrize("payload", [b"", b"GET / HTTP/1.1\r\n\r\n"], ids=["ACK", "data"])
 def test_a_sweep_of_echoes_moves_nothing(lab: Lab, payload: bytes, timestamps: bool) -> None:
-    """Not even one for each backend, while next to nothing is taken over by its echo alone."""
+    """Not even one for each backend, while little is taken over by its echo alone."""
     with ExitStack() as stack:
         connections = Connections(lab, stack, timestamps)
 
