@@ -204,10 +204,13 @@ def test_a_new_route_to_a_backend_is_taken():
         answers(lab, 1)
 
         lab.balancer.run(["ip", "route", "add", f"{address}/32", "via", "192.168.33.102"])
-        wait_until(lambda: answers(lab, 1) and forwarded(router), 20, "packets take the route")
-        before = forwarded(router)
-        assert len(answers(lab, 20)) == 20
-        assert forwarded(router) >= before + 20
+
+        def take_it() -> bool:
+            before = forwarded(router)
+            assert len(answers(lab, 20)) == 20
+            return forwarded(router) >= before + 20
+
+        wait_until(take_it, 20, "packets take the route")
 
 
 def forwarded(node) -> int:
