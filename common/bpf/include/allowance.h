@@ -60,18 +60,24 @@ static __always_inline __u64 current_tenth(void)
 /* Whether one more of a class may; if not, it has been counted. Each program calls it in one place. */
 static __always_inline bool may_go_up(__u32 way)
 {
-	struct allowance *allowance = bpf_map_lookup_elem(&allowances, &way);
-	__u64 tenth = current_tenth(), before;
+	struct allowance *allowance;
+	__u64 tenth, before;
+	__u32 most;
 
-	if (!allowance || way >= WAYS_UP)
+	if (way >= WAYS_UP)
 		return false;
+	most = budgets[way]; /* at once: Linux 6.1 soon forgets the bound */
+	allowance = bpf_map_lookup_elem(&allowances, &way);
+	if (!allowance)
+		return false;
+	tenth = current_tenth();
 	before = *(volatile __u64 *)&allowance->tenth;
 	if (before != tenth &&
 	    __sync_val_compare_and_swap(&allowance->tenth, before, tenth) == before)
 		*(volatile __u64 *)&allowance->used = 0;
 	/* looked at first, since processors wait for each other where they add */
-	if (*(volatile __u64 *)&allowance->used < budgets[way] &&
-	    __sync_fetch_and_add(&allowance->used, 1) < budgets[way])
+	if (*(volatile __u64 *)&allowance->used < most &&
+	    __sync_fetch_and_add(&allowance->used, 1) < most)
 		return true;
 	count(REASON_LIMITED_FLOW + way);
 	return false;
