@@ -103,7 +103,7 @@ def _handoff(lab: Lab, port: int, source: str = STRANGER, flip: int = 0) -> byte
 def _reasons(pair: Pair) -> dict[str, float]:
     found = pair.bridges[0].metrics()
     return {name: value for name, value in found.items()
-            if name.startswith("l3dsr_packetbridge_packets_total{")}
+            if name.startswith("l3dsr_packetbridge_packets_total{") and value}
 
 
 def _wait_for_packets(pair: Pair, reason: str, number: int) -> None:
