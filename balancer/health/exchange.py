@@ -43,7 +43,8 @@ class Exchange:
             ends, client_isn, 0, SYN, window=WINDOW,
             option_octets=options.emit(Options(mss=service.mss, timestamps=(tsval, 0)))))
         syn_ack = tcp.checked(
-            handshake.answer_syn(syn, service.config, service.mss, secrets, now_ms))
+            handshake.answer_syn(
+                syn, syn.options(), service.config, service.mss, secrets, now_ms))
         t0 = syn_ack.timestamps
         first = tcp.checked(tcp.emit(
             ends, add(client_isn, 1), add(syn_ack.seq, 1), PSH | ACK, window=WINDOW,

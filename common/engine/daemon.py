@@ -11,7 +11,7 @@ from typing import NamedTuple, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from common.engine import clock
+from common.engine import clock, secrets
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
 from common.engine.lock import DIRECTORY, Locks, Taken
@@ -25,13 +25,9 @@ from common.settings import ConfigError
 log = logging.getLogger(__name__)
 
 
-class Config(Protocol):
+class Config(secrets.Config, Protocol):
     """What a daemon's life needs of a configuration."""
 
-    @property
-    def file(self) -> str: ...
-    @property
-    def secret_file(self) -> str: ...
     @property
     def queue(self) -> int: ...
     @property

@@ -16,16 +16,16 @@ WINDOW = 65535  # of the SYN-ACK, which is never scaled (RFC 7323 §2.2)
 
 
 def answer_syn(
-    segment: tcp.Segment, service: Service, mss: int, secrets: Secrets, now_ms: int
+    segment: tcp.Segment, offered: Options, service: Service, mss: int, secrets: Secrets,
+    now_ms: int,
 ) -> bytes:
     """The SYN-ACK for a client's SYN: its options as offered, as far as the service has them.
 
-    mss: ours; it fits the paths to the backends.
+    offered: what its options say. mss: ours; it fits the paths to the backends.
 
     A payload (TCP Fast Open) is not acknowledged, so the client sends it again
     (RFC 7413 §3). ECN is not agreed to: a cookie has no room to remember it.
     """
-    offered = segment.options()
     made = cookie.handshake_hash(
         secrets.current, segment.five_tuple, segment.seq, cookie.epoch_at(now_ms))
     accepted = Options(

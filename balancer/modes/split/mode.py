@@ -139,14 +139,15 @@ class Split:
             return DROP[DropReason.BAD_FLAGS]
         if not _may_be_answered(segment):
             return DROP[DropReason.BAD_SOURCE]
-        if not (service.config.timestamps and segment.options().timestamps):
+        offered = segment.options()
+        if not (service.config.timestamps and offered.timestamps):
             flow = self.flows.get(segment.five_tuple)
             if flow is not None:
                 flow.note_syn(segment.seq)
                 self.flows.update(flow)
         return send(
             Event.SYN_ANSWERED,
-            handshake.answer_syn(segment, service.config, service.mss, self.secrets,
+            handshake.answer_syn(segment, offered, service.config, service.mss, self.secrets,
                                  self._unix_ms(now_ms)),
         )
 

@@ -25,9 +25,9 @@ SHARE_TYPE(flow_state, enum flow_state);
 /* The flow's two sides; written here and by packetbridge/offload/splice.py.
  *
  * The first group is as in packetbridge/flows.py:BridgeFlow, and stays; while the handshake is being
- * replayed, ts_delta is the handoff's TSecr without its MAC. The second is what has been seen, in the client's
- * numbers, and in which second. Of `ending`, each direction has its own half: two processors may be
- * at it at once.
+ * replayed, ts_delta is the handoff's TSecr without its MAC. The second is what has been seen, in
+ * the client's numbers, and in which second. Of `ending`, each direction has its own half: two
+ * processors may be at it at once.
  */
 struct flow {
 	__u32 seq_delta;
