@@ -7,6 +7,7 @@ import itertools
 import signal
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Event
 
 import pytest
 from netns import state
@@ -42,26 +43,27 @@ def test_restarts_under_load_cost_nothing_and_leave_nothing(
         memory = [resident_octets(process) for process in (pair.balancer, *pair.bridges)]
         end = time.monotonic() + seconds
 
+        ended = Event()
         with ThreadPoolExecutor(4) as pool:
-            kept = pool.submit(wrk, lab.client, "-c20", f"-d{seconds}s")
-            short = pool.submit(wrk, lab.client, "-c10", f"-d{seconds}s", *ALONE)
-            downloads: list[Future] = [pool.submit(_downloads, lab, end) for _ in range(2)]
-            signals = itertools.cycle([signal.SIGKILL, signal.SIGUSR2])
-            rounds = 0
-            while time.monotonic() < end:
-                number = next(signals)
-                pair.balancer.stop(number)
-                pair.balancer = lab.start_balancer(*PAIRS[mode]["balancer"])
-                for place, backend in enumerate(lab.backends):
-                    pair.bridges[place].stop(number)
-                    pair.bridges[place] = lab.start_bridge(
-                        backend, *PAIRS[mode]["packetbridge"])
-                rounds += 1
+            kept = pool.submit(_requests, lab, ended, "-c20")
+            short = pool.submit(_requests, lab, ended, "-c10", *ALONE)
+            downloads: list[Future] = [pool.submit(_downloads, lab, ended) for _ in range(2)]
+            try:
+                for number in itertools.cycle([signal.SIGKILL, signal.SIGUSR2]):
+                    pair.balancer.stop(number)
+                    pair.balancer = lab.start_balancer(*PAIRS[mode]["balancer"])
+                    for place, backend in enumerate(lab.backends):
+                        pair.bridges[place].stop(number)
+                        pair.bridges[place] = lab.start_bridge(
+                            backend, *PAIRS[mode]["packetbridge"])
+                    if number == signal.SIGUSR2 and time.monotonic() >= end:
+                        break
+            finally:
+                ended.set()
 
             assert kept.result() > 100
             assert short.result() > 100
             assert {digest for each in downloads for digest in each.result()} == {expected}
-        assert rounds >= 2
         assert [state(host) for host in hosts] == at_work
         assert [_pinned(*owner) for owner in owners] == pinned
         for process, octets in zip((pair.balancer, *pair.bridges), memory, strict=True):
@@ -70,10 +72,18 @@ def test_restarts_under_load_cost_nothing_and_leave_nothing(
         assert [state(host) for host in hosts] == before
 
 
-def _downloads(lab: Lab, end: float) -> list[str]:
-    """Digests of one download after the other until the end, a monotonic time."""
+def _requests(lab: Lab, ended: Event, *flags: str) -> int:
+    """How many requests were answered until the end. Raises: AssertionError if one was not."""
+    answered = 0
+    while not ended.is_set():
+        answered += wrk(lab.client, "-d2s", *flags)
+    return answered
+
+
+def _downloads(lab: Lab, ended: Event) -> list[str]:
+    """Digests of one download after the other until the end."""
     found = []
-    while time.monotonic() < end:
+    while not ended.is_set():
         found.append(download(lab, "--limit-rate", "4M"))
     return found
 
