@@ -324,7 +324,8 @@ class Splice:
         """Keep track of what the client has sent and acknowledged."""
         flags = segment.flags
         end = add(segment.seq, segment.seq_len)
-        if before(flow.client_next, end) and delta(end, flow.client_acked) <= _reach(flow):
+        if (before(flow.client_next, end) and delta(end, flow.client_acked) <= _reach(flow)
+                and not _client_is_done(flow)):
             flow.client_next = end
             flow.ending &= ~CLIENT_FIN  # it was none: there is more
         if flags & FIN or flow.ending & SERVER_FIN:
@@ -381,6 +382,15 @@ class Splice:
 def _is_exact_reset(segment: Segment, flow: BridgeFlow) -> bool:
     """Whether a client's segment is a RST that the server's stack must take for one."""
     return bool(segment.flags & RST) and segment.seq == flow.client_acked
+
+
+def _client_is_done(flow: BridgeFlow) -> bool:
+    """Whether the server has all that the client sends, and its FIN: what comes behind that is of
+    the next connection from its port.
+
+    Twin: packetbridge/offload/bpf/splice.bpf.c:client_is_done
+    """
+    return bool(flow.ending & CLIENT_FIN) and flow.client_acked == flow.client_next
 
 
 def _reach(flow: BridgeFlow) -> int:

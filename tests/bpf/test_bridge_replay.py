@@ -409,6 +409,22 @@ def test_time_takes_flows_that_have_ended_or_gone_silent(
     assert programs.count == stays
 
 
+def test_the_next_connection_s_first_ack_keeps_no_flow_that_has_ended(programs: Splice) -> None:
+    """Its numbers lie close behind those of the one before. If its client goes away at once, the
+    old flow must not wait for an end that it has had."""
+    client, port = bytes((10, 0, 0, 9)), (5000).to_bytes(2)
+    key = client + SERVER.packed + port + (8080).to_bytes(2)
+    programs.write(key, Entry(0, 0, 1, 1, VIP.packed, b"\0\x50", 3, 7, 7, 0, states().OPEN, False,
+                              100, 200, 100, programs.now_s(), *ENDED))
+
+    way_in(programs, tcp.emit(client + BRIDGE.packed + port + b"\0\x50", 1_000_000, 77, ACK,
+                              tos=TAG))
+
+    entry = programs.look_up(key)
+    assert entry is not None
+    assert (entry.client_next, entry.client_ending, entry.server_ending) == (100, *ENDED)
+
+
 def test_a_full_map_makes_room_by_those_that_have_ended_first(
     programs: Splice, random: Random
 ) -> None:

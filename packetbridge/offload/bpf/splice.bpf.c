@@ -80,6 +80,14 @@ static __always_inline bool is_of_flow(const struct segment *segment, const stru
 	       !has_ended(flow);
 }
 
+/* Whether the server has all that the client sends, and its FIN: what comes behind that is of the next
+ * connection from its port. Twin: packetbridge/modes/splice.py:_client_is_done
+ */
+static __always_inline bool client_is_done(const struct flow *flow)
+{
+	return flow->client_ending & CLIENT_FIN && flow->client_acked == flow->client_next;
+}
+
 /* Keep track of what the client has sent, as far as the server's own numbers allow for it. */
 static __always_inline void note_client(struct flow *flow, const struct segment *segment)
 {
@@ -90,7 +98,8 @@ static __always_inline void note_client(struct flow *flow, const struct segment 
 		if (segment->flags & RST && segment->seq == flow->client_acked)
 			flow->client_ending |= WAS_RESET;
 	}
-	if (is_after(end, flow->client_next) && end - flow->client_acked <= reach_of(flow)) {
+	if (is_after(end, flow->client_next) && end - flow->client_acked <= reach_of(flow) &&
+	    !client_is_done(flow)) {
 		flow->client_next = end;
 		if (flow->client_ending & CLIENT_FIN)
 			flow->client_ending &= ~CLIENT_FIN; /* it was none: there is more */
