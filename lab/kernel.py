@@ -22,8 +22,8 @@ from lab.debian import CACHE, mirror
 from lab.node import REPOSITORY, run
 
 SUITES = {"6.1": "bookworm", "6.12": "trixie"}
-DEFAULT_TESTS = ("-q", "tests/golden", "tests/bpf")
-BOOT_TIMEOUT_S = 1800
+DEFAULT_TESTS = ("-q", "-n", "2", "tests/golden", "tests/bpf")  # its two processors
+BOOT_TIMEOUT_S = 7200  # an emulated processor has a tenth of the speed
 _EXIT = "l3dsr-exit:"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 _DEFAULT_MIRROR = "http://deb.debian.org/debian"
@@ -141,7 +141,7 @@ def boot(kernel: Kernel, words: Sequence[str], timeout_s: float = BOOT_TIMEOUT_S
     initramfs.write_bytes(_initramfs(kernel, _command(kernel, words)))
     command = [
         "qemu-system-x86_64", "-accel", _accelerator(), "-cpu", "max", "-smp", "2",
-        "-m", "2048", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-m", "4096", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
         "-serial", "stdio", "-device", "virtio-rng-pci",
         "-virtfs", "local,path=/,mount_tag=host,security_model=none,readonly=on,multidevs=remap",
         "-kernel", str(kernel.image), "-initrd", str(initramfs),
