@@ -11,6 +11,8 @@ from lab.node import REPOSITORY
 from lab.topology import PAIRS
 
 _SHORT = "tests/lab/test_pair.py"
+# Those that mostly wait, one after the other, beside those that mostly reckon (tests/conftest.py).
+_WHOLE = ("-n", "2", "--dist", "loadgroup")
 _FUZZ, _FUZZ_WIRE = "tests/attacks/test_fuzz.py", "tests/lab/test_pair_fuzz.py"
 _A_MINUTE_S = 60
 _DESCRIPTION = """\
@@ -122,7 +124,8 @@ def _test(repeat: int, arguments: Sequence[str]) -> int:
     for number in range(1, repeat + 1):
         if repeat > 1:
             print(f"lab: run {number} of {repeat}", flush=True)
-        code = _pytest(arguments) or (0 if arguments else _test_pairs("adopt", [_SHORT]))
+        code = _pytest(arguments or _WHOLE) or (
+            0 if arguments else _test_pairs("adopt", [_SHORT]))
         if code:
             return code
     return 0

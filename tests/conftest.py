@@ -10,7 +10,8 @@ from hypothesis import settings
 # searches anew each time.
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
-_LAB = Path(__file__).parent / "lab"
+_TESTS = Path(__file__).parent
+_LAB = _TESTS / "lab"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,7 +28,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests that need root say so, and are skipped without it."""
+    """What runs beside what (lab/run test): labs one at a time, and a booted kernel beside them.
+
+    Tests that need root say so, and are skipped without it.
+    """
+    for item in items:
+        if item.path.name == "test_kernels.py":
+            item.add_marker(pytest.mark.xdist_group("kernels"))
+        elif item.path.parent in (_LAB, _TESTS / "attacks"):
+            item.add_marker(pytest.mark.xdist_group("labs"))
     if os.geteuid() == 0:
         return
     reason = pytest.mark.skip(reason="needs root and network namespaces: sudo lab/run test")
