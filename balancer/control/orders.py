@@ -72,9 +72,8 @@ class Orders:
         for backend, standing in wanted:
             backend.standing = standing
         for service, backend in found:
-            log.info("backend %d of %s: the operator's %s", backend.id, service.config.name, name
-                     if backend.standing.weight is None or name != "weight"
-                     else f"weight {backend.standing.weight}")
+            log.info("backend %d of %s: the operator says %s", backend.id, service.config.name,
+                     f"weight {words.get('weight')}" if name == "weight" else name)
         settled = [self._reckoner.reckon(service)
                    for service in dict.fromkeys(service for service, _ in found)]
         return Done(found, {name_of(service.config, backend.id): backend.standing

@@ -9,7 +9,8 @@ import time
 from collections import Counter
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
-from ipaddress import IPv4Address, IPv4Network, ip_address
+from ipaddress import IPv4Address
+from itertools import islice
 from typing import Any
 
 from balancer.control.find import is_called, services_of
@@ -21,10 +22,8 @@ from balancer.pool.share import state_of, weight_of
 from balancer.services import ServiceState
 from common.control.api import Asked, Handler, Refused, in_loop
 from common.control.inbox import Inbox
+from common.control.query import FlowQuery, client_of
 from common.engine import clock
-from common.wire import five_tuple
-
-_MOST_FLOWS, _USUAL_FLOWS = 1000, 100
 
 
 class Shown:
@@ -100,9 +99,8 @@ class Shown:
 
     def flow(self, flow: BackendFlow, now_ms: int) -> dict[str, Any]:
         """A flow."""
-        ends = five_tuple.split(flow.key)
         return {
-            "client": f"{ip_address(ends.src)}:{int.from_bytes(ends.sport)}",
+            "client": client_of(flow.key),
             "service": flow.backend.service.config.name, "backend": flow.backend.id,
             "state": STATES[flow.state], "timestamps": flow.has_timestamps,
             "age_seconds": max(now_ms - flow.created_ms, 0) // 1000,
@@ -142,53 +140,24 @@ def gets(inbox: Inbox, shown: Shown) -> dict[str, Handler]:
             for each in found if each["check"]]}
 
     async def flows(asked: Asked) -> Mapping[str, Any]:
-        wants, most = _Filter(asked.query), _limit(asked.query)
-        return await asyncio.to_thread(_look, shown, wants, most)
+        services = {each["name"] for each in await by_service(asked, shown.service)}
+        return await asyncio.to_thread(_look, shown, FlowQuery(asked.query), services,
+                                       asked.query.get("backend"))
 
     return {"services": services, "backends": backends, "health": health, "flows": flows}
 
 
-def _look(shown: Shown, wants: "_Filter", most: int) -> Mapping[str, Any]:
-    """Look the table through, in any thread."""
-    now_ms, found = clock.now_ms(), []
-    for flow in filter(wants, shown.flows.glance()):
-        found.append(flow)
-        if len(found) > most:
-            break
-    return {"total": len(shown.flows), "more": len(found) > most,
-            "flows": [shown.flow(flow, now_ms) for flow in found[:most]]}
-
-
-class _Filter:
-    """Which flows are meant. Raises: Refused."""
-
-    def __init__(self, query: Mapping[str, str]) -> None:
-        self._service, self._backend = query.get("service"), query.get("backend")
-        self._network: tuple[int, int] | None = None
-        client = query.get("client")
-        if client is not None:
-            try:
-                network = IPv4Network(client, strict=False)
-            except ValueError:
-                raise Refused(400, f"client: an IPv4 address or network, not {client[:100]}"
-                              ) from None
-            self._network = int(network.network_address), int(network.netmask)
-
-    def __call__(self, flow: BackendFlow) -> bool:
-        if self._network:
-            address, mask = self._network
-            if int.from_bytes(five_tuple.split(flow.key).src) & mask != address:
-                return False
-        backend = flow.backend
-        return (self._service in (None, backend.service.config.name)
-                and (self._backend is None or is_called(backend, self._backend)))
-
-
-def _limit(query: Mapping[str, str]) -> int:
-    text = query.get("limit", str(_USUAL_FLOWS))
-    if not (text.isdecimal() and text.isascii() and 1 <= int(text) <= _MOST_FLOWS):
-        raise Refused(400, f"limit: a whole number from 1 to {_MOST_FLOWS}")
-    return int(text)
+def _look(
+    shown: Shown, wants: FlowQuery, services: Collection[str], backend: str | None
+) -> Mapping[str, Any]:
+    """Look the table through, in any thread. services, backend: whose flows are meant."""
+    now_ms = clock.now_ms()
+    meant = (flow for flow in shown.flows.glance()
+             if wants.is_meant(flow.key) and flow.backend.service.config.name in services
+             and (backend is None or is_called(flow.backend, backend)))
+    found = list(islice(meant, wants.limit + 1))
+    return {"total": len(shown.flows), "more": len(found) > wants.limit,
+            "flows": [shown.flow(flow, now_ms) for flow in found[:wants.limit]]}
 
 
 def _state(backend: Backend) -> str:

@@ -31,7 +31,9 @@ def add(commands: Any, program: str) -> None:
     parser = ours.add("health", "", "what the checks find",
                       "Show what is known of the backends that are checked.", _health)
     _add_service(parser)
-    _add_flows(ours)
+    ours.add_flows("Show flows: whose, where they go, how old they are.", _flows).add_argument(
+        "--backend", metavar="BACKEND", default=None, help="of an id or address")
+    _add_top(ours)
     _add_order(ours, "weight", "BACKEND WEIGHT", "give a backend another weight",
                "Let a backend have another weight than the configuration says. `default` is what "
                "that says.", _weigh).add_argument(
@@ -54,19 +56,18 @@ def add(commands: Any, program: str) -> None:
         _add_order(ours, name, "BACKEND", help_text, description, _ordering(name))
 
 
+def _add_top(ours: Commands) -> None:
+    parser = ours.add(
+        "top", "", "what flows now, live",
+        "Show services, backends and packets by reason, live. q quits; n, s, f, h, b and c sort by "
+        "name, state, flows, new flows, bytes and check; r turns the order round.", _top)
+    parser.add_argument("--once", action="store_true", default=False, help="print it once")
+    parser.add_argument("--interval", metavar="SECONDS", type=float, default=2.0,
+                        help="between two looks (default 2)")
+
+
 def _add_service(parser: cli.Parser) -> None:
     parser.add_argument("--service", metavar="NAME", default=None, help="of this one alone")
-
-
-def _add_flows(ours: Commands) -> None:
-    parser = ours.add("flows", "", "the flows in its table",
-                      "Show flows: whose, where they go, how old they are.", _flows)
-    _add_service(parser)
-    parser.add_argument("--client", metavar="NET", default=None,
-                        help="of an address or a network, such as 198.51.100.0/24")
-    parser.add_argument("--backend", metavar="BACKEND", default=None, help="of an id or address")
-    parser.add_argument("--limit", metavar="N", type=int, default=None,
-                        help="how many, at most 1000 (default 100)")
 
 
 def _add_order(
@@ -82,6 +83,15 @@ def _add_order(
 
 
 # --- what is shown ---
+
+
+def _top(client: Client, namespace: argparse.Namespace) -> int:
+    if not (namespace.once or sys.stdin.isatty()):
+        raise NoAnswer(FAILED, "top needs a terminal; without one, `top --once`")
+    from balancer.tools import top  # with rich, which only this needs
+
+    return top.run(client, namespace)
+
 
 
 def _services(client: Client, namespace: argparse.Namespace) -> int:

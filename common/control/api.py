@@ -8,7 +8,6 @@ import asyncio
 import os
 import time
 from collections.abc import Awaitable, Callable, Mapping
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -18,7 +17,6 @@ from common.control.inbox import Inbox
 from common.counters import Counters, Sample
 
 _LOOP_S = 3.0  # how long the loop may take to answer
-_ACTION_S = 20.0  # how long what an action has begun may take
 R = TypeVar("R")
 
 
@@ -84,25 +82,6 @@ async def in_loop(inbox: Inbox, function: Callable[[], R]) -> R:
         return await asyncio.wait_for(asyncio.wrap_future(inbox.call(function)), _LOOP_S)
     except TimeoutError:
         raise Refused(503, f"the program has handled no packets for {_LOOP_S:g} s") from None
-
-
-def action(inbox: Inbox, act: Callable[[Mapping[str, Any]], Any]) -> Handler:
-    """A POST that is acted upon in the loop.
-
-    act: from its words to an answer, or to a Future of it. Raises: Refused, or ValueError, which
-         says what would be right.
-    """
-    async def handle(asked: Asked) -> Any:
-        try:
-            found = await in_loop(inbox, lambda: act(asked.words))
-            if isinstance(found, Future):
-                found = await asyncio.wait_for(asyncio.wrap_future(found), _ACTION_S)
-        except ValueError as error:
-            raise Refused(400, str(error)) from None
-        except TimeoutError:
-            raise Refused(504, f"it is not done after {_ACTION_S:g} s, and goes on") from None
-        return found
-    return handle
 
 
 class Common:

@@ -47,6 +47,16 @@ class Commands:
         self.add("status", "", "does it run, and how is it?",
                  "Ask the daemon on this host how it is. Exit code 3 where none runs.", _status)
 
+    def add_flows(self, description: str, act: Act) -> cli.Parser:
+        """`flows`."""
+        parser = self.add("flows", "", "the flows in its table", description, act)
+        parser.add_argument("--service", metavar="NAME", default=None, help="of this one alone")
+        parser.add_argument("--client", metavar="NET", default=None,
+                            help="of an address or a network, such as 198.51.100.0/24")
+        parser.add_argument("--limit", metavar="N", type=int, default=None,
+                            help="how many, at most 1000 (default 100)")
+        return parser
+
     def _path(self, namespace: argparse.Namespace) -> Path:
         """Where the daemon's socket is. A file that is broken now was not when it started."""
         if namespace.socket:
