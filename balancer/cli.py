@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 from balancer import config
-from balancer.tools import explain, keygen
+from balancer.tools import explain, keygen, operate
 from common.cluster.secrets import KEEP_S
 from common.settings import COMMAND_LINE, ConfigError, cli, host
 from common.settings.flags import flag_name
@@ -35,7 +35,9 @@ examples:
   sudo balancer --config balancer.toml      any number of services, as the file says
   balancer check balancer.toml              is this file right, and what does it say?
   balancer explain http://example.org/a     which backend would that be, and why?
-  balancer replay in.pcap out.pcap          what would it do with this traffic?"""
+  balancer replay in.pcap out.pcap          what would it do with this traffic?
+  sudo balancer backends                    what does the one that runs do?
+  sudo balancer drain 192.0.2.20 --wait     no new flows for a backend; until it has none"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -54,6 +56,7 @@ def make_parser() -> cli.Parser:
     _add_check(commands)
     _add_explain(commands)
     _add_replay(commands)
+    operate.add(commands, PROGRAM)
     return parser
 
 

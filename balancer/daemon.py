@@ -5,18 +5,27 @@ from dataclasses import replace
 from random import SystemRandom
 
 from balancer.config import Config
+from balancer.control.kept import Kept, stand, weighed
+from balancer.control.orders import Orders
+from balancer.control.views import Shown, gets
 from balancer.datapath import Datapath
+from balancer.health.monitor import Monitor
 from balancer.health.watch import HealthWatch
 from balancer.measure import Measurement
 from balancer.offload import instance
 from balancer.offload.offload import ProgramOffload, beside
+from balancer.reckoner import Reckoner
 from balancer.routes import Routes, RouteWatch
 from common.bpf.allowance import BUDGETS
-from common.engine import daemon, log
+from common.control.api import Views
+from common.control.inbox import Inbox
+from common.control.place import instance_of, kept_path
+from common.engine import clock, daemon, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
 from common.engine.host import Host
 from common.engine.queue import RawSender
+from common.engine.sources import Source
 from common.settings.host import check_secret
 from common.wire import icmp
 
@@ -33,12 +42,14 @@ def run(config: Config) -> int:
     secrets = secret.keys_at(time.time())
     config = replace(config, hash_seed=secret.seed)
     log.set_up(config.log_level, config.log_format)
-    program, reason = instance.prepare(config, secrets)
+    kept = Kept(kept_path(instance_of(PROGRAM, config)))
+    program, reason = instance.prepare(weighed(config, kept.standings), secrets)
     offload: ProgramOffload | None = None
     if program:
         datapath, offload = beside(program, config, secrets, random=SystemRandom())
     else:
         datapath = Datapath(config, secrets, random=SystemRandom())
+    stand(datapath.services, kept.standings)
     vips = sorted({str(service.vip) for service in config.services})
     measurement = Measurement(datapath.paths)
 
@@ -48,15 +59,22 @@ def run(config: Config) -> int:
 
     watch = RouteWatch(datapath.paths, on_routes, config.interface)
     sender = RawSender(config.mark)
-    sources = [*watch.sources, measurement]
+    reckoner, monitor = Reckoner(datapath), None
+    sources: list[Source] = [*watch.sources, measurement, reckoner]
     if any(service.check.kind != "none" for service in config.services):
-        sources += HealthWatch(datapath, sender, SystemRandom()).sources
+        health = HealthWatch(datapath, sender, SystemRandom(), reckoner)
+        sources.append(health)
+        monitor = health.monitor
+    views = make_views(config, datapath, reckoner, monitor, kept, offload)
 
     def change(host: Host) -> str:
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
         way = host.install_rules(rules(config))
         for vip in vips:
             host.add_address(config.interface, vip)
+        if kept.standings:
+            for service in datapath.services:
+                datapath.follow(service, datapath.plan(service)())
         services = ", ".join(f"{service.name} ({service.key})" for service in config.services)
         ready = f"ready: {services} on {config.interface}, portable engine by {way}"
         watch.look_up()
@@ -70,7 +88,19 @@ def run(config: Config) -> int:
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
     return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
                         lasting=instance.Lasting(config) if program else None,
-                        sources=sources)
+                        sources=sources, views=views)
+
+
+def make_views(
+    config: Config, datapath: Datapath, reckoner: Reckoner, monitor: Monitor | None, kept: Kept,
+    offload: ProgramOffload | None,
+) -> Views:
+    """What is answered by HTTP. monitor: where backends are checked. offload: of a program."""
+    inbox = Inbox()
+    counted_ms = (lambda: offload.counted_ms) if offload else clock.now_ms
+    shown = Shown(datapath, monitor, config.max_flows, counted_ms)
+    return Views(inbox, shown.facts, gets(inbox, shown),
+                 Orders(inbox, shown, reckoner, kept).posts())
 
 
 def detach(config: Config) -> int:

@@ -15,6 +15,7 @@ from common.wire.tcp import FIN, RST, Segment
 # client is said to have ended it. NEW: one that sent nothing after its handoff. TAKEN_OVER: one
 # that another balancer began, as its own packets say.
 OPEN, DOUBTED, HALF_CLOSED, RESET, NEW, TAKEN_OVER = range(6)
+STATES = ("open", "doubted", "half-closed", "reset", "new", "taken-over")  # by number
 
 REUSE_MS = 64_000  # after so long without a packet, ports may be another connection's
 QUIET_MS = 2000  # and after so long, where the client is said to have ended it

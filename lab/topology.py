@@ -27,6 +27,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from common.bpf import pins
+from common.control import place
 from lab import nginx
 from lab.impair import Impairment
 from lab.node import METRICS_PORT, Node, Process, end_all, namespaces, run, wait_until
@@ -380,6 +381,9 @@ def remove(prefix: str) -> None:
         # Numbers of namespaces come again: a journal must not speak of another one.
         for journal in _JOURNALS.glob(f"*.{inode}.json"):
             journal.unlink(missing_ok=True)
+        for directory in (place.RUN, place.STATE):
+            for left in directory.glob(f"*@{namespace}.*"):
+                left.unlink(missing_ok=True)
     pins.sweep()
 
 

@@ -14,6 +14,7 @@ from common.wire.family import look
 from common.wire.packet import TCP
 from common.wire.tcp import Segment
 from packetbridge import config
+from packetbridge.tools import operate
 
 PROGRAM = "packetbridge"
 _DESCRIPTION = """\
@@ -29,7 +30,8 @@ examples:
   sudo packetbridge --interface eth0 --vip 3=192.0.2.10:80 --server 192.0.2.30:8080
   sudo packetbridge --config bridge.toml    any number of services, as the file says
   packetbridge check bridge.toml            is this file right, and what does it say?
-  packetbridge replay in.pcap out.pcap      what would it do with this traffic?"""
+  packetbridge replay in.pcap out.pcap      what would it do with this traffic?
+  sudo packetbridge services                how does the one that runs serve them?"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -46,6 +48,7 @@ def make_parser() -> cli.Parser:
     _add_check(commands)
     _add_replay(commands)
     _add_detach(commands)
+    operate.add(commands, PROGRAM)
     return parser
 
 

@@ -18,6 +18,7 @@ from common.settings.host import check_secret
 from common.wire import icmp
 from common.wire.family import dst_of
 from packetbridge.config import Config, Service, first_own
+from packetbridge.control import make_views
 from packetbridge.datapath import Datapath
 from packetbridge.offload import fast
 from packetbridge.offload.beside import Beside
@@ -89,6 +90,7 @@ def run(config: Config) -> int:
     return daemon.serve(
         PROGRAM, config, datapath, Senders(config.mark, servers), _claims(config), change,
         datapath.on_shutdown, engine if engine.parts else None,
+        views=make_views(config, beside, engine.choices),
     )
 
 

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
 # States, in the order in which flows are evicted last.
 OPEN, REPLAY, CLOSING, RESET = 0, 1, 2, 3
+STATES = ("open", "replay", "closing", "reset")  # by number
 
 
 class Turn(Enum):

@@ -114,6 +114,10 @@ class Monitor:
             self._end(target, outcome, now_ms)
         return [answer] if answer else []
 
+    def target_of(self, backend: Backend) -> Target | None:
+        """What is known of a backend that is checked."""
+        return self._targets.get(backend)
+
     def samples(self) -> list[Sample]:
         """What there is to be seen."""
         samples = []

@@ -1,28 +1,23 @@
 """Health checks on a real network: a source of the loop that sends them and hears the answers.
 
 An answer's source is the VIP, an address of this host's own, so the kernel drops it as a martian;
-a packet socket has seen it by then. What follows from results is reckoned in a thread: tables take
-their time, and packets do not wait for them.
+a packet socket has seen it by then. What follows from results is reckoned elsewhere
+(balancer/reckoner.py).
 """
 
 import ctypes
 import logging
 import socket
 import struct
-import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+from collections.abc import Iterable
 from random import Random
-from typing import NamedTuple
 
 from balancer.datapath import Datapath
 from balancer.health.monitor import Monitor
-from balancer.services import Plan, ServiceState
+from balancer.reckoner import Reckoner
 from common.engine import clock
 from common.engine.loop import Sender
-from common.engine.sources import Source
-from common.engine.worker import Worker
 from common.wire.packet import TCP
 
 _PAUSE_MS = 4  # so long, what becomes due waits for more: each turn of the loop has its price
@@ -31,44 +26,29 @@ _PACKET_LEN = 1 << 16
 _BUFFER_OCTETS = 4 << 20
 _ETH_P_IP = 0x0800  # linux/if_ether.h
 _SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33  # asm-generic/socket.h
-_SWITCH_S = 0.0005  # for how long one thread may keep others from running
 _LOAD_OCTET, _LOAD_WORD, _EQUALS, _RETURN = 0x30, 0x20, 0x15, 0x06  # linux/bpf_common.h
 _PROTOCOL_OFF, _SOURCE_OFF = 9, 12
 _INSTRUCTION = struct.Struct("=HBBI")
 log = logging.getLogger(__name__)
 
 
-class Reckoned(NamedTuple):
-    """A plan for a service; None: our bug, and logged."""
-
-    service: ServiceState
-    plan: Plan | None
-
-
 class HealthWatch:
     """Checks the backends of a data path, and lets it choose by what is found."""
 
-    def __init__(self, datapath: Datapath, sender: Sender, random: Random) -> None:
+    def __init__(
+        self, datapath: Datapath, sender: Sender, random: Random, reckoner: Reckoner
+    ) -> None:
         """Raises: OSError."""
-        self._datapath = datapath
+        self._reckoner = reckoner
         self._sender = sender
         paths = datapath.paths
-        self._monitor = Monitor(
+        self.monitor = self._monitor = Monitor(
             datapath.services, lambda: datapath.secrets,
             lambda address: paths[address].own_address, random)
         self._socket = _listen(service.config.vip.packed for service in datapath.services)
         self._buffer = bytearray(_PACKET_LEN)
-        self._worker: Worker[Reckoned] = Worker("reckoning shares", self._on_reckoned)
-        self._reckoning: set[ServiceState] = set()
         self._calm_ms = 0.0
         datapath.observers.append(self._monitor.samples)
-        # whoever has a packet must not wait for the thread that makes a table
-        sys.setswitchinterval(_SWITCH_S)
-
-    @property
-    def sources(self) -> Sequence[Source]:
-        """What the loop has to wait for."""
-        return [self, self._worker]
 
     # --- as sources.Source ---
 
@@ -107,25 +87,9 @@ class HealthWatch:
         self._follow()
 
     def _follow(self) -> None:
-        """Have the shares reckoned that have changed; of one service once at a time."""
-        for service in self._monitor.changed - self._reckoning:
-            self._monitor.changed.discard(service)
-            self._reckoning.add(service)
-            self._worker.start(partial(_reckon, service, self._datapath.plan(service)))
-
-    def _on_reckoned(self, reckoned: Reckoned) -> None:
-        self._reckoning.discard(reckoned.service)
-        if reckoned.plan and not self._datapath.follow(reckoned.service, reckoned.plan):
-            self._monitor.changed.add(reckoned.service)  # its backends are others now
-        self._follow()
-
-
-def _reckon(service: ServiceState, make: Callable[[], Plan]) -> Reckoned:
-    try:
-        return Reckoned(service, make())
-    except Exception:
-        log.exception("the shares of %s stay as they were", service.config.name)
-        return Reckoned(service, None)
+        """Have the shares reckoned that have changed."""
+        while self._monitor.changed:
+            self._reckoner.reckon(self._monitor.changed.pop())
 
 
 def _listen(vips: Iterable[bytes]) -> socket.socket:

@@ -52,6 +52,14 @@ class MapStore:
         """All flows. Those of backends that are configured no more go when they are met."""
         return chain.from_iterable(self._parts())
 
+    def glance(self) -> Iterator[BackendFlow]:
+        """As FlowStore."""
+        for chunk in self._map.chunks():
+            for octets in chunk:
+                flow = self._flow(octets)
+                if flow is not None and not self._is_idle(flow):
+                    yield flow
+
     def get(self, key: bytes, /) -> BackendFlow | None:
         """As FlowStore; a flow that has been idle for too long is none."""
         octets = self._map.lookup(key)

@@ -30,7 +30,10 @@ log = logging.getLogger(__name__)
 
 
 class ProgramOffload:
-    """As datapath.Offload. is_live: whether the program has packets, whose counts are added."""
+    """As datapath.Offload. is_live: whether the program has packets, whose counts are added.
+
+    counted_ms: when that was done last.
+    """
 
     def __init__(self, program: Program, services: Services, flows: MapStore) -> None:
         self.program = program
@@ -42,7 +45,7 @@ class ProgramOffload:
         self._lossy: set[str] = set()  # interfaces of which it has been said
         self._paths_told = -1
         self._old_flows_go = True
-        self._next_refresh_ms = 0
+        self._next_refresh_ms = self.counted_ms = 0
         self._counted: dict[Backend, dict[str, int]] = {}
 
     def before(self, now_ms: int) -> None:
@@ -58,6 +61,7 @@ class ProgramOffload:
             self._next_refresh_ms = now_ms + REFRESH_MS
             self.program.keep_time(now_ms)
             self.add_counts(counters)
+            self.counted_ms = now_ms
         if self._old_flows_go and self._flows.walks >= 2:
             # one of the walks was whole since the program has its packets, so it has met all flows
             self._old_flows_go = False

@@ -22,12 +22,14 @@ class Operator(Enum):
 class Standing(NamedTuple):
     """What there is to be said of a backend besides its weight.
 
-    steps: how far its ramp is, 1..RAMP_STEPS.
+    steps:  how far its ramp is, 1..RAMP_STEPS.
+    weight: what the operator wants instead of the configured one.
     """
 
     operator: Operator = Operator.ENABLED
     is_up: bool = True
     steps: int = RAMP_STEPS
+    weight: int | None = None
 
 
 class State(StrEnum):
@@ -84,6 +86,11 @@ def state_of(standing: Standing, is_leaving: bool) -> State:
     return State(standing.operator.value)
 
 
+def weight_of(member: Member) -> int:
+    """What counts: the operator's weight, else the configured one."""
+    return member.weight if member.standing.weight is None else member.standing.weight
+
+
 def shares_of(members: Iterable[Member], policy: Policy) -> Shares:
     """The shares of backends that are configured.
 
@@ -91,15 +98,16 @@ def shares_of(members: Iterable[Member], policy: Policy) -> Shares:
     none has any. While nobody's ramp is on its way, shares are the weights.
     """
     members = list(members)
+    weights = {each.id: weight_of(each) for each in members}
     enabled = [each for each in members if each.standing.operator is Operator.ENABLED]
     is_used = [each for each in enabled if each.standing.is_up]
-    all_used = policy.use_all and not any(each.weight for each in is_used)
+    all_used = policy.use_all and not any(weights[each.id] for each in is_used)
     if all_used:
-        found = {each.id: each.weight for each in enabled}
+        found = {each.id: weights[each.id] for each in enabled}
     elif all(each.standing.steps == RAMP_STEPS for each in is_used):
-        found = {each.id: each.weight for each in is_used}
+        found = {each.id: weights[each.id] for each in is_used}
     else:
-        found = _bounded({each.id: each.weight * each.standing.steps for each in is_used})
+        found = _bounded({each.id: weights[each.id] * each.standing.steps for each in is_used})
     cut = {each.id for each in members if each.standing.operator is Operator.DISABLED}
     if policy.resets and not all_used:
         cut |= {each.id for each in members if not each.standing.is_up}

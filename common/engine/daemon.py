@@ -11,6 +11,9 @@ from typing import NamedTuple, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from common.control.api import Views
+from common.control.inbox import Inbox
+from common.control.start import Answers
 from common.engine import clock, secrets
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
@@ -32,6 +35,8 @@ class Config(secrets.Config, Protocol):
     def queue(self) -> int: ...
     @property
     def metrics(self) -> tuple[str, int] | None: ...
+    @property
+    def control(self) -> bool | str: ...
 
 
 class Claim(NamedTuple):
@@ -56,7 +61,7 @@ class Lasting(Protocol):
 def serve(
     program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
     change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
-    lasting: Lasting | None = None, sources: Sequence[Source] = (),
+    lasting: Lasting | None = None, sources: Sequence[Source] = (), views: Views | None = None,
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
@@ -64,23 +69,23 @@ def serve(
     last_words: packets to send before they are undone; now_ms: of the engine's clock.
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
     sources:    what happens besides packets.
+    views:      what is answered besides what every program answers.
     Raises: ConfigError, before anything on the host is changed.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory has the secret in it
     signals = Signals()
     host, locks = Host(program, config.queue), Locks()
+    views, answers = views or Views(Inbox()), None
     own = Claim(host.owner_name, "queue", config.queue, "a queue number of its own")
     try:
         for claim in (*claims, own):
             _lock(program, config.file, claim, locks)
-        engine = _make_engine(config, datapath, sender, signals, sources)
-        if config.metrics:
-            # most of the program's memory, where nobody asks for them
-            from common.engine import metrics
-
-            metrics.serve(program, engine, config.file, *config.metrics)
+        engine = _make_engine(config, datapath, sender, signals, [*sources, views.inbox])
+        answers = Answers(program, config, engine, views)
         return _run(host, engine, signals, change, last_words, lasting)
     finally:
+        if answers:
+            answers.close()
         locks.release()
 
 

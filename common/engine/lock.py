@@ -35,7 +35,7 @@ class Locks:
 
     def take(self, name: str) -> None:
         """Raises: Taken; OSError where nobody can have a name."""
-        _check_directory()
+        check_directory(DIRECTORY, 0o700)
         path = _path(name)
         for attempt in range(_TRIES):
             if attempt:
@@ -82,12 +82,13 @@ def is_taken(name: str) -> bool:
     return False
 
 
-def _check_directory() -> None:
-    """Make the directory. Raises: PermissionError where others could write in it."""
-    DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
-    found = DIRECTORY.lstat()
+def check_directory(directory: Path, mode: int) -> None:
+    """Make a directory, unless it is there. Raises: PermissionError where others could write in it.
+    """
+    directory.mkdir(mode=mode, parents=True, exist_ok=True)
+    found = directory.lstat()
     if found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-        raise PermissionError(f"{DIRECTORY} is not this user's own")
+        raise PermissionError(f"{directory} is not this user's own")
 
 
 def _path(name: str) -> Path:

@@ -64,6 +64,8 @@ class Engine:
         sources: what else happens, besides packets.
         """
         self.counters = datapath.counters
+        self.state = "starting"  # then `ready`, `stopping`
+        self.line = ""  # what was said when it was ready
         self._datapath = datapath
         self._sender = sender
         self._signals = signals
@@ -81,6 +83,7 @@ class Engine:
         gc.collect()
         gc.disable()
         log.info("%s", ready)
+        self.state, self.line = "ready", ready
         notify("READY=1")
         signals, watchdog = self._signals, Watchdog()
         while not signals.stop:
@@ -95,6 +98,7 @@ class Engine:
             if signals.report:
                 signals.report = False
                 self.log_counters()
+        self.state = "stopping"
         notify("STOPPING=1")
 
     def keep_time(self) -> None:

@@ -44,6 +44,10 @@ class MemoryStore(Generic[F]):
     def __iter__(self) -> Iterator[F]:
         return iter(list(self._flows.values()))
 
+    def glance(self) -> Iterator[F]:
+        """As FlowStore: a list is made at one go, so that no other thread changes it meanwhile."""
+        return iter(self)
+
     def insert(self, flow: F, least: int = 0) -> bool:
         """As FlowStore."""
         old = self._flows.get(flow.key)

@@ -61,6 +61,9 @@ class FlowStore(Protocol[F]):
     def expire(self, now_ms: int) -> list[F]:
         """Remove and return flows idle for longer than their state's timeout, some in each call."""
 
+    def glance(self) -> Iterator[F]:
+        """All flows about as they are now, in any thread. They are copies, or only to be read."""
+
     def count(self, owner: object, /) -> int:
         """How many flows an owner has; who that is depends on the flow."""
 

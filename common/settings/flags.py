@@ -63,7 +63,8 @@ def add_flags(group: Any, shape: type) -> None:
         options: dict[str, Any] = {"action": "append"} if _of(entry).repeated else {}
         if isinstance(entry, Entry) and entry.setting.read.numeric:
             options["type"] = number
-        elif isinstance(entry, Entry) and entry.setting.read is readers.flag:
+        elif isinstance(entry, Entry) and entry.setting.read in (
+                readers.flag, readers.unix_socket):
             options["type"] = truth
         usage = entry.setting.usage if isinstance(entry, Entry) else ""
         text = f"{_of(entry).help}{usage}{_range_of(entry)}".replace("%", "%%")

@@ -7,6 +7,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+_SUN_LEN = 108  # linux/un.h: sun_path, with a zero at its end
 _NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9._-]+\.?")
 _WITH_PORT = re.compile(r"(.+):(\d+)")
 
@@ -70,6 +71,15 @@ def _read_flag(value: Any) -> bool:
     return value
 
 
+def _read_socket(value: Any) -> bool | str:
+    """Whether there is a socket, or where."""
+    if isinstance(value, bool):
+        return value
+    if not isinstance(value, str) or not value.startswith("/") or len(value.encode()) >= _SUN_LEN:
+        raise ValueError(f'true, false, or "/PATH" of less than {_SUN_LEN} octets')
+    return value
+
+
 def _read_text(value: Any) -> str:
     if not isinstance(value, str) or not value:
         raise ValueError("a text in quotes")
@@ -77,6 +87,8 @@ def _read_text(value: Any) -> str:
 
 
 flag = Reader(_read_flag, "`true`, `false`", lambda value: str(value).lower())
+unix_socket = Reader(_read_socket, '`true`, `false`, `"/PATH"`',
+                     lambda value: quoted(value) if isinstance(value, str) else str(value).lower())
 text = Reader(_read_text, "text", quoted)
 
 

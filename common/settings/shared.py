@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from common.settings import COMMAND_LINE, ConfigError
 from common.settings.host import HostView
-from common.settings.readers import choice, flag, listen, text, whole
+from common.settings.readers import choice, flag, listen, text, unix_socket, whole
 from common.settings.schema import Draft, Setting
 
 DIRECTORY = Path("/etc/l3dsr")
@@ -62,6 +62,12 @@ class Shared:
     metrics: Annotated[tuple[str, int] | None, Setting(
         listen, "where to answer Prometheus", metavar="ADDR:PORT",
     )] = None
+    control: Annotated[bool | str, Setting(
+        unix_socket, "whether there is a control socket, or where",
+        "With `true` it is `/run/l3dsr/PROGRAM.sock`, or `PROGRAM-N.sock` if `queue` is another N "
+        "than the default. Root and its group may use it ([below](#operating-it)).",
+        metavar="true|false|PATH",
+    )] = True
     log_level: Annotated[str, Setting(
         choice("debug", "info", "warning", "error"), "how much is logged",
         metavar="debug|info|warning|error",

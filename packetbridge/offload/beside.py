@@ -6,8 +6,8 @@ these are read first. A flow that is opened here, since its server has not answe
 entered there: as the portable engine's own until its server has answered, as theirs from then on.
 """
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 from common.cluster.cookie import Secrets
 from common.cluster.service import TCP_OCTET, key_of
@@ -16,7 +16,7 @@ from common.engine.host import Change, Host
 from common.wire import five_tuple
 from packetbridge.config import Config
 from packetbridge.datapath import Datapath
-from packetbridge.flows import CLOSING, ENDED, OPEN, RESET, BridgeFlow
+from packetbridge.flows import CLOSING, ENDED, OPEN, REPLAY, RESET, STATES, BridgeFlow
 from packetbridge.modes.spent import SpentCookies
 from packetbridge.modes.translate import ServiceState
 from packetbridge.offload.fast_maps import SpentMap
@@ -38,6 +38,15 @@ class Part(Protocol):
     def detach(self) -> None: ...
     def on_tick(self, counters: Counters) -> None: ...
     def add_counts(self, counters: Counters) -> None: ...
+
+
+class Seen(NamedTuple):
+    """A flow as one sees it from outside. state: a word. engine: who has it."""
+
+    key: bytes
+    service: ServiceState
+    state: str
+    engine: str
 
 
 class Beside:
@@ -124,6 +133,19 @@ class Beside:
             return flows, evicted
         others = sum(not self._has(flow) for flow in self._flows)
         return splice.count + others, evicted + splice.evicted
+
+    def glance(self) -> Iterator[Seen]:
+        """All flows about as they are now, in any thread: the programs', and those of the store."""
+        splice = self._splice
+        for key, entry in splice.entries() if splice else ():
+            service = self._service_of(key, entry)
+            if service and entry.state != states().PORTABLE:
+                state = (RESET if entry.was_reset else CLOSING if entry.ending == ENDED
+                         else OPEN if entry.state == states().OPEN else REPLAY)
+                yield Seen(key, service, STATES[state], "fast")
+        for flow in self._flows.glance():
+            if not self._has(flow) or not flow.is_open:
+                yield Seen(flow.key, flow.service, STATES[flow.state], "portable")
 
     def on_shutdown(self, now_ms: int) -> None:
         """As datapath.Offload.

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from common.cluster.secrets import load_secrets
+from common.control import server
+from common.control.server import End, Server
 from common.counters import Sample, new_counters
 from common.engine import lock, metrics
 from common.engine.lock import Locks
@@ -121,14 +123,14 @@ class Observed:
 @pytest.fixture
 def port(monkeypatch: pytest.MonkeyPatch) -> Iterator[int]:
     """Where metrics are answered, with little patience."""
-    monkeypatch.setattr(metrics, "MAX_TIME_S", 1.0)
+    monkeypatch.setattr(server, "MAX_TIME_S", 1.0)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         found = probe.getsockname()[1]
-    server = metrics.serve("test", Observed(), "file", "127.0.0.1", found)
+    running = Server([End(metrics.listen("file", "127.0.0.1", found),
+                          {"/metrics": metrics.handler("test", Observed())})])
     yield found
-    server.shutdown()
-    server.server_close()
+    running.close()
 
 
 def descriptors() -> int:
@@ -154,7 +156,7 @@ def test_slow_clients_take_no_descriptors_from_the_program(port: int) -> None:
 
     assert b"l3dsr_test_packets" in answer
     deadline_s = time.monotonic() + 10
-    while descriptors() - before - len(slow) > 3 * metrics.MAX_CONNECTIONS:
+    while descriptors() - before - len(slow) > 3 * server.MAX_CONNECTIONS:
         assert time.monotonic() < deadline_s, "the program keeps their descriptors"
         time.sleep(0.05)
     for client in slow:

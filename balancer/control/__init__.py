@@ -1,0 +1,1 @@
+"""What an operator sees of a balancer that runs, and does with it."""

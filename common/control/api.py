@@ -1,0 +1,128 @@
+"""What is asked and answered, without a word of HTTP; and what can be asked of either program.
+
+An answer is made where it may take its time: what belongs to the loop is read there by small calls
+(common/control/inbox.py), the rest in the thread that serves.
+"""
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
+
+from common import __version__
+from common.control import PREFIX
+from common.control.inbox import Inbox
+from common.counters import Counters, Sample
+
+_LOOP_S = 3.0  # how long the loop may take to answer
+R = TypeVar("R")
+
+
+class Asked(NamedTuple):
+    """A question. body: the JSON object of a POST."""
+
+    query: Mapping[str, str] = {}
+    body: Mapping[str, Any] = {}
+
+    @property
+    def words(self) -> Mapping[str, Any]:
+        """What it says, wherever it says that."""
+        return {**self.query, **self.body}
+
+
+class Content(NamedTuple):
+    """An answer that is not JSON, or not the usual 200. kind: its Content-Type."""
+
+    octets: bytes
+    kind: str = "text/plain; charset=utf-8"
+    status: int = 200
+
+
+class Refused(Exception):
+    """What cannot be answered. status: HTTP's."""
+
+    def __init__(self, status: int, words: str) -> None:
+        super().__init__(words)
+        self.status = status
+
+
+Handler = Callable[[Asked], Awaitable[Any]]  # to Content, or to what JSON can say
+
+
+@dataclass(frozen=True)
+class Views:
+    """What a program shows and does, besides what both do.
+
+    facts: its part of `status`, asked for in the loop. gets, posts: by name in the path.
+    """
+
+    inbox: Inbox
+    facts: Callable[[], Mapping[str, Any]] = dict
+    gets: Mapping[str, Handler] = field(default_factory=dict)
+    posts: Mapping[str, Handler] = field(default_factory=dict)
+
+
+class Engine(Protocol):
+    """What is needed of an engine. state: `starting`, `ready` or `stopping`; line: what it said
+    when it was ready.
+    """
+
+    counters: Counters
+    state: str
+    line: str
+
+    def samples(self) -> list[Sample]: ...
+
+
+async def in_loop(inbox: Inbox, function: Callable[[], R]) -> R:
+    """What a function returns that is called in the loop. Raises: Refused where that is stuck."""
+    try:
+        return await asyncio.wait_for(asyncio.wrap_future(inbox.call(function)), _LOOP_S)
+    except TimeoutError:
+        raise Refused(503, f"the program has handled no packets for {_LOOP_S:g} s") from None
+
+
+class Common:
+    """What either program says of itself."""
+
+    def __init__(self, program: str, engine: Engine, views: Views) -> None:
+        self._program = program
+        self._engine = engine
+        self._views = views
+        self._started_s = time.monotonic()
+
+    def gets(self) -> dict[str, Handler]:
+        """By path: what changes nothing."""
+        named = {"status": self.status, "reasons": self.reasons, **self._views.gets}
+        return {"/healthz": self.health, **{PREFIX + name: each for name, each in named.items()}}
+
+    def posts(self) -> dict[str, Handler]:
+        """By path: what changes something."""
+        return {PREFIX + name: each for name, each in self._views.posts.items()}
+
+    async def status(self, _: Asked) -> Mapping[str, Any]:
+        """What runs here, and since when."""
+        facts = await in_loop(self._views.inbox, self._views.facts)
+        return {
+            "program": self._program, "version": __version__, "pid": os.getpid(),
+            "state": self._engine.state, "ready": self._engine.line,
+            "uptime_seconds": round(time.monotonic() - self._started_s, 1), **facts,
+        }
+
+    async def reasons(self, _: Asked) -> Mapping[str, int]:
+        """Packets by outcome."""
+        counters = self._engine.counters
+        return await in_loop(self._views.inbox, lambda: {
+            reason.value: count for reason, count in counters.items()})
+
+    async def health(self, _: Asked) -> Content:
+        """Whether packets are handled."""
+        why = "" if self._engine.state == "ready" else self._engine.state
+        if not why:
+            try:
+                await in_loop(self._views.inbox, lambda: None)
+            except Refused as refused:
+                why = str(refused)
+        return Content(f"not ready: {why}\n".encode(), status=503) if why else Content(b"ready\n")
