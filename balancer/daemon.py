@@ -2,11 +2,14 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from random import SystemRandom
 
 from balancer.config import Config
+from balancer.control.history import History
 from balancer.control.kept import Kept, stand, weighed
 from balancer.control.orders import Orders
+from balancer.control.page import pages
 from balancer.control.views import Shown, gets
 from balancer.datapath import Datapath
 from balancer.health.monitor import Monitor
@@ -99,8 +102,10 @@ def make_views(
     inbox = Inbox()
     counted_ms = (lambda: offload.counted_ms) if offload else clock.now_ms
     shown = Shown(datapath, monitor, config.max_flows, counted_ms)
+    history = History(inbox, shown)
     return Views(inbox, shown.facts, gets(inbox, shown),
-                 Orders(inbox, shown, reckoner, kept).posts())
+                 Orders(inbox, shown, reckoner, kept).posts(),
+                 pages=partial(pages, history=history), background=[history.keep])
 
 
 def detach(config: Config) -> int:

@@ -7,7 +7,7 @@ An answer is made where it may take its time: what belongs to the loop is read t
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -48,6 +48,7 @@ class Refused(Exception):
         self.status = status
 
 
+Background = Callable[[], Coroutine[Any, Any, None]]
 Handler = Callable[[Asked], Awaitable[Any]]  # to Content, or to what JSON can say
 
 
@@ -56,12 +57,16 @@ class Views:
     """What a program shows and does, besides what both do.
 
     facts: its part of `status`, asked for in the loop. gets, posts: by name in the path.
+    pages: from all that is got by name, what is got by a path of its own. background: what goes on
+           beside, until it is cancelled.
     """
 
     inbox: Inbox
     facts: Callable[[], Mapping[str, Any]] = dict
     gets: Mapping[str, Handler] = field(default_factory=dict)
     posts: Mapping[str, Handler] = field(default_factory=dict)
+    pages: Callable[[Mapping[str, Handler]], Mapping[str, Handler]] = lambda gets: {}
+    background: Sequence[Background] = ()
 
 
 class Engine(Protocol):
@@ -96,7 +101,8 @@ class Common:
     def gets(self) -> dict[str, Handler]:
         """By path: what changes nothing."""
         named = {"status": self.status, "reasons": self.reasons, **self._views.gets}
-        return {"/healthz": self.health, **{PREFIX + name: each for name, each in named.items()}}
+        return {"/healthz": self.health, **{PREFIX + name: each for name, each in named.items()},
+                **self._views.pages(named)}
 
     def posts(self) -> dict[str, Handler]:
         """By path: what changes something."""

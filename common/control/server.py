@@ -15,7 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from common.control.api import Asked, Content, Handler, Refused
+from common.control.api import Asked, Background, Content, Handler, Refused
 
 if TYPE_CHECKING:
     from aiohttp import web
@@ -45,8 +45,12 @@ class End(NamedTuple):
 class Server:
     """Answers until it is closed."""
 
-    def __init__(self, ends: Sequence[End]) -> None:
+    def __init__(
+        self, ends: Sequence[End], background: Sequence[Background] = ()
+    ) -> None:
+        """background: what goes on beside, and never ends by itself."""
         self._ends = ends
+        self._background = background
         self._loop = asyncio.new_event_loop()
         self._closed = asyncio.Event()
         self._connections = 0
@@ -74,7 +78,8 @@ class Server:
     async def _serve(self) -> None:
         gates = [_Gate(end, self) for end in self._ends]
         tasks = [asyncio.ensure_future(each) for each in
-                 (self._closed.wait(), self._tidy(), *(gate.run() for gate in gates))]
+                 (self._closed.wait(), self._tidy(), *(gate.run() for gate in gates),
+                  *(begin() for begin in self._background))]
         done, others = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
         for task in others:
             task.cancel()

@@ -52,7 +52,7 @@ class Answers:
             for listener in listeners:
                 listener.close()
             raise
-        self._server = Server(ends) if ends else None
+        self._server = Server(ends, views.background) if ends else None
 
     def close(self) -> None:
         """Answer no more."""
