@@ -72,6 +72,7 @@ def test_both_engines_measure_the_same() -> None:
     for flow in list(datapath.flows):
         datapath.flows.remove(flow)
     datapath.update(state, backends[:1])
+    datapath.on_tick(NOW_MS)  # it has gone, since it has no flows
     datapath.update(state, backends)  # another one has its id
 
     first, second = state.pool
