@@ -16,7 +16,7 @@ from operator import attrgetter
 from random import Random
 from typing import Protocol
 
-from balancer import config
+from balancer import config, metrics
 from balancer.config import Config
 from balancer.flows import BackendFlow, timeouts_ms
 from balancer.modes.kinds import MODES
@@ -30,6 +30,8 @@ from common.cluster.service import TCP_OCTET, key_of
 from common.counters import Counters, Sample, new_counters
 from common.flow.memory import MemoryStore
 from common.flow.store import FlowStore
+from common.histogram import Histogram
+from common.metrics import FLOWS, FLOWS_EVICTED, FLOWS_LIMIT
 from common.verdict import DROP, PASS, DropReason, Event, Verdict, send
 from common.wire import Malformed, five_tuple, icmp
 from common.wire.family import look
@@ -68,6 +70,12 @@ class Offload(Protocol):
     def set_secrets(self, secrets: Secrets) -> None:
         """Make and check cookies by these."""
 
+    def handshakes(self, service: ServiceState) -> Histogram:
+        """Those of a service, with those that the program has seen. In any thread."""
+
+    def first_acks(self, backend: Backend) -> Histogram:
+        """Those of a backend, with those that the program has seen. In any thread."""
+
 
 class Datapath:
     """Verdicts for packets; see the module."""
@@ -98,6 +106,7 @@ class Datapath:
         self._at_bridges: dict[bytes, list[Backend]] = {}
         self._find_bridges()
         self._fitted = self.paths.version
+        self._max_flows = config.max_flows
         self._secrets = secrets
         self._clock_offset_ms = 0
 
@@ -230,28 +239,30 @@ class Datapath:
 
     def samples(self) -> list[Sample]:
         """What there is to be seen besides `counters`."""
+        offload = self.offload
         samples = [
-            Sample("flows", "gauge", "Flows in the table", {}, len(self.flows)),
-            Sample("evicted_flows", "counter", "Flows evicted", {}, self.flows.evicted),
+            FLOWS.at(len(self.flows)),
+            FLOWS_LIMIT.at(self._max_flows),
+            FLOWS_EVICTED.at(self.flows.evicted),
         ]
         for mode in self.modes.values():
             samples += mode.samples()
         for observer in self.observers:
             samples += observer()
         for service in self.services:
-            samples.append(Sample("mss", "gauge", "MSS that SYN-ACKs offer",
-                                  {"service": service.config.name}, service.mss))
+            name = service.config.name
+            samples += [metrics.MSS.at(service.mss, name),
+                        metrics.HANDSHAKE_DURATION.of(
+                            offload.handshakes(service) if offload else service.handshakes, name)]
         for backend in self.services.backends():
-            labels = {"service": backend.service.config.name, "backend": str(backend.id)}
+            labels = metrics.labels_of(backend)
             samples += [
-                Sample("backend_flows", "gauge", "Flows in the table, by backend", labels,
-                       self.flows.count(backend)),
-                Sample("backend_handoffs", "counter", "New flows sent to a backend", labels,
-                       backend.handoffs),
-                Sample("backend_packets", "counter", "Packets sent to a backend", labels,
-                       backend.packets),
-                Sample("backend_octets", "counter", "Bytes sent to a backend", labels,
-                       backend.octets),
+                metrics.BACKEND_FLOWS.at(self.flows.count(backend), *labels),
+                metrics.BACKEND_HANDOFFS.at(backend.handoffs, *labels),
+                metrics.BACKEND_PACKETS.at(backend.packets, *labels),
+                metrics.BACKEND_BYTES.at(backend.octets, *labels),
+                metrics.BACKEND_FIRST_ACK.of(
+                    offload.first_acks(backend) if offload else backend.first_acks, *labels),
             ]
         return samples
 

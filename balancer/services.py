@@ -14,6 +14,7 @@ from balancer.pool.share import Policy, Shares
 from common.cluster.service import Endpoint
 from common.encap import dscp
 from common.flow.guesses import Guesses
+from common.histogram import Histogram
 
 
 class Plan(NamedTuple):
@@ -32,7 +33,7 @@ class ServiceState:
     """A service with its pool.
 
     number: by which a program's flows name it. mss: what fits the paths to its backends.
-    guesses: at handshakes of its clients.
+    guesses: at handshakes of its clients. handshakes: how long theirs took, by timestamps.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class ServiceState:
         self.mss = service.mss
         self.number = number
         self.guesses = Guesses()
+        self.handshakes = Histogram()
         vip = service.vip.packed
         self.schedule = partial(
             make_scheduler, service.scheduler, hash_balance_factor=service.hash_balance_factor,

@@ -89,6 +89,28 @@ class DropReason(Reason):
     INTERNAL_ERROR = "internal_error"  # our bug; logged
 
 
+_OF_BALANCER = frozenset({
+    Event.SYN_ANSWERED, Event.FIN_ANSWERED, Event.ACKNOWLEDGED, Event.HANDOFF, Event.FORWARDED,
+    Event.TAKEOVER, DropReason.BAD_FLAGS, DropReason.HANDSHAKE_ACK,
+    DropReason.TAKEOVER_LIMITED, DropReason.LIMITED_HELD, DropReason.LIMITED_UNFINISHED,
+    DropReason.LIMITED_TAKEOVER, DropReason.LIMITED_NO_WAY, DropReason.TABLE_FULL,
+    DropReason.NO_BACKEND,
+})
+_OF_BRIDGE = frozenset({
+    Event.REPLAYED, Event.OPENED, Event.TO_SERVER, Event.TO_CLIENT, Event.PROBED,
+    DropReason.COOKIE_SPENT, DropReason.REPLAY_PENDING, DropReason.REPLAY_DONE,
+    DropReason.FLOW_CLOSED,
+})
+_OF_THE_OTHER: dict[str, frozenset[Reason]] = {
+    "balancer": _OF_BRIDGE, "packetbridge": _OF_BALANCER}
+
+
+def reasons_of(program: str) -> list[Event | DropReason]:
+    """Those that a program can have; what is no program of ours may have all."""
+    others = _OF_THE_OTHER.get(program, frozenset())
+    return [reason for reason in (*Event, *DropReason) if reason not in others]
+
+
 class Verdict(NamedTuple):
     """The data path's answer for one packet.
 

@@ -21,7 +21,7 @@ FILE_OCTETS = 64 << 20
 _BALANCER_SHARE_MAX = 0.05
 _RETRANSMISSION_S = 0.15  # Linux waits for 0.2 s at least
 _HEALTH_S = 10  # for a server to be given up, or taken back
-_RUN_OF_PROGRAM = ("python_", "process_")
+_RUN_OF_PROGRAM = ("python_", "process_", "l3dsr_build_")
 _HANDOFFS = 'l3dsr_balancer_packets_total{reason="handoff"}'
 _REASON = re.compile(r'.*packets_total{reason="(\w+)"}')
 
@@ -216,10 +216,10 @@ def _sha256(path: Path) -> str:
 
 
 def _counters(process: Process) -> dict[str, int]:
-    """The program's own counters that are not zero."""
+    """The program's own counters that are not zero; of histograms the sums."""
     found = {}
     for name, value in process.metrics().items():
-        if value and not name.startswith(_RUN_OF_PROGRAM):
+        if value and not name.startswith(_RUN_OF_PROGRAM) and "_bucket{" not in name:
             found[name.removeprefix("l3dsr_")] = int(value)
     return found
 

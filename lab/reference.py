@@ -1,4 +1,4 @@
-"""The tables of settings in docs/operations.md, made of their declarations.
+"""The tables of settings and metrics in docs/operations.md, made of their declarations.
 
     python -m lab.reference      writes them anew, between their marks
 """
@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from dataclasses import MISSING
 
 import balancer.config
+import balancer.metrics
+import common.metrics
 import packetbridge.config
+import packetbridge.metrics
 from common.settings import shared
 from common.settings.schema import Entry, Within, entries, settings_of
 from lab.node import REPOSITORY
@@ -17,6 +20,14 @@ from lab.node import REPOSITORY
 PAGE = REPOSITORY / "docs/operations.md"
 _MODULES = {"both": shared, "balancer": balancer.config, "packetbridge": packetbridge.config}
 _TABLE = re.compile(r"(<!-- settings: (\w+) (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_METRICS = re.compile(r"(<!-- metrics: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
+_OF_BOTH = common.metrics.METRICS
+METRICS = {
+    "both": _OF_BOTH,
+    "balancer": tuple(each for each in balancer.metrics.METRICS if each not in _OF_BOTH),
+    "packetbridge": tuple(each for each in packetbridge.metrics.METRICS if each not in _OF_BOTH),
+}
+_HEAD_OF_METRICS = ["| metric | kind | labels | meaning |", "|---|---|---|---|"]
 _HEAD = ["| key | type | default | meaning |", "|---|---|---|---|"]
 _SHARED = {entry.key for entry in settings_of(shared.Shared) if entry.default is not MISSING}
 
@@ -29,6 +40,7 @@ def main() -> int:
 
 def written(text: str) -> str:
     """The page with its tables as the declarations have them."""
+    text = _METRICS.sub(lambda mark: mark[1] + metrics_table(mark[2]) + mark[3], text)
     return _TABLE.sub(lambda mark: mark[1] + table(mark[2], mark[3]) + mark[4], text)
 
 
@@ -41,6 +53,15 @@ def table(program: str, name: str) -> str:
     """The table of a dataclass, as Markdown."""
     shape = getattr(_MODULES[program], name)
     return "".join(f"{line}\n" for line in [*_HEAD, *_rows(shape, program != "both")])
+
+
+def metrics_table(program: str) -> str:
+    """The table of a program's metrics, or of those that both have, as Markdown."""
+    rows = (
+        f"| `{metric.name}{'_total' if metric.kind == 'counter' else ''}` | {metric.kind} | "
+        f"{', '.join(f'`{label}`' for label in metric.labels)} | "
+        f"{f'{metric.help}. {metric.more}'.rstrip()} |" for metric in METRICS[program])
+    return "".join(f"{line}\n" for line in [*_HEAD_OF_METRICS, *rows])
 
 
 def _rows(shape: type, of_program: bool) -> Iterator[str]:

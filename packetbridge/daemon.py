@@ -2,12 +2,14 @@
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from random import SystemRandom
 
+from common.bpf import BpfError
 from common.bpf.allowance import BUDGETS
+from common.bpf.build import BuildError
 from common.engine import daemon, host, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
@@ -21,6 +23,7 @@ from packetbridge.config import Config, Service, first_own
 from packetbridge.control import make_views
 from packetbridge.datapath import Datapath
 from packetbridge.offload import fast
+from packetbridge.offload.adopted import AdoptedFlows
 from packetbridge.offload.beside import Beside
 
 PROGRAM = "packetbridge"
@@ -76,6 +79,8 @@ def run(config: Config) -> int:
     beside = Beside(config, datapath, engine.parts)
     if engine.parts:
         datapath.offload = beside
+    if engine.adopted():
+        _count_adopted(engine.adopted(), datapath)
 
     def change(changes: Host) -> str:
         for name, value in _SYSCTLS.items():
@@ -100,6 +105,14 @@ def detach(config: Config) -> int:
     Raises: ConfigError while an instance runs.
     """
     return daemon.undo(PROGRAM, config, fast.Fast(config, (), ()))
+
+
+def _count_adopted(services: Sequence[Service], datapath: Datapath) -> None:
+    """Have the connections counted that are the stack's, if the kernel can."""
+    try:
+        datapath.observers.append(AdoptedFlows(services).samples)
+    except (BpfError, BuildError) as error:
+        logger.warning("adopted connections are not counted: %s", str(error).splitlines()[0])
 
 
 def _claims(config: Config) -> list[Claim]:

@@ -15,6 +15,7 @@ What still dissatisfies: without programs, state lives in this process, so when
 it is killed its flows end with a reset.
 """
 
+from collections.abc import Callable
 from random import Random
 from typing import Protocol
 
@@ -23,6 +24,7 @@ from common.counters import Counters, Sample, new_counters
 from common.encap import dscp
 from common.flow.memory import MemoryStore
 from common.flow.store import FlowStore
+from common.metrics import FLOWS, FLOWS_EVICTED, FLOWS_LIMIT
 from common.verdict import DROP, PASS, DropReason, Event, Verdict
 from common.wire import Malformed, five_tuple, icmp
 from common.wire.family import look
@@ -91,11 +93,13 @@ class Datapath:
             (timeouts.idle_ms, 2 * timeouts.replay_ms, timeouts.closing_ms, timeouts.reset_ms),
             self._forget_flow,
         )
+        self._max_flows = config.max_flows
         self._secrets = secrets
         self._clock_offset_ms = 0
         self.splice = Splice(states, self.flows, secrets, timeouts.replay_ms, foreign_servers,
                              config.accept_version_1, SpentCookies(MemoryBuckets(config.max_flows)))
         self.offload: Offload | None = None
+        self.observers: list[Callable[[], list[Sample]]] = []  # further ones, for `samples`
         self.counters = new_counters()
 
     @property
@@ -171,9 +175,11 @@ class Datapath:
         if self.offload is not None:
             flows, evicted = self.offload.totals()
         return [
-            Sample("flows", "gauge", "Flows in the table", {}, flows),
+            FLOWS.at(flows),
+            FLOWS_LIMIT.at(self._max_flows),
+            FLOWS_EVICTED.at(evicted),
             *self.splice.samples(),
-            Sample("evicted_flows", "counter", "Flows evicted", {}, evicted),
+            *(sample for observer in self.observers for sample in observer()),
         ]
 
     def _decide(self, packet: Packet, now_ms: int) -> Verdict:

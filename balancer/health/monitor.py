@@ -11,6 +11,7 @@ from ipaddress import IPv4Address
 from itertools import count
 from random import Random
 
+from balancer import metrics
 from balancer.health.exchange import Exchange
 from balancer.health.request import Outcome, Request, request_of
 from balancer.health.state import Health
@@ -19,6 +20,7 @@ from balancer.pool.share import RAMP_STEPS, state_of
 from balancer.services import ServiceState
 from common.cluster.cookie import Secrets
 from common.counters import Sample
+from common.histogram import Histogram
 from common.wire import Malformed
 from common.wire.family import look
 from common.wire.packet import TCP
@@ -38,8 +40,8 @@ class Target:
     due_ms: when something is to be done for it. passed, failed: how many checks.
     """
 
-    __slots__ = ("backend", "due_ms", "duration_ms", "exchange", "expires_ms", "failed", "health",
-                 "passed", "request", "service", "started_ms", "words")
+    __slots__ = ("backend", "due_ms", "duration_ms", "durations", "exchange", "expires_ms",
+                 "failed", "health", "passed", "request", "service", "started_ms", "words")
 
     def __init__(self, service: ServiceState, backend: Backend, request: Request) -> None:
         self.service = service
@@ -48,6 +50,7 @@ class Target:
         self.health = Health(service.config.check)
         self.exchange: Exchange | None = None
         self.due_ms = self.started_ms = self.expires_ms = self.duration_ms = 0.0
+        self.durations = Histogram()
         self.passed = self.failed = 0
         self.words = ""
 
@@ -124,22 +127,19 @@ class Monitor:
         shares = {service: service.pool.shares().weights for service in self._requests}
         for target in list(self._targets.values()):
             backend, service = target.backend, target.service
-            labels = {"service": service.config.name, "backend": str(backend.id)}
-            state = state_of(backend.standing, backend.state is State.LEAVING)
+            labels = metrics.labels_of(backend)
+            found = state_of(backend.standing, backend.state is State.LEAVING)
             share = shares[service].get(backend.id, 0)
             samples += [
-                Sample("backend_up", "gauge", "Whether a backend passes its checks", labels,
-                       target.health.is_up),
-                Sample("backend_state", "gauge", "The state that a backend is in",
-                       labels | {"state": state.value}, 1),
-                Sample("backend_share", "gauge", "A backend's share of its service's new flows",
-                       labels, share and share / sum(shares[service].values())),
-                Sample("checks", "counter", "Health checks by result",
-                       labels | {"result": "passed"}, target.passed),
-                Sample("checks", "counter", "Health checks by result",
-                       labels | {"result": "failed"}, target.failed),
-                Sample("check_seconds", "gauge", "How long the last check took that was passed",
-                       labels, target.duration_ms / 1000),
+                metrics.BACKEND_UP.at(target.health.is_up, *labels),
+                *(metrics.BACKEND_STATE.at(state is found, *labels, state.value)
+                  for state in type(found)),
+                metrics.BACKEND_SHARE.at(
+                    share and share / sum(shares[service].values()), *labels),
+                metrics.BACKEND_CHECKS.at(target.passed, *labels, "passed"),
+                metrics.BACKEND_CHECKS.at(target.failed, *labels, "failed"),
+                metrics.BACKEND_CHECK_DURATION.of(target.durations, *labels),
+                metrics.BACKEND_LAST_CHECK.at(target.duration_ms / 1000, *labels),
             ]
         return samples
 
@@ -207,6 +207,7 @@ class Monitor:
         if outcome.is_passed:
             target.passed += 1
             target.duration_ms = now_ms - target.started_ms
+            target.durations.note(target.duration_ms)
         else:
             target.failed += 1
         since_ms, health = target.health.since_ms, target.health

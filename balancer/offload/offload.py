@@ -24,6 +24,7 @@ from balancer.services import Plan, Services, ServiceState
 from common.bpf.links import Mode
 from common.cluster.cookie import Secrets
 from common.counters import Counters
+from common.histogram import Histogram
 
 REFRESH_MS = 1000
 log = logging.getLogger(__name__)
@@ -75,6 +76,7 @@ class ProgramOffload:
                 service.number, backend.id, backend.address, service.config.dscp)
         for backend in changes.new:  # another one may have had its number
             self._counted[backend] = self.program.traffic_of(service.number, backend.id)
+            self.program.durations.forget(service.number, backend.id)
         for backend in changes.gone:
             self.program.remove_backend(service.number, backend.id)
             self._counted.pop(backend, None)
@@ -94,6 +96,15 @@ class ProgramOffload:
     def set_secrets(self, secrets: Secrets) -> None:
         """As datapath.Offload."""
         self.program.set_secrets(secrets)
+
+    def handshakes(self, service: ServiceState) -> Histogram:
+        """As datapath.Offload."""
+        return self.program.durations.handshakes(service.number, service.handshakes)
+
+    def first_acks(self, backend: Backend) -> Histogram:
+        """As datapath.Offload."""
+        return self.program.durations.first_acks(
+            backend.service.number, backend.id, backend.first_acks)
 
     def tell_paths(self, paths: Paths) -> None:
         """Tell the program the ways to the backends, and what follows, if they have changed."""

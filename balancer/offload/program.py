@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from balancer.config import Config, Service
 from balancer.flows import timeouts_ms
 from balancer.modes.split import takeover
+from balancer.offload.durations import Durations
 from balancer.offload.flow_map import STATE_BITS, FlowMap
 from balancer.offload.maps import place_of
 from balancer.offload.numbers import ServiceNumbers
@@ -84,6 +85,7 @@ class Program:
         self._last_reason = self.object.shared_variable("last_reason")
         self.reasons = ReasonCounts(self.object)
         self.traffic = self.object.map("traffic")
+        self.durations = Durations(self.object)
         self.numbers_kept = ServiceNumbers(self.object.map("service_numbers"))
         self.numbers = self.numbers_kept.assign(
             [service.endpoint for service in config.services], self.flows.forget_service)
@@ -97,7 +99,7 @@ class Program:
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
         for each in (self.settings, self.services, self.backends, self.flows, self.marks,
-                     self.reasons, self.traffic, self.numbers_kept):
+                     self.reasons, self.traffic, self.durations, self.numbers_kept):
             each.close()
         self.object.close()
 

@@ -13,6 +13,7 @@ from balancer import config
 from balancer.pool.schedule import BackendLike, Scheduler
 from balancer.pool.share import Policy, Share, Shares, Standing, shares_of
 from common.encap import Way
+from common.histogram import Histogram
 
 
 class State(Enum):
@@ -29,10 +30,11 @@ class Backend:
     service:  whose it is; nothing here looks into it.
     ts_start: its id, as timestamps carry it (balancer/modes/split/takeover.py).
     standing: what its share of new flows is by, besides its weight. is_cut: its flows are reset.
+    first_acks: how long after their handoff clients first acknowledge something.
     """
 
-    __slots__ = ("address", "handoffs", "id", "is_cut", "octets", "packets", "service", "standing",
-                 "state", "ts_start", "way", "weight")
+    __slots__ = ("address", "first_acks", "handoffs", "id", "is_cut", "octets", "packets",
+                 "service", "standing", "state", "ts_start", "way", "weight")
 
     def __init__(
         self, service: Any, backend: config.Backend, way: Way, id_shift: int
@@ -47,6 +49,7 @@ class Backend:
         self.standing = Standing()
         self.is_cut = False
         self.handoffs = self.packets = self.octets = 0
+        self.first_acks = Histogram()
 
     def become(self, made: "Backend") -> None:
         """Be what the configuration says now; flows and counters stay."""

@@ -32,6 +32,7 @@ CONSTANTS = {
             "MIN_ROUND_TRIP_MS", "MAX_ROUND_TRIP_MS", "CLOCK_BITS", "CLOCK_MASK", "T0_MAC_SHIFT",
             "SECRET_SHIFT", "STAMP_MAC_MASK", "T0_MASK", "T0_VERSION_1_MASK", "SPREAD")),
         ("common/flow/guesses.py", "", ("GUESS_PERIOD_MS", "MAX_GUESSES")),
+        ("common/histogram.py", "HISTOGRAM_", ("BOUNDS",)),
         ("common/wire/tcp.py", "", ("FIN", "SYN", "RST", "PSH", "ACK")),
         ("common/wire/options.py", "", ("WSCALE_MAX", "MSS_DEFAULT")),
         ("common/wire/options.py", "OPTION_", (

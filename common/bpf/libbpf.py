@@ -136,6 +136,7 @@ _SIGNATURES: dict[str, _Signature] = {
     "bpf_link_create": (c_int, [c_int, c_int, c_int, POINTER(LinkOptions)]),
     "bpf_link_update": (c_int, [c_int, c_int, c_void_p]),
     "bpf_link_detach": (c_int, [c_int]),
+    "bpf_iter_create": (c_int, [c_int]),
     "bpf_tc_hook_create": (c_int, [POINTER(TcHook)]),
     "bpf_tc_attach": (c_int, [POINTER(TcHook), POINTER(TcOptions)]),
     "bpf_tc_detach": (c_int, [POINTER(TcHook), POINTER(TcOptions)]),

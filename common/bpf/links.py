@@ -1,4 +1,7 @@
-"""Attachments: XDP and tcx by links, which can be pinned; tc's clsact where there is no tcx."""
+"""Attachments: XDP and tcx by links, which can be pinned; tc's clsact where there is no tcx.
+
+And iterators, which meet all that the kernel has of a kind when somebody reads.
+"""
 
 import ctypes
 import errno
@@ -9,7 +12,7 @@ from common.bpf.libbpf import BpfError, LinkOptions, TcHook, TcOptions, check, l
 from common.bpf.maps import get_pinned, pin
 from common.bpf.objects import Program
 
-_BPF_XDP, _TCX_INGRESS, _TCX_EGRESS = 37, 46, 47  # enum bpf_attach_type
+_TRACE_ITER, _BPF_XDP, _TCX_INGRESS, _TCX_EGRESS = 28, 37, 46, 47  # enum bpf_attach_type
 _XDP_SKB, _XDP_DRIVER = 1 << 1, 1 << 2
 _FIRST = 1 << 3  # BPF_F_BEFORE, nothing named
 _TC_REPLACE = 1
@@ -152,3 +155,16 @@ def attach_tc(
     made = TcFilter(index, direction, handle)
     made.replace(program)
     return made
+
+
+def attach_iterator(program: Program) -> Link:
+    """Let a program of the kind `iter/…` be read. Raises: BpfError."""
+    fd = libbpf().bpf_link_create(program.fd, 0, _TRACE_ITER, LinkOptions())
+    return Link(check(fd, f"attaching the iterator {program.name}"))
+
+
+def open_iterator(link: Link) -> int:
+    """A descriptor of what the program writes in one walk, through this network namespace if it is
+    about sockets. Raises: BpfError.
+    """
+    return check(libbpf().bpf_iter_create(link.fd), "opening an iterator")

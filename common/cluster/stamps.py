@@ -38,9 +38,14 @@ def is_t0(handshake_hash: int, tsecr: int) -> bool:
     return tsecr & ~CLOCK_MASK == _t0_mac(handshake_hash)
 
 
+def age_ms(t0: int, now_ms: int) -> int:
+    """How long ago T0 was told, modulo 1024."""
+    return now_ms - t0 & CLOCK_MASK
+
+
 def round_trip_ms(t0: int, now_ms: int) -> int:
-    """How long ago T0 was told: a handshake's round trip, within bounds."""
-    return min(max(now_ms - t0 & CLOCK_MASK, MIN_ROUND_TRIP_MS), MAX_ROUND_TRIP_MS)
+    """A handshake's round trip, within bounds."""
+    return min(max(age_ms(t0, now_ms), MIN_ROUND_TRIP_MS), MAX_ROUND_TRIP_MS)
 
 
 def handoff_mac(handshake_hash: int, bridge: bytes) -> int:

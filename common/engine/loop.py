@@ -20,6 +20,7 @@ from common.engine.narrator import narrated
 from common.engine.queue import PacketQueue, is_truncated
 from common.engine.signals import Signals, Watchdog, notify
 from common.engine.sources import Source, Sources
+from common.metrics import PACKETS_LOST, SEND_FAILURES
 from common.verdict import Action, DropReason, Verdict
 
 TICK_MS = 100
@@ -118,22 +119,18 @@ class Engine:
     def samples(self) -> list[Sample]:
         """What there is to be seen besides `counters`: the data path's, and the engine's own."""
         queue_full, socket_full = self._queue.losses()
-        text = "Packets lost before the program could read them"
         return [
             *self._datapath.samples(),
-            Sample("lost_packets", "counter", text, {"where": "queue"}, queue_full),
-            Sample("lost_packets", "counter", text, {"where": "socket"}, socket_full),
-            Sample("send_failures", "counter", "Packets that the kernel refused to send", {},
-                   self._sender.failures),
+            PACKETS_LOST.at(queue_full, "queue"),
+            PACKETS_LOST.at(socket_full, "socket"),
+            SEND_FAILURES.at(self._sender.failures),
         ]
 
     def log_counters(self) -> None:
         """Log all that is counted, in one line."""
         self._datapath.collect()
         counts = [f"{reason}={count}" for reason, count in self.counters.items()]
-        for sample in self.samples():
-            labels = ",".join(f"{name}={value}" for name, value in sample.labels.items())
-            counts.append(f"{sample.name}{labels and '{' + labels + '}'}={sample.value:g}")
+        counts += map(str, self.samples())
         log.info("counters: %s", " ".join(counts))
 
     def close(self) -> None:

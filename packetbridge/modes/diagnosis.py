@@ -24,6 +24,7 @@ from enum import Enum
 from common.cluster import cookie
 from common.cluster.cookie import EPOCH_S, Secrets
 from common.counters import Sample
+from packetbridge import metrics
 
 MOST = 10  # segments a second: 42 hashes each
 AROUND = 10  # epochs
@@ -98,12 +99,9 @@ class Diagnosis:
     def samples(self) -> list[Sample]:
         """What there is to be seen."""
         return [
-            *(Sample("refused_handoffs", "counter",
-                     "First data segments whose cookie does not hold, of those looked at",
-                     {"cause": cause.value}, count) for cause, count in self._counts.items()),
-            Sample("balancer_clock_ahead_seconds", "gauge",
-                   "How far a balancer's clock is ahead of this host's, where handoffs are refused "
-                   "for that", {}, self.ahead_s),
+            *(metrics.HANDOFFS_REFUSED.at(count, cause.value)
+              for cause, count in self._counts.items()),
+            metrics.CLOCK_AHEAD.at(self.ahead_s),
         ]
 
     def _begin(self, opened: int, now_ms: int) -> None:

@@ -38,6 +38,7 @@ from common.verdict import DROP, HELD, PASS, DropReason, Event, Verdict, send
 from common.wire import five_tuple, icmp, tcp
 from common.wire.seq import add, before, delta
 from common.wire.tcp import ACK, FIN, RST, SYN, Segment
+from packetbridge import metrics
 from packetbridge.flows import (
     AFTER,
     CLIENT_FIN,
@@ -169,8 +170,7 @@ class Splice:
     def samples(self) -> list[Sample]:
         """What there is to be seen besides what is counted."""
         return [
-            Sample("held_octets", "gauge", "Bytes waiting for a server to answer", {},
-                   self.held_octets),
+            metrics.HELD_BYTES.at(self.held_octets),
             *self.diagnosis.samples(),
         ]
 

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from netns import inside, python, state, tcp_packet
-from traffic import LARGE_LEN, download, large_file
+from traffic import LARGE_LEN, PATIENCE_S, connect, download, large_file, request
 
 from common.bpf import features
 from common.bpf.pins import Pins
@@ -86,6 +86,30 @@ def test_replies_pass_no_program_of_ours(shared):
     (hook,) = attached(lab.backend1)
 
     assert hook.startswith("tcx-ingress-")
+
+
+def test_adopted_connections_are_counted_while_they_are_there(shared):
+    lab, bridges = shared
+
+    def count() -> float:
+        return sum(bridge.metrics()[f'l3dsr_packetbridge_adopted_flows{{service="{VIP}:80"}}']
+                   for bridge in bridges)
+
+    wait_until(lambda: count() == 0, PATIENCE_S, "those of other tests have gone")
+    made = [connect(lab.client) for _ in range(40)]
+    for number, connection in enumerate(made):
+        connection.sendall(request(f"/{number}"))
+    wait_until(lambda: count() == 40, PATIENCE_S, "all are adopted")
+    direct = [connect(lab.client, address=lab.backend1.server) for _ in range(3)]
+    for connection in direct:
+        connection.sendall(request("/direct"))
+        assert connection.recv(1)
+
+    assert count() == 40
+
+    for connection in (*made, *direct):
+        connection.close()
+    wait_until(lambda: count() == 0, PATIENCE_S, "they have ended")
 
 
 def test_urls_stay_with_their_backends(shared):

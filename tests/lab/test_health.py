@@ -7,7 +7,7 @@ import pytest
 from traffic import URL, connect, one_answer, request, sockets
 
 from lab.node import Process, wait_until
-from lab.topology import DSCP, PAIRS, VIP, Lab, program, run
+from lab.topology import DSCP, PAIRS, VIP, Lab, bridge_address, program, run
 
 KINDS = sorted(PAIRS)
 CHECK = """
@@ -16,7 +16,7 @@ timeout = 0.2
 rise = 2
 fall = 2
 """
-CHECKS = "l3dsr_balancer_checks_total"
+CHECKS = "l3dsr_balancer_backend_checks_total"
 PATIENCE_S = 5.0
 SETTLED_S = 0.3  # from a state to the tables that follow from it
 
@@ -32,7 +32,8 @@ def balancer(lab: Lab, check: str = CHECK) -> Process:
 
 
 def checks(running: Process, backend: int, result: str = "passed") -> float:
-    return running.metrics()[f'{CHECKS}{{backend="{backend}",result="{result}",service="web"}}']
+    return running.metrics()[f'{CHECKS}{{address="{bridge_address(backend)}",backend="{backend}",'
+                             f'result="{result}",service="web"}}']
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -210,7 +210,7 @@ def test_all_counters_are_one_line_of_the_log(run: Run, caplog) -> None:
     asked, at_end = (record.message for record in caplog.records if "counters" in record.message)
     assert asked == at_end
     assert asked == ("counters: handoff=5 flows=7 backend_flows{backend=1}=7 "
-                     "lost_packets{where=queue}=0 lost_packets{where=socket}=0 send_failures=0")
+                     "packets_lost{where=queue}=0 packets_lost{where=socket}=0 send_failures=0")
 
 
 def test_readiness_is_logged_and_told_to_the_service_manager(

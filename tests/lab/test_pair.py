@@ -91,7 +91,7 @@ def test_a_link_to_the_backend_that_becomes_narrow_makes_itself_known_to_the_cli
         lab.balancer.run(["ip", "route", "add", f"{lab.backend1.address}/32", "dev", "eth1",
                           "mtu", "lock", "1300"])
         wait_until(lambda: 1260 in [value for name, value in balancer.metrics().items()
-                                    if name.startswith("l3dsr_balancer_mss{")],
+                                    if name.startswith("l3dsr_balancer_mss_bytes{")],
                    READY_S, "the balancer has seen it")
         rest, _ = client.communicate(b"\n", timeout=60)
         uploaded = [path.read_bytes() for path in lab.directory.glob("nginx-*/upload/it")]

@@ -61,4 +61,4 @@ def test_an_error_about_a_forwarded_packet_that_comes_by_the_balancer_reaches_th
 
         assert answer.split()[1] == long_path
         assert "mtu 1400" in learnt
-        assert balancer.metrics()['l3dsr_balancer_mss{service="192.168.33.10:80"}'] == 1360
+        assert balancer.metrics()['l3dsr_balancer_mss_bytes{service="192.168.33.10:80"}'] == 1360

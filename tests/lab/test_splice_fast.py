@@ -203,7 +203,7 @@ def test_a_handshake_that_is_being_replayed_outlives_the_bridge(lab):
     lab.backend1.run(["iptables", "-I", *rule])
     with ThreadPoolExecutor(1) as pool:
         answer = pool.submit(lab.client.curl, f"{URL}/", timeout_s=30)
-        wait_until(lambda: bridge.metrics()["l3dsr_packetbridge_held_octets"] > 0, 10, "it waits")
+        wait_until(lambda: bridge.metrics()["l3dsr_packetbridge_held_bytes"] > 0, 10, "it waits")
         bridge.stop(signal.SIGUSR2)
         lab.backend1.run(["iptables", "-D", *rule])
         lab.start_bridge(lab.backend1, *SPLICE)

@@ -33,6 +33,11 @@ def test_the_tables_are_as_the_settings_are_declared() -> None:
     assert reference.written(TEXT) == TEXT, "python -m lab.reference writes them anew"
 
 
+def test_every_program_has_its_table_of_metrics() -> None:
+    for program in reference.METRICS:
+        assert reference.metrics_table(program) in TEXT
+
+
 def test_every_declaration_has_its_table() -> None:
     assert reference.named_in(TEXT) == {(program, shape.__name__) for program, shape in SHAPES}
 

@@ -20,7 +20,8 @@ def test_every_reason_is_explained(reason: Reason) -> None:
                          ids=["balancer", "packetbridge"])
 def test_every_metric_is_explained(datapath: datapaths.Balancer | datapaths.Bridge) -> None:
     for sample in datapath.samples():
-        assert f"`{sample.name}`" in OPERATIONS
+        end = "_total" if sample.kind == "counter" else ""
+        assert f"| `{sample.name}{end}` | {sample.kind} |" in OPERATIONS
 
 
 def test_links_lead_somewhere() -> None:

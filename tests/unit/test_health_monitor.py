@@ -59,7 +59,7 @@ class Network:
     def counts(self, number: int) -> tuple[float, float]:
         """Passed, failed."""
         found = {sample.labels["result"]: sample.value for sample in self.monitor.samples()
-                 if sample.name == "checks" and sample.labels["backend"] == str(number)}
+                 if sample.name == "backend_checks" and sample.labels["backend"] == str(number)}
         return found["passed"], found["failed"]
 
 

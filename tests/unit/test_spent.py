@@ -101,7 +101,7 @@ def test_a_balancer_with_another_clock_is_told_of(caplog, ahead_s, words, cause)
 
     (record,) = caplog.records
     assert f" s {words} this host's" in record.getMessage()
-    assert bridge.value("refused_handoffs", cause=cause) == 40
+    assert bridge.value("handoffs_refused", cause=cause) == 40
     assert abs(bridge.value("balancer_clock_ahead_seconds") - ahead_s) <= 32
     bridge.ahead_s = 0
     bridge.run(130, opens=True)
@@ -122,7 +122,7 @@ def test_another_secret_is_told_of(caplog):
     bridge.run(40)
 
     assert ["another secret" in record.getMessage() for record in caplog.records] == [True]
-    assert bridge.value("refused_handoffs", cause="secret_or_forged") == 40
+    assert bridge.value("handoffs_refused", cause="secret_or_forged") == 40
     assert bridge.value("balancer_clock_ahead_seconds") == 0
 
 
@@ -149,4 +149,4 @@ def test_a_flood_of_forged_ones_is_looked_at_in_part(caplog):
     with caplog.at_level(logging.WARNING):
         bridge.run(5, each_second=100)
 
-    assert bridge.value("refused_handoffs", cause="secret_or_forged") == 50
+    assert bridge.value("handoffs_refused", cause="secret_or_forged") == 50

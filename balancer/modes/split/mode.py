@@ -39,6 +39,7 @@ Twin: balancer/offload/bpf/balancer.bpf.c
 
 import struct
 
+from balancer import metrics
 from balancer.config import Config, Service
 from balancer.flows import DOUBTED, HALF_CLOSED, NEW, OPEN, TAKEN_OVER, BackendFlow, after, end_of
 from balancer.keys.http import Missing
@@ -125,8 +126,7 @@ class Split:
 
     def samples(self) -> list[Sample]:
         """What there is to be seen besides what is counted."""
-        return [Sample("held_flows", "gauge", "Flows waiting for the rest of their key", {},
-                       len(self.holds))]
+        return [metrics.HELD_FLOWS.at(len(self.holds))]
 
     def _unix_ms(self, now_ms: int) -> int:
         """What hosts agree on, of a time here: handshakes go by it, and nothing else."""
@@ -318,11 +318,9 @@ class Split:
         if backend is None:
             return send(DropReason.NO_BACKEND, tcp.reset_for(first))
         timestamps = first.timestamps
-        shift = 0
+        shift, arrived_ms = 0, self._unix_ms(held.arrived_ms if held else now_ms)
         if timestamps:
-            arrived_ms = held.arrived_ms if held else now_ms
-            shift = takeover.ts_shift(
-                backend, handshake_hash, timestamps[1], self._unix_ms(arrived_ms))
+            shift = takeover.ts_shift(backend, handshake_hash, timestamps[1], arrived_ms)
         flow = BackendFlow(first.five_tuple, backend, delta(first.seq, 1), shift, now_ms,
                            has_timestamps=bool(timestamps))
         flow.state = NEW
@@ -333,6 +331,8 @@ class Split:
         if not self.flows.insert(flow, least=DOUBTED if self._flood.is_on else OPEN):
             return send(DropReason.TABLE_FULL, tcp.reset_for(first))
         self.unknown.forget(flow.key)
+        if timestamps:
+            service.handshakes.note(stamps.age_ms(timestamps[1], arrived_ms))
         backend.handoffs += 1
         packets = [_to_backend(segment, backend, shift, flow.client_isn) for segment in segments]
         verdict = send(Event.HANDOFF, *packets)
@@ -350,6 +350,8 @@ class Split:
         if flow.goes_up:
             self._watch(segment, flow)
         state = after(flow, segment)
+        if flow.state == NEW and state == OPEN and not segment.payload_len:
+            flow.backend.first_acks.note(now_ms - flow.created_ms)
         if segment.flags & (RST | FIN) and not flow.has_timestamps and not flow.syn_seen:
             flow.noted_seq = end_of(segment)
         if state != flow.state or segment.flags & (RST | FIN):

@@ -127,6 +127,8 @@ static __always_inline int on_first_payload(struct xdp_md *ctx, const struct set
 		made.tag.state |= BARE;
 	if (enter_flow(&made, hash, now_ms, NEW) != ENTERED)
 		return XDP_PASS; /* the table is full: the daemon makes room */
+	if (segment->has_timestamps)
+		note_handshake(service, segment->tsecr, unix_ms(settings, now_ms));
 	return forward(ctx, segment, backend, place_of(service, id), shift, made.client_isn,
 		       REASON_HANDOFF);
 }

@@ -4,6 +4,7 @@
  */
 #pragma once
 
+#include "durations.h"
 #include "flows.h"
 
 /* The state after a packet of the flow. Twin: balancer/flows.py:after */
@@ -29,6 +30,8 @@ static __noinline int live_on(struct flow *flow, const struct segment *segment, 
 	__u8 state = state_after(flow, segment);
 	bool ends = segment->flags & (RST | FIN);
 
+	if (state_of(flow) == NEW && state == OPEN && !payload_len(segment))
+		note_first_ack(flow->tag.service, flow->tag.backend, age_ms(flow, now_ms));
 	if (ends && (flow->tag.state & (BARE | SYN_SEEN)) == BARE)
 		flow->number = segment->seq + payload_len(segment) + !!(segment->flags & FIN);
 	if (ends || state != state_of(flow)) {
