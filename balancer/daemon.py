@@ -8,15 +8,19 @@ from balancer.config import Config
 from balancer.datapath import Datapath
 from balancer.health.watch import HealthWatch
 from balancer.measure import Measurement
+from balancer.neighbours import NextHops
 from balancer.offload import instance
 from balancer.offload.offload import ProgramOffload, beside
 from balancer.routes import Routes, RouteWatch
+from balancer.vips import CONFLICT, Probe, VipWatch
 from common.bpf.allowance import BUDGETS
 from common.engine import daemon, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
+from common.engine.guarding import Guarded
 from common.engine.host import Host
 from common.engine.queue import RawSender
+from common.engine.repairs import Repairs
 from common.settings.host import check_secret
 from common.wire import icmp
 
@@ -33,16 +37,19 @@ def run(config: Config) -> int:
     secrets = secret.keys_at(time.time())
     config = replace(config, hash_seed=secret.seed)
     log.set_up(config.log_level, config.log_format)
+    vips = sorted({service.vip for service in config.services})
+    probe = Probe(config.interface, () if config.vip_shared else vips)
     program, reason = instance.prepare(config, secrets)
     offload: ProgramOffload | None = None
     if program:
         datapath, offload = beside(program, config, secrets, random=SystemRandom())
     else:
         datapath = Datapath(config, secrets, random=SystemRandom())
-    vips = sorted({str(service.vip) for service in config.services})
-    measurement = Measurement(datapath.paths)
+    measurement, next_hops = Measurement(datapath.paths), NextHops()
+    datapath.observers.append(next_hops.samples)
 
     def on_routes(routes: Routes) -> None:
+        next_hops.update(routes)
         if datapath.paths.set_routes(routes):
             measurement.soon()
 
@@ -51,12 +58,18 @@ def run(config: Config) -> int:
     sources = [*watch.sources, measurement]
     if any(service.check.kind != "none" for service in config.services):
         sources += HealthWatch(datapath, sender, SystemRandom()).sources
+    repairs, conflicts = Repairs([CONFLICT]), VipWatch(
+        config.interface, () if config.vip_shared else vips, lambda: repairs.count(CONFLICT))
+
+    def on_rename(name: str) -> None:
+        conflicts.interface = name
+        watch.follow(name)
 
     def change(host: Host) -> str:
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
         way = host.install_rules(rules(config))
         for vip in vips:
-            host.add_address(config.interface, vip)
+            host.add_address(config.interface, str(vip))
         services = ", ".join(f"{service.name} ({service.key})" for service in config.services)
         ready = f"ready: {services} on {config.interface}, portable engine by {way}"
         watch.look_up()
@@ -68,9 +81,12 @@ def run(config: Config) -> int:
         return f"{ready} ({reason})"
 
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
+    hooks = [program.hooks] if program and program.hooks else []
+    probe.check(config.file)
     return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
                         lasting=instance.Lasting(config) if program else None,
-                        sources=sources)
+                        sources=[*sources, conflicts],
+                        guarded=Guarded(config.interface, repairs, hooks, on_rename))
 
 
 def detach(config: Config) -> int:

@@ -11,6 +11,7 @@ from common.bpf.allowance import BUDGETS
 from common.engine import daemon, host, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
+from common.engine.guarding import Guarded
 from common.engine.host import Host
 from common.engine.queue import RawSender
 from common.settings import ConfigError
@@ -89,6 +90,7 @@ def run(config: Config) -> int:
     return daemon.serve(
         PROGRAM, config, datapath, Senders(config.mark, servers), _claims(config), change,
         datapath.on_shutdown, engine if engine.parts else None,
+        guarded=Guarded(config.interface, hooks=[part.hooks for part in engine.parts]),
     )
 
 

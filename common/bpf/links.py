@@ -100,10 +100,14 @@ class TcFilter:
 
     def is_there(self) -> bool:
         """Whether this filter has a program."""
+        return self.program_id() > 0
+
+    def program_id(self) -> int:
+        """The number of its program; 0 if there is none."""
         options = TcOptions(handle=self._handle, priority=_TC_PRIORITY)
         there = libbpf().bpf_tc_query(self._hook, options) == 0
         take_log()
-        return there
+        return options.prog_id if there else 0
 
     def detach(self) -> None:
         """Take the program off. The clsact discipline stays: others may use it by now."""

@@ -11,8 +11,10 @@ from typing import NamedTuple, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from common.counters import Sample
 from common.engine import clock, secrets
 from common.engine.firewall import FirewallError
+from common.engine.guarding import Guarded, HostGuard
 from common.engine.host import Change, Host
 from common.engine.lock import DIRECTORY, Locks, Taken
 from common.engine.loop import Datapath, Engine, Sender
@@ -56,14 +58,14 @@ class Lasting(Protocol):
 def serve(
     program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
     change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
-    lasting: Lasting | None = None, sources: Sequence[Source] = (),
+    lasting: Lasting | None = None, sources: Sequence[Source] = (), *, guarded: Guarded,
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
     change:     makes the changes to the host, and returns the line to log when they are made.
     last_words: packets to send before they are undone; now_ms: of the engine's clock.
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
-    sources:    what happens besides packets.
+    sources:    what happens besides packets. guarded: what is watched besides the changes.
     Raises: ConfigError, before anything on the host is changed.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory has the secret in it
@@ -73,13 +75,15 @@ def serve(
     try:
         for claim in (*claims, own):
             _lock(program, config.file, claim, locks)
-        engine = _make_engine(config, datapath, sender, signals, sources)
+        guard = HostGuard(host, guarded)
+        engine = _make_engine(config, datapath, sender, signals, [*sources, *guard.sources],
+                              guarded.repairs.samples)
         if config.metrics:
             # most of the program's memory, where nobody asks for them
             from common.engine import metrics
 
             metrics.serve(program, engine, config.file, *config.metrics)
-        return _run(host, engine, signals, change, last_words, lasting)
+        return _run(host, engine, guard, signals, change, last_words, lasting)
     finally:
         locks.release()
 
@@ -105,13 +109,18 @@ def undo(program: str, config: Config, lasting: Lasting) -> int:
 
 
 def _run(
-    host: Host, engine: Engine, signals: Signals, change: Callable[[Host], str],
+    host: Host, engine: Engine, guard: HostGuard, signals: Signals, change: Callable[[Host], str],
     last_words: Callable[[int], list[bytes]], lasting: Lasting | None,
 ) -> int:
     stays = False
     try:
         host.recover(lasting.keeps if lasting else lambda change: False)
-        engine.run(change(host))
+        ready = change(host)
+        try:
+            guard.begin()
+            engine.run(ready)
+        finally:
+            guard.end()
         stays = lasting is not None and signals.hands_over
         if lasting and not stays:
             lasting.detach()
@@ -147,12 +156,12 @@ def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
 
 def _make_engine(
     config: Config, datapath: Datapath, sender: Sender, signals: Signals,
-    sources: Sequence[Source],
+    sources: Sequence[Source], samples: Callable[[], list[Sample]],
 ) -> Engine:
     reader = SecretReader(config, datapath)
     try:
         return Engine(datapath, config.queue, sender, signals, reader.read,
-                      [reader, *sources])
+                      [reader, *sources], samples)
     except QueueError as error:
         raise ConfigError(
             config.file, "queue", config.queue, f"the number of a queue that is free: {error}"

@@ -58,16 +58,18 @@ class Engine:
     def __init__(
         self, datapath: Datapath, queue_number: int, sender: Sender, signals: Signals,
         reload: Callable[[], None] = lambda: None, sources: Sequence[Source] = (),
+        samples: Callable[[], list[Sample]] = list,
     ) -> None:
         """reload: called when it is asked to read its secrets anew. Raises: queue.QueueError.
 
-        sources: what else happens, besides packets.
+        sources: what else happens, besides packets. samples: what else there is to be seen.
         """
         self.counters = datapath.counters
         self._datapath = datapath
         self._sender = sender
         self._signals = signals
         self._reload = reload
+        self._more_samples = samples
         self._tick = 0  # the number of the current tenth of a second
         self._next_log_ms = 0
         self._unlogged_faults = 0
@@ -117,6 +119,7 @@ class Engine:
         text = "Packets lost before the program could read them"
         return [
             *self._datapath.samples(),
+            *self._more_samples(),
             Sample("lost_packets", "counter", text, {"where": "queue"}, queue_full),
             Sample("lost_packets", "counter", text, {"where": "socket"}, socket_full),
             Sample("send_failures", "counter", "Packets that the kernel refused to send", {},
