@@ -48,7 +48,7 @@ class Probe:
         self._thread.join()
         for vip, mac in self._found.items():
             raise ConfigError(
-                file, "vip", IPv4Address(vip),
+                file, "vip", socket.inet_ntoa(vip),
                 f"an address that no other host has: {mac.hex(':')} has it, on {self._interface}; "
                 "if balancers are meant to share it, vip_shared = true")
 
