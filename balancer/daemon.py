@@ -85,7 +85,7 @@ def run(config: Config) -> int:
     probe.check(config.file)
     return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
                         lasting=instance.Lasting(config) if program else None,
-                        sources=[*sources, conflicts],
+                        sources=[*sources, *conflicts.sources],
                         guarded=Guarded(config.interface, repairs, hooks, on_rename))
 
 

@@ -12,10 +12,13 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from ipaddress import IPv4Address
 
 from common.engine import host
 from common.engine.devices import Devices
+from common.engine.sources import Source
+from common.engine.worker import Worker
 from common.settings import ConfigError
 from common.wire import arp
 
@@ -38,7 +41,8 @@ class Probe:
 
     def __init__(self, interface: str, vips: Iterable[IPv4Address]) -> None:
         self._interface = interface
-        self._vips = {vip.packed for vip in vips if not host.is_local(str(vip))}
+        here = host.all_addresses()
+        self._vips = {vip.packed for vip in vips if str(vip) not in here}
         self._found: dict[bytes, bytes] = {}  # VIP → MAC
         self._thread = threading.Thread(target=self._ask, name="probing VIPs", daemon=True)
         self._thread.start()
@@ -122,6 +126,12 @@ class VipWatch:
         known = sorted(vip.packed for vip in vips)[:_MOST_VIPS]
         self._conflicts = Conflicts(known)
         self._socket = _listen(known)
+        self._worker: Worker[bool] = Worker("defending VIPs", self._on_done)
+
+    @property
+    def sources(self) -> list[Source]:
+        """What the loop has to wait for."""
+        return [self, self._worker]
 
     def fileno(self) -> int:
         """As sources.Source."""
@@ -135,22 +145,27 @@ class VipWatch:
             except OSError:  # nothing more, or an interface has gone
                 return
             heard = arp.parse(frame)
-            if heard and kind != _OUTGOING and interface == self.interface:
-                self._on_arp(heard)
+            if heard and kind != _OUTGOING and interface == self.interface \
+                    and self._conflicts.are_due(heard.sender, time.monotonic()):
+                self._worker.start(partial(_defend, interface, heard))
 
     def on_deadline(self) -> None:
         """As sources.Source; there is none."""
 
-    def _on_arp(self, heard: arp.Arp) -> None:
-        if not self._conflicts.are_due(heard.sender, time.monotonic()):
-            return
-        vip = socket.inet_ntoa(heard.sender)
-        if heard.mac in _own_macs() or vip not in host.addresses_of(self.interface):
-            return  # our own frame came back, or we do not have it either
-        log.warning("VIP on another host: %s is also at %s; it is defended every %g s, but one of "
-                    "them has to give it up", vip, heard.mac.hex(":"), DEFEND_S)
-        host.announce(self.interface, vip)
-        self._count()
+    def _on_done(self, was_defended: bool) -> None:
+        if was_defended:
+            self._count()
+
+
+def _defend(interface: str, heard: arp.Arp) -> bool:
+    """Tell all once more where a VIP is. Returns: False where there is no conflict."""
+    vip = socket.inet_ntoa(heard.sender)
+    if heard.mac in _own_macs() or vip not in host.addresses_of(interface):
+        return False  # our own frame has come back, or the VIP is not here any more
+    log.warning("VIP on another host: %s is also at %s; it is defended, once in %g s, but one of "
+                "them has to give it up", vip, heard.mac.hex(":"), DEFEND_S)
+    host.announce(interface, vip)
+    return True
 
 
 def _own_macs() -> set[bytes]:

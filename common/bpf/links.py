@@ -98,10 +98,6 @@ class TcFilter:
         take_log()
         check(libbpf().bpf_tc_attach(self._hook, options), f"attaching {program.name} by clsact")
 
-    def is_there(self) -> bool:
-        """Whether this filter has a program."""
-        return self.program_id() > 0
-
     def program_id(self) -> int:
         """The number of its program; 0 if there is none."""
         options = TcOptions(handle=self._handle, priority=_TC_PRIORITY)

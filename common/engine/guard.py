@@ -10,6 +10,7 @@ ADDRESS, INTERFACE, PROGRAM, RULES, SYSCTL = KINDS = (
     "address", "interface", "program", "rules", "sysctl")
 QUIET_S = 60.0
 _LONGEST_S = 60.0
+_AT_ONCE = 3  # repairs of a kind
 
 
 class Link(NamedTuple):
@@ -23,7 +24,7 @@ class Link(NamedTuple):
 class Ground(NamedTuple):
     """What the program stands on. As wanted or as seen.
 
-    link:      None while there is none.
+    interface: its name. link: None while there is none.
     rules:     as the firewall words them; None: not looked at.
     addresses: interface and address. foreign: the same, of what others had put there before us.
     own:       whether the interface has an address besides these.
@@ -31,6 +32,7 @@ class Ground(NamedTuple):
     programs:  whether all are at their hooks.
     """
 
+    interface: str
     link: Link | None
     rules: str | None = None
     addresses: frozenset[tuple[str, str]] = frozenset()
@@ -62,7 +64,7 @@ def findings(wanted: Ground, seen: Ground) -> Iterator[Finding]:
     change = _change(wanted.link, seen.link)
     if change:
         yield change
-        if change.what == INTERFACE and "called" in change.found:
+        if seen.link and seen.link.name != wanted.interface:
             return  # all else goes by its name, which is to be followed first
     yield from _sysctls(wanted, seen)
     yield from _addresses(wanted, seen)
@@ -86,7 +88,7 @@ def _change(was: Link | None, now: Link | None) -> Finding | None:
         return Finding(INTERFACE, f"{now.name} is down, or has no carrier",
                        "no packets until that ends", is_repair=False)
     if now.is_up and not was.is_up:
-        return Finding(INTERFACE, f"{now.name} was down", "it is up, and its addresses announced")
+        return Finding(INTERFACE, f"{now.name} was down", "it is up again")
     return None
 
 
@@ -109,10 +111,9 @@ def _addresses(wanted: Ground, seen: Ground) -> Iterator[Finding]:
                       is_repair=False)
 
     def can_have(interface: str) -> bool:
-        is_ours = wanted.link is not None and interface == wanted.link.name
-        if not link or interface != link.name:
-            return not is_ours
-        return link.is_up and not has_lost_own
+        if interface != wanted.interface:
+            return True
+        return link is not None and link.is_up and not has_lost_own
 
     gone = tuple(sorted((interface, address) for interface, address
                         in wanted.addresses - seen.addresses if can_have(interface)))
@@ -131,7 +132,10 @@ def _worded(addresses: tuple[tuple[str, str], ...]) -> str:
 
 
 class Pace:
-    """When a kind of repair may be made: at once, but ever more seldom where it does not last."""
+    """When a kind of repair may be made: at once, but ever more seldom where it does not last.
+
+    After QUIET_S without one it is forgotten. What can only be said is said once in QUIET_S.
+    """
 
     def __init__(self) -> None:
         self._counts: dict[tuple[str, bool], int] = {}
@@ -154,6 +158,6 @@ class Pace:
         if not finding.is_repair:
             pause_s = QUIET_S
         else:
-            pause_s = 0 if count == 1 else min(2.0 ** (count - 2), _LONGEST_S)
+            pause_s = 0 if count <= _AT_ONCE else min(2.0 ** (count - _AT_ONCE - 1), _LONGEST_S)
         self._pauses_s[key] = pause_s
         return pause_s

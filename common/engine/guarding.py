@@ -24,7 +24,7 @@ from common.engine.repairs import Repairs
 from common.engine.sources import Source
 from common.engine.worker import Worker
 
-EVERY_S = 1.0
+EVERY_S = 0.5
 RULES_EVERY_S = 5.0
 _CALM_S, _RULES_CALM_S = 0.1, 0.5  # between two looks, where changes do not end
 _GROUPS = 0x1 | 0x10  # linux/rtnetlink.h: RTMGRP_LINK, _IPV4_IFADDR
@@ -70,8 +70,8 @@ class HostGuard:
         self._ear = _RulesEar(self._on_rules_changed)
         self._worker: Worker[str] = Worker("guarding the host", self._on_looked)
         self._pace = Pace()
-        self._name, self._index = guarded.interface, 0
-        self._wanted = Ground(None)
+        self._index = 0
+        self._wanted = Ground(guarded.interface, None)
         self._is_looking = self._is_stale = False
         self._looked_s = self._looked_at_rules_s = float("-inf")
         self._are_rules_stale = False
@@ -86,9 +86,7 @@ class HostGuard:
         """All is as it should be: remember that, and watch from now on."""
         seen = self._look(with_rules=True)
         self._index = seen.link.ifindex if seen.link else 0
-        self._wanted = seen._replace(
-            addresses=frozenset(self._host.addresses), foreign=frozenset(self._host.foreign),
-            sysctls=frozenset(self._host.sysctls.items()))
+        self._wanted = self._with_changes(seen)
         self.deadline_s = time.monotonic() + EVERY_S
 
     def end(self) -> None:
@@ -144,14 +142,15 @@ class HostGuard:
 
     def _watch(self, with_rules: bool) -> str:
         """Look, and mend what is wrong. Returns: the interface's new name, if it has one."""
-        before = self._name
+        before = self._wanted.interface
         try:
             seen = self._look(with_rules)
             for finding in guard.findings(self._wanted, seen):
                 self._treat(finding, seen)
         except Exception:  # our bug, or a kernel that did not answer; the next look may be better
             log.exception("the host cannot be looked at")
-        return self._name if self._name != before else ""
+        now = self._wanted.interface
+        return now if now != before else ""
 
     def _treat(self, finding: Finding, seen: Ground) -> None:
         now_s = time.monotonic()
@@ -189,13 +188,10 @@ class HostGuard:
 
     def _follow(self, link: Link | None) -> None:
         """The interface is this one now."""
-        if link and link.name != self._name:
-            self._host.follow(self._name, link.name)
-            self._name = link.name
-            self._wanted = self._wanted._replace(
-                rules=self._host.rules_seen(), addresses=frozenset(self._host.addresses),
-                foreign=frozenset(self._host.foreign),
-                sysctls=frozenset(self._host.sysctls.items()))
+        if link and link.name != self._wanted.interface:
+            self._host.follow(self._wanted.interface, link.name)
+            self._wanted = self._with_changes(self._wanted._replace(
+                interface=link.name, rules=self._host.rules_seen()))
         elif link and link.is_up:
             for interface, address in self._host.addresses:
                 if interface == link.name:
@@ -203,33 +199,40 @@ class HostGuard:
         self._index = link.ifindex if link else 0
         self._wanted = self._wanted._replace(link=link)
 
+    def _with_changes(self, ground: Ground) -> Ground:
+        """With what the host has of ours."""
+        return ground._replace(
+            addresses=frozenset(self._host.addresses), foreign=frozenset(self._host.foreign),
+            sysctls=frozenset(self._host.sysctls.items()))
+
     # --- what there is ---
 
     def _look(self, with_rules: bool) -> Ground:
         """Raises: OSError."""
-        changes = self._host
-        link = self._link()
+        changes, name = self._host, self._wanted.interface
+        link = self._link(name)
         names = {link.ifindex: link.name} if link else {}
-        for interface in {name for name, _ in changes.addresses | changes.foreign} - {self._name}:
+        for interface in {where for where, _ in changes.addresses | changes.foreign} - {name}:
             try:
                 names[socket.if_nametoindex(interface)] = interface
             except OSError:
                 pass  # it is gone, and its addresses with it
-        there = self._addresses(names)
+        there = frozenset(self._addresses(names))
         of_link = {pair for pair in there if link and pair[0] == link.name}
+        rules = changes.rules_seen() if with_rules else None
         programs = not link or not any(
             hooks.are_lost(link.ifindex) for hooks in self._guarded.hooks)
         return Ground(
-            link, changes.rules_seen() if with_rules else None, frozenset(there), frozenset(there),
+            name, link, rules, there, there,
             bool(of_link - changes.addresses - changes.foreign),
             frozenset(changes.sysctls_seen().items()), programs)
 
-    def _link(self) -> Link | None:
-        """The interface that we know, whatever its name, or another one of its name."""
+    def _link(self, name: str) -> Link | None:
+        """The interface that we know, whatever it is called now, or another one of its name."""
         index = self._index
         for _ in range(2):
             try:
-                index = index or socket.if_nametoindex(self._name)
+                index = index or socket.if_nametoindex(name)
                 answer = self._kernel.ask(_GETLINK, _LINK.pack(0, 0, 0, index, 0, 0))[0]
             except BlockingIOError:
                 raise
@@ -237,8 +240,8 @@ class HostGuard:
                 index = 0
                 continue
             flags = _LINK.unpack(answer.fixed)[4]
-            name = answer.attributes[_IFLA_IFNAME].rstrip(b"\0").decode()
-            return Link(index, name, flags & _UP == _UP)
+            now = answer.attributes[_IFLA_IFNAME].rstrip(b"\0").decode()
+            return Link(index, now, flags & _UP == _UP)
         return None
 
     def _addresses(self, names: dict[int, str]) -> set[tuple[str, str]]:

@@ -219,10 +219,15 @@ def addresses_of(interface: str) -> list[str]:
         return _addresses(netlink, _index(netlink, interface))
 
 
+def all_addresses() -> set[str]:
+    """The IPv4 addresses of all interfaces."""
+    with IPRoute() as netlink:
+        return set(_addresses(netlink))
+
+
 def is_local(address: str) -> bool:
     """Whether any interface of this host has the address."""
-    with IPRoute() as netlink:
-        return address in _addresses(netlink)
+    return address in all_addresses()
 
 
 def check_sysctls(file: str, wanted: dict[str, str]) -> None:

@@ -12,7 +12,7 @@ from traffic import ALONE, URL
 
 from common.bpf import pins
 from common.bpf.links import Link
-from lab.node import Node, Process, wait_until
+from lab.node import Node, wait_until
 from lab.topology import BALANCER, VIP, Lab, bridge_address, server_address
 
 PATIENCE_S = 20
@@ -106,7 +106,7 @@ def test_an_interface_that_was_down(site: Site, name: str) -> None:
     site.hosts[name].run(["ip", "link", "set", "eth1", "down"])
     program.wait_for("eth1 is down, or has no carrier: no packets until that ends", PATIENCE_S)
 
-    site.mends(name, "interface", "eth1 was down: it is up, and its addresses announced",
+    site.mends(name, "interface", "eth1 was down: it is up again",
                ip("link", "set", "eth1", "up"))
 
 
