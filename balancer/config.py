@@ -175,6 +175,11 @@ class Config(Shared):
         "rate of new flows from which a full table evicts no open one",
         "New ones are then reset (`table_full`).", metavar="N",
     )] = 50_000
+    vip_shared: Annotated[bool, Setting(
+        flag, "whether other balancers have the VIPs as well, and routers choose among them",
+        "If not, a VIP that another host on the network has already is refused, and one that "
+        "another host takes later is defended.", metavar="true|false",
+    )] = False
     queue: Queue = 33
     mark: Mark = 0x330
     timeouts: Annotated[Timeouts, Tables("timeouts", Timeouts)] = field(default_factory=Timeouts)

@@ -15,10 +15,12 @@ from balancer.datapath import Datapath
 from balancer.health.monitor import Monitor
 from balancer.health.watch import HealthWatch
 from balancer.measure import Measurement
+from balancer.neighbours import NextHops
 from balancer.offload import instance
 from balancer.offload.offload import ProgramOffload, beside
 from balancer.reckoner import Reckoner
 from balancer.routes import Routes, RouteWatch
+from balancer.vips import CONFLICT, Probe, VipWatch
 from common.bpf.allowance import BUDGETS
 from common.control.api import Views
 from common.control.inbox import Inbox
@@ -26,8 +28,10 @@ from common.control.place import instance_of, kept_path
 from common.engine import clock, daemon, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
+from common.engine.guarding import Guarded
 from common.engine.host import Host
 from common.engine.queue import RawSender
+from common.engine.repairs import Repairs
 from common.engine.sources import Source
 from common.settings.host import check_secret
 from common.wire import icmp
@@ -46,6 +50,8 @@ def run(config: Config) -> int:
     config = replace(config, hash_seed=secret.seed)
     log.set_up(config.log_level, config.log_format)
     kept = Kept(kept_path(instance_of(PROGRAM, config)))
+    vips = sorted({service.vip for service in config.services})
+    probe = Probe(config.interface, () if config.vip_shared else vips)
     program, reason = instance.prepare(weighed(config, kept.standings), secrets)
     offload: ProgramOffload | None = None
     if program:
@@ -53,10 +59,11 @@ def run(config: Config) -> int:
     else:
         datapath = Datapath(config, secrets, random=SystemRandom())
     stand(datapath.services, kept.standings)
-    vips = sorted({str(service.vip) for service in config.services})
-    measurement = Measurement(datapath.paths)
+    measurement, next_hops = Measurement(datapath.paths), NextHops()
+    datapath.observers.append(next_hops.samples)
 
     def on_routes(routes: Routes) -> None:
+        next_hops.update(routes)
         if datapath.paths.set_routes(routes):
             measurement.soon()
 
@@ -69,12 +76,18 @@ def run(config: Config) -> int:
         sources.append(health)
         monitor = health.monitor
     views = make_views(config, datapath, reckoner, monitor, kept, offload)
+    repairs, conflicts = Repairs([CONFLICT]), VipWatch(
+        config.interface, () if config.vip_shared else vips, lambda: repairs.count(CONFLICT))
+
+    def on_rename(name: str) -> None:
+        conflicts.interface = name
+        watch.follow(name)
 
     def change(host: Host) -> str:
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
         way = host.install_rules(rules(config))
         for vip in vips:
-            host.add_address(config.interface, vip)
+            host.add_address(config.interface, str(vip))
         if kept.standings:
             for service in datapath.services:
                 datapath.follow(service, datapath.plan(service)())
@@ -89,9 +102,12 @@ def run(config: Config) -> int:
         return f"{ready} ({reason})"
 
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
+    hooks = [program.hooks] if program and program.hooks else []
+    probe.check(config.file)
     return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
                         lasting=instance.Lasting(config) if program else None,
-                        sources=sources, views=views)
+                         sources=[*sources, *conflicts.sources], views=views,
+                         guarded=Guarded(config.interface, repairs, hooks, on_rename))
 
 
 def make_views(

@@ -17,6 +17,8 @@ HANDSHAKE_DURATION = Metric(
     "Time from the SYN-ACK to the client's first data", ("service",),
     "Of clients with timestamps: their round trip, for those that speak at once. The clock that "
     "they echo has 10 bits, so it is modulo 1.024 s.")
+NEXT_HOP_UP = Metric(
+    "next_hop_up", "gauge", "0 where a next hop to backends does not answer", ("address",))
 BACKEND_FLOWS = Metric(
     "backend_flows", "gauge", "Flows in the table, by backend", _OF_BACKEND,
     "Exact at any time, also right after a restart.")
@@ -50,7 +52,7 @@ BACKEND_LAST_CHECK = Metric(
     "How long the last check took that was passed", _OF_BACKEND)
 
 METRICS = (
-    *metrics.METRICS, HELD_FLOWS, MSS, HANDSHAKE_DURATION, BACKEND_FLOWS, BACKEND_HANDOFFS,
+    *metrics.METRICS, HELD_FLOWS, MSS, HANDSHAKE_DURATION, NEXT_HOP_UP, BACKEND_FLOWS, BACKEND_HANDOFFS,
     BACKEND_PACKETS, BACKEND_BYTES, BACKEND_FIRST_ACK, BACKEND_UP, BACKEND_STATE, BACKEND_SHARE,
     BACKEND_CHECKS, BACKEND_CHECK_DURATION, BACKEND_LAST_CHECK,
 )

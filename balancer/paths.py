@@ -42,6 +42,7 @@ class Route(NamedTuple):
     hop:         UNKNOWN while the neighbour is not resolved.
     device:      the name of the interface. is_here: as in NextHop.
     takes_frames: whether frames that a program redirects there leave by it.
+    next_hop:    the neighbour's address, 4 octets. is_silent: it was asked for in vain.
     """
 
     own_address: bytes
@@ -50,6 +51,8 @@ class Route(NamedTuple):
     device: str = ""
     is_here: bool = True
     takes_frames: bool = True
+    next_hop: bytes = b""
+    is_silent: bool = False
 
 
 NO_ROUTE = Route(b"", 0, UNKNOWN)

@@ -28,6 +28,7 @@ _RTAX_MTU = 2
 _NDA_DST, _NDA_LLADDR = 1, 2
 _USABLE = 0x02 | 0x04 | 0x08 | 0x10 | 0x40 | 0x80  # NUD_REACHABLE .. PROBE, NOARP, PERMANENT
 _LASTING = 0x40 | 0x80
+_FAILED = 0x20
 _PROBE = 0x10
 _MAC_LEN = 6
 _DISCARD_PORT = 9
@@ -66,6 +67,10 @@ class RouteWatch:
     def sources(self) -> list[Source]:
         """What the loop has to wait for."""
         return [self, self._worker]
+
+    def follow(self, interface: str) -> None:
+        """Clients' packets come in by an interface of this name now."""
+        self._table.interface = interface
 
     def look_up(self) -> None:
         """Look everything up now, and wait for it: before there are packets."""
@@ -128,9 +133,10 @@ class Table:
 
     def __init__(self, interface: str) -> None:
         """interface: where clients' packets come in. Raises: OSError."""
-        self._interface = interface
+        self.interface = interface
         self._netlink = Netlink()
         self._devices = Devices()
+        self._silent: set[bytes] = set()  # next hops that were asked for in vain
 
     def look_up(self, addresses: Iterable[bytes], probe: bool) -> Routes:
         """The way to each address. probe: have the kernel ask the neighbours whether they live."""
@@ -140,7 +146,7 @@ class Table:
     def _here(self) -> set[int]:
         """The indices of the interface where packets come in, and of the bond that it is in."""
         try:
-            device = self._devices.get(socket.if_nametoindex(self._interface))
+            device = self._devices.get(socket.if_nametoindex(self.interface))
             if device.master and self._devices.get(device.master).kind == "bond":
                 return {device.ifindex, device.master}
             return {device.ifindex}
@@ -165,13 +171,14 @@ class Table:
         metrics = attributes_in(route.get(_RTA_METRICS, b""))
         if _RTAX_MTU in metrics:
             mtu = min(mtu, _U32.unpack(metrics[_RTAX_MTU])[0])
-        hop = UNKNOWN
+        hop, gateway = UNKNOWN, b""
         if len(device.mac) == _MAC_LEN:
-            mac = self._neighbour(route.get(_RTA_GATEWAY, address), index, probe)
+            gateway = route.get(_RTA_GATEWAY, address)
+            mac = self._neighbour(gateway, index, probe)
             if mac:
                 hop = NextHop(index, device.mtu, mac, device.mac, index in here)
         return Route(route.get(_RTA_PREFSRC, b""), mtu, hop, device.name, index in here,
-                     device.takes_frames)
+                     device.takes_frames, gateway, gateway in self._silent)
 
     def _neighbour(self, address: bytes, index: int, probe: bool) -> bytes:
         """The Ethernet address of a neighbour; empty if it is not known, and then asked for."""
@@ -187,8 +194,11 @@ class Table:
         state = _NEIGHBOUR.unpack(found.fixed)[4] if found else 0
         mac = found.attributes.get(_NDA_LLADDR, b"") if found else b""
         if not state & _USABLE or len(mac) != _MAC_LEN:
+            if state & _FAILED:
+                self._silent.add(address)
             _resolve(address)
             return b""
+        self._silent.discard(address)
         if probe and not state & _LASTING:
             self._probe(address, index, mac)
         return mac

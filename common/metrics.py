@@ -16,5 +16,9 @@ PACKETS_LOST = Metric(
 SEND_FAILURES = Metric(
     "send_failures", "counter", "Packets that the kernel refused to send",
     more="The log says why.")
+REPAIRS = Metric(
+    "repairs", "counter", "What the program put right on its host", ("what",),
+    "All kinds are there from the start; see [below](#what-it-repairs).")
 
-METRICS = (PACKETS, FLOWS, FLOWS_LIMIT, FLOWS_EVICTED, PACKETS_LOST, SEND_FAILURES)
+METRICS = (PACKETS, FLOWS, FLOWS_LIMIT, FLOWS_EVICTED, PACKETS_LOST, SEND_FAILURES,
+           REPAIRS)

@@ -13,6 +13,7 @@ from common.bpf.build import BuildError
 from common.engine import daemon, host, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
+from common.engine.guarding import Guarded
 from common.engine.host import Host
 from common.engine.queue import RawSender
 from common.settings import ConfigError
@@ -96,6 +97,7 @@ def run(config: Config) -> int:
         PROGRAM, config, datapath, Senders(config.mark, servers), _claims(config), change,
         datapath.on_shutdown, engine if engine.parts else None,
         views=make_views(config, beside, engine.choices),
+        guarded=Guarded(config.interface, hooks=[part.hooks for part in engine.parts]),
     )
 
 

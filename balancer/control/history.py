@@ -83,12 +83,12 @@ class History:
                 **{name: list(column) for name, column in zip(_NAMES, columns, strict=True)}}
 
     async def _look(self) -> Totals:
-        services = await in_loop(self._inbox, partial(list, self._shown.services))
+        services = await in_loop(self._inbox, lambda: list(self._shown.services))
         parts = [await in_loop(self._inbox, partial(self._of, service)) for service in services]
         slowest = [part[3] for part in parts if part[3] is not None]
-        return Totals(self._shown.counted_s(), *(sum(part[place] for part in parts)
-                                                 for place in range(3)),
-                      slowest_s=max(slowest, default=None))
+        return Totals(self._shown.counted_s(), sum(part[0] for part in parts),
+                      sum(part[1] for part in parts), sum(part[2] for part in parts),
+                      max(slowest, default=None))
 
     def _of(self, service: ServiceState) -> tuple[int, int, int, float | None]:
         backends = self._shown.backends(service)

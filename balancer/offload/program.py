@@ -6,6 +6,7 @@ Program and tables are pinned, so they go on when the daemon has ended.
 import socket
 import sys
 from collections.abc import Iterable, Mapping
+from functools import partial
 
 from balancer.config import Config, Service
 from balancer.flows import timeouts_ms
@@ -20,6 +21,7 @@ from balancer.pool.schedule import Scheduler
 from common.bpf import allowance, build, pins, reasons
 from common.bpf import secrets as bpf_secrets
 from common.bpf.allowance import BUDGETS, TICK_LENGTH
+from common.bpf.hooks import Hooks
 from common.bpf.links import Mode
 from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
@@ -38,6 +40,7 @@ class Program:
     """The loaded program and its maps, filled from a configuration.
 
     numbers: of the services, by endpoint. numbers_kept: also of those that were here before.
+    hooks:   where it is; None without an instance.
     """
 
     def __init__(
@@ -50,7 +53,8 @@ class Program:
         Raises: BpfError; build.BuildError.
         """
         self._config = config
-        self._pins = instance
+        self._mode: Mode | None = None
+        self.hooks = Hooks(instance, partial(self._attach, instance)) if instance else None
         self._for_tests = for_tests
         self._backends: dict[int, tuple[bytes, int]] = {}  # by place: address and DSCP
         self._next_hops: dict[int, NextHop] = {}
@@ -212,15 +216,19 @@ class Program:
 
         Returns: how. Raises: BpfError.
         """
-        assert self._pins is not None
         pins.sweep()
-        self._pins.fill_maps(self.object)
-        index = socket.if_nametoindex(self._config.interface)
-        program = self.object.program(PROGRAM_NAME)
-        mode = self._pins.attach_xdp(program, index, wanted)
-        self._pins.keep_links([f"xdp-{mode.value}-{index}"])
-        self._pins.settle()
-        return mode
+        self._mode = wanted
+        assert self.hooks is not None
+        self.hooks.attach(socket.if_nametoindex(self._config.interface))
+        assert self._mode is not None
+        return self._mode
+
+    def _attach(self, instance: Pins, index: int) -> None:
+        """As Hooks has it: at first, and whenever the program was lost."""
+        instance.fill_maps(self.object)
+        self._mode = instance.attach_xdp(self.object.program(PROGRAM_NAME), index, self._mode)
+        instance.keep_links([f"xdp-{self._mode.value}-{index}"])
+        instance.settle()
 
     def release_numbers(self) -> None:
         """No flow is left of services that are configured no more."""

@@ -101,12 +101,12 @@ class TcFilter:
         take_log()
         check(libbpf().bpf_tc_attach(self._hook, options), f"attaching {program.name} by clsact")
 
-    def is_there(self) -> bool:
-        """Whether this filter has a program."""
+    def program_id(self) -> int:
+        """The number of its program; 0 if there is none."""
         options = TcOptions(handle=self._handle, priority=_TC_PRIORITY)
         there = libbpf().bpf_tc_query(self._hook, options) == 0
         take_log()
-        return there
+        return options.prog_id if there else 0
 
     def detach(self) -> None:
         """Take the program off. The clsact discipline stays: others may use it by now."""

@@ -236,6 +236,15 @@ class Pins:
         """The names of what is attached."""
         return [path.name for path in _listed(self.path / "links")]
 
+    def link_path(self, name: str) -> Path:
+        """Where a link is pinned."""
+        return self.path / "links" / name
+
+    @property
+    def handle(self) -> int:
+        """The number of its clsact filters."""
+        return _handle(self.path)
+
     def _links(self, pattern: str) -> list[Path]:
         return sorted((self.path / "links").glob(pattern))
 

@@ -14,8 +14,10 @@ from pyroute2.netlink.exceptions import NetlinkError
 from common.control.api import Views
 from common.control.inbox import Inbox
 from common.control.start import Answers
+from common.counters import Sample
 from common.engine import clock, secrets
 from common.engine.firewall import FirewallError
+from common.engine.guarding import Guarded, HostGuard
 from common.engine.host import Change, Host
 from common.engine.lock import DIRECTORY, Locks, Taken
 from common.engine.loop import Datapath, Engine, Sender
@@ -61,14 +63,15 @@ class Lasting(Protocol):
 def serve(
     program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
     change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
-    lasting: Lasting | None = None, sources: Sequence[Source] = (), views: Views | None = None,
+    lasting: Lasting | None = None, sources: Sequence[Source] = (), views: Views | None = None, *,
+    guarded: Guarded,
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
     change:     makes the changes to the host, and returns the line to log when they are made.
     last_words: packets to send before they are undone; now_ms: of the engine's clock.
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
-    sources:    what happens besides packets.
+    sources:    what happens besides packets. guarded: what is watched besides the changes.
     views:      what is answered besides what every program answers.
     Raises: ConfigError, before anything on the host is changed.
     """
@@ -80,9 +83,11 @@ def serve(
     try:
         for claim in (*claims, own):
             _lock(program, config.file, claim, locks)
-        engine = _make_engine(config, datapath, sender, signals, [*sources, views.inbox])
+        guard = HostGuard(host, guarded)
+        engine = _make_engine(config, datapath, sender, signals,
+                              [*sources, views.inbox, *guard.sources], guarded.repairs.samples)
         answers = Answers(program, config, engine, views)
-        return _run(host, engine, signals, change, last_words, lasting)
+        return _run(host, engine, guard, signals, change, last_words, lasting)
     finally:
         if answers:
             answers.close()
@@ -110,13 +115,18 @@ def undo(program: str, config: Config, lasting: Lasting) -> int:
 
 
 def _run(
-    host: Host, engine: Engine, signals: Signals, change: Callable[[Host], str],
+    host: Host, engine: Engine, guard: HostGuard, signals: Signals, change: Callable[[Host], str],
     last_words: Callable[[int], list[bytes]], lasting: Lasting | None,
 ) -> int:
     stays = False
     try:
         host.recover(lasting.keeps if lasting else lambda change: False)
-        engine.run(change(host))
+        ready = change(host)
+        try:
+            guard.begin()
+            engine.run(ready)
+        finally:
+            guard.end()
         stays = lasting is not None and signals.hands_over
         if lasting and not stays:
             lasting.detach()
@@ -152,12 +162,12 @@ def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
 
 def _make_engine(
     config: Config, datapath: Datapath, sender: Sender, signals: Signals,
-    sources: Sequence[Source],
+    sources: Sequence[Source], samples: Callable[[], list[Sample]],
 ) -> Engine:
     reader = SecretReader(config, datapath)
     try:
         return Engine(datapath, config.queue, sender, signals, reader.read,
-                      [reader, *sources])
+                      [reader, *sources], samples)
     except QueueError as error:
         raise ConfigError(
             config.file, "queue", config.queue, f"the number of a queue that is free: {error}"

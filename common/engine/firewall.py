@@ -116,6 +116,9 @@ class Way(Protocol):
     def remove(self, owner: str) -> None:
         """Remove the owner's rules, if there are any. Raises: FirewallError if they stay."""
 
+    def seen(self, owner: str) -> str:
+        """The owner's rules as they are, in its own words; empty if there are none."""
+
     def missing(self) -> str:
         """What this host would need for it; empty if nothing is seen to be missing."""
 
@@ -139,6 +142,10 @@ class Nftables:
         """As Way."""
         if not _refusal(["nft", "list", "table", "ip", _table(owner)]):
             _run(["nft", "delete", "table", "ip", _table(owner)])
+
+    def seen(self, owner: str) -> str:
+        """As Way."""
+        return _printed(["nft", "list", "table", "ip", _table(owner)])
 
     def missing(self) -> str:
         """As Way. A table that is checked, but not made."""
@@ -193,6 +200,12 @@ class Iptables:
                 pass
             _run(self._raw("-F", chain))
             _run(self._raw("-X", chain))
+
+    def seen(self, owner: str) -> str:
+        """As Way: our chains' rules, and those that lead there."""
+        chains = {_chain(owner, hook) for hook in _HOOKS}
+        return "\n".join(line for line in _printed(self._raw("-S")).splitlines()
+                         if line.startswith("-A") and chains & set(line.split()))
 
     def missing(self) -> str:
         """As Way. A chain that nothing jumps to."""
@@ -267,6 +280,15 @@ def _run(command: list[str], stdin: str = "") -> None:
     refusal = _refusal(command, stdin)
     if refusal:
         raise FirewallError(refusal)
+
+
+def _printed(command: list[str]) -> str:
+    """Run a command. Returns: what it prints; nothing if it fails."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except OSError:
+        return ""
+    return "" if done.returncode else done.stdout
 
 
 def _refusal(command: list[str], stdin: str = "") -> str:

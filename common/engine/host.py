@@ -14,8 +14,8 @@ import json
 import logging
 import os
 import socket
-import struct
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from pyroute2.netlink.exceptions import NetlinkError
 from common.engine import firewall, lock, netns
 from common.engine.firewall import Rule
 from common.settings import ConfigError
+from common.wire import arp
 
 RUN = Path("/run/l3dsr")
 _SYSCTLS = Path("/proc/sys")
@@ -33,13 +34,22 @@ log = logging.getLogger(__name__)
 
 
 class Host:
-    """The changes of one program that has the lock of its `owner_name`."""
+    """The changes of one program that has the lock of its `owner_name`.
+
+    addresses, sysctls: what it has put there; interface and address, path and value.
+    foreign: addresses that were there already.
+    """
 
     def __init__(self, program: str, queue_number: int) -> None:
         self.program = program
         self.owner_name = f"{program}-{queue_number}"
         self._path = RUN / f"{self.owner_name}.{netns.inode()}.json"
         self._changes: list[Change] = []
+        self.addresses: set[tuple[str, str]] = set()
+        self.foreign: set[tuple[str, str]] = set()
+        self.sysctls: dict[str, str] = {}
+        self._rules: Sequence[Rule] = ()
+        self._way: firewall.Way | None = None
 
     def recover(self, keep: Callable[[Change], bool] = lambda change: False) -> None:
         """Undo what instances that were killed left behind in this network namespace.
@@ -66,18 +76,24 @@ class Host:
         with IPRoute() as netlink:
             index = _index(netlink, interface)
             change = {"kind": "address", "interface": interface, "address": address}
-            if address in _addresses(netlink, index):
-                if change not in self._changes:
-                    log.info("%s is already on %s, and will stay there", address, interface)
+            is_there = address in _addresses(netlink, index)
+            if is_there and change not in self._changes:
+                log.info("%s is already on %s, and will stay there", address, interface)
+                self.foreign.add((interface, address))
                 return
-            self._note(change)
+            self.addresses.add((interface, address))
+            if is_there:
+                return
+            if change not in self._changes:
+                self._note(change)
             netlink.addr("add", index=index, address=address, prefixlen=32)
-        _announce(interface, socket.inet_aton(address))
+        announce(interface, address)
 
     def set_sysctl(self, name: str, value: str) -> None:
         """Set the sysctl `name`, given as a path under /proc/sys. Raises: OSError."""
         path = _SYSCTLS / name
         old = path.read_text().strip()
+        self.sysctls[name] = value
         for change in self._changes_of_others():
             if change["kind"] == "sysctl" and change["name"] == name:
                 old = change["value"]  # whoever of us ends last puts it back
@@ -85,12 +101,18 @@ class Host:
             self._note({"kind": "sysctl", "name": name, "value": old})
             path.write_text(value)
 
+    def sysctls_seen(self) -> dict[str, str]:
+        """The values that these sysctls have now; those of an interface may be gone with it."""
+        paths = {name: _SYSCTLS / name for name in self.sysctls}
+        return {name: path.read_text().strip() for name, path in paths.items() if path.exists()}
+
     def install_rules(self, rules: Sequence[Rule]) -> str:
         """Install firewall rules in place of those that we have. Raises: FirewallError.
 
         Returns: the name of the first way that works.
         """
         refusals = {}
+        self._rules = rules
         for name, way in firewall.WAYS.items():
             change = {"kind": "firewall", "owner": self.owner_name, "way": name}
             if change not in self._changes:
@@ -100,6 +122,7 @@ class Host:
             except firewall.FirewallError as refusal:
                 refusals[name] = str(refusal)
                 continue
+            self._way = way
             break
         else:
             raise firewall.none_works(refusals)
@@ -107,6 +130,38 @@ class Host:
             lambda old: old["kind"] == "firewall" and old["way"] != name
         )
         return name
+
+    def rules_seen(self) -> str:
+        """The installed rules as they are now; empty if there are none."""
+        return self._way.seen(self.owner_name) if self._way else ""
+
+    def install_again(self) -> None:
+        """Install the same rules in the same way. Raises: FirewallError."""
+        if self._way:
+            self._way.install(self.owner_name, self._rules)
+
+    def restore_sysctl(self, name: str) -> None:
+        """Give a sysctl of ours its value again. Raises: OSError."""
+        (_SYSCTLS / name).write_text(self.sysctls[name])
+
+    def follow(self, old: str, new: str) -> None:
+        """An interface has got a new name: what was changed there is known by that now.
+
+        Raises: FirewallError.
+        """
+        self._changes = [_renamed(change, old, new) for change in self._changes]
+        self._write()
+        for pairs in (self.addresses, self.foreign):
+            of_old = {pair for pair in pairs if pair[0] == old}
+            pairs -= of_old
+            pairs |= {(new, address) for _, address in of_old}
+        self.sysctls = {_sysctl_of(name, old, new): value for name, value in self.sysctls.items()}
+        self._rules = [
+            replace(rule, interface=new if rule.interface == old else rule.interface,
+                    other_than=new if rule.other_than == old else rule.other_than)
+            for rule in self._rules
+        ]
+        self.install_again()
 
     def undo(self) -> None:
         """Put everything back, the last change first."""
@@ -146,7 +201,9 @@ class Host:
             elif change["kind"] == "firewall":
                 firewall.WAYS[change["way"]].remove(change["owner"])
             elif change not in self._changes_of_others():
-                (_SYSCTLS / change["name"]).write_text(change["value"])
+                path = _SYSCTLS / change["name"]
+                if path.parent.exists():  # those of an interface go with it
+                    path.write_text(change["value"])
         except Exception as error:  # whatever it is, the other changes still have to be undone
             log.error("cannot undo %s: %s", change, error)
             return False
@@ -162,10 +219,15 @@ def addresses_of(interface: str) -> list[str]:
         return _addresses(netlink, _index(netlink, interface))
 
 
+def all_addresses() -> set[str]:
+    """The IPv4 addresses of all interfaces."""
+    with IPRoute() as netlink:
+        return set(_addresses(netlink))
+
+
 def is_local(address: str) -> bool:
     """Whether any interface of this host has the address."""
-    with IPRoute() as netlink:
-        return address in _addresses(netlink)
+    return address in all_addresses()
 
 
 def check_sysctls(file: str, wanted: dict[str, str]) -> None:
@@ -206,19 +268,29 @@ def _remove_address(interface: str, address: str) -> None:
                     raise
 
 
-def _announce(interface: str, address: bytes) -> None:
+def announce(interface: str, address: str) -> None:
     """Tell the neighbours that `address` lives here now (gratuitous ARP, RFC 5227 §3)."""
-    with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
-        link.bind((interface, 0))
-        mac = link.getsockname()[4]
-        if len(mac) != 6:
-            return  # not Ethernet
-        request = struct.pack("!HHBBH", 1, 0x0800, 6, 4, 1)
-        frame = b"\xff" * 6 + mac + b"\x08\x06" + request
-        try:
-            link.send(frame + mac + address + bytes(6) + address)
-        except OSError as error:
-            log.warning("cannot announce the new address on %s: %s", interface, error)
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
+            link.bind((interface, 0))
+            mac = link.getsockname()[4]
+            if len(mac) == 6:  # Ethernet
+                link.send(arp.announcement(mac, socket.inet_aton(address)))
+    except OSError as error:
+        log.warning("cannot announce %s on %s: %s", address, interface, error)
+
+
+def _renamed(change: Change, old: str, new: str) -> Change:
+    """A change, when an interface has got a new name."""
+    if change.get("interface") == old:
+        return {**change, "interface": new}
+    if change["kind"] == "sysctl":
+        return {**change, "name": _sysctl_of(change["name"], old, new)}
+    return change
+
+
+def _sysctl_of(name: str, old: str, new: str) -> str:
+    return name.replace(f"/conf/{old}/", f"/conf/{new}/")
 
 
 def _read(path: Path) -> list[Change]:

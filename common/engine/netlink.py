@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from typing import NamedTuple
 
-NETLINK_ROUTE, NETLINK_GENERIC = 0, 16
+NETLINK_ROUTE, NETLINK_NETFILTER, NETLINK_GENERIC = 0, 12, 16
 REQUEST, ACK, DUMP = 0x1, 0x4, 0x300  # flags of a request
 _ERROR, _DONE = 2, 3  # types that every protocol has
 _TYPE_MASK = 0x3FFF  # without NLA_F_NESTED and NLA_F_NET_BYTEORDER

@@ -37,6 +37,11 @@ class Worker(Generic[R]):
         """Take no more jobs. The one that is being done is not waited for."""
         self._jobs.put(None)
 
+    def finish(self) -> None:
+        """Take no more jobs, and wait for those that there are."""
+        self.close()
+        self._thread.join()
+
     # --- as sources.Source ---
 
     deadline_s: float | None = None

@@ -15,6 +15,7 @@ from pyroute2 import DiagSocket
 
 from common.bpf import BpfError, allowance, build, features, pins, reasons
 from common.bpf.allowance import BRIDGE_BUDGETS
+from common.bpf.hooks import Hooks
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program
 from common.bpf.pins import Kept, Pins
@@ -74,6 +75,7 @@ class Adopt:
         self._services = services
         self.is_attached = False
         self._pins = Pins(owner(config))
+        self.hooks = Hooks(self._pins, self._attach)
         self._object = Object(build.object_of("packetbridge", "adopt"))
         allowance.allow(self._object, budgets)
         fast_maps.set_bounds(self._object, config)
@@ -110,12 +112,15 @@ class Adopt:
                 changes.set_sysctl(f"net/ipv4/{sysctl.name}", sysctl.value)
         for vip in dict.fromkeys(service.vip for service in self._services):
             changes.add_address(_LOOPBACK, str(vip))
+        self.hooks.attach(socket.if_nametoindex(self._config.interface))
+        self.is_attached = True
+
+    def _attach(self, index: int) -> None:
+        """As Hooks has it: at first, and whenever the program was lost."""
         self._pins.fill_maps(self._object)
-        index = socket.if_nametoindex(self._config.interface)
         how = self._pins.attach_tc(self._object.program("on_ingress"), index, Direction.INGRESS)
         self._pins.keep_links([f"{how}-{Direction.INGRESS.value}-{index}"])
         self._pins.settle()
-        self.is_attached = True
 
     def detach(self) -> None:
         """As beside.Part."""

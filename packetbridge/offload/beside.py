@@ -9,6 +9,7 @@ entered there: as the portable engine's own until its server has answered, as th
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple, Protocol
 
+from common.bpf.hooks import Hooks
 from common.cluster.cookie import Secrets
 from common.cluster.service import TCP_OCTET, key_of
 from common.counters import Counters
@@ -31,6 +32,7 @@ class Part(Protocol):
 
     is_attached: bool
     spent: SpentMap
+    hooks: Hooks
 
     def set_secrets(self, secrets: Secrets) -> None: ...
     def keeps(self, change: Change) -> bool: ...

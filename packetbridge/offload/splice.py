@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from common.bpf import BpfError, allowance, build, features, pins, reasons
 from common.bpf.allowance import BRIDGE_BUDGETS
+from common.bpf.hooks import Hooks
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program, types_of
 from common.bpf.pins import Kept, Pins
@@ -143,6 +144,7 @@ class Splice:
         self.services = frozenset(services)
         self.is_attached = False
         self._pins = Pins(owner(config))
+        self.hooks = Hooks(self._pins, self._attach)
         self._object = Object(build.object_of("packetbridge", "splice"))
         self._object.set_variable("server_mark", config.mark)
         allowance.allow(self._object, budgets)
@@ -172,8 +174,12 @@ class Splice:
     def attach(self, changes: Host) -> None:
         """As beside.Part."""
         del changes  # the portable engine's own are enough
+        self.hooks.attach(socket.if_nametoindex(self._config.interface))
+        self.is_attached = True
+
+    def _attach(self, index: int) -> None:
+        """As Hooks has it: at first, and whenever one was lost."""
         self._pins.fill_maps(self._object)
-        index = socket.if_nametoindex(self._config.interface)
         links = []
         # first the way out: what only the way in translates would meet a server's own address
         for name, direction in (("on_egress", Direction.EGRESS), ("on_ingress", Direction.INGRESS)):
@@ -181,7 +187,6 @@ class Splice:
             links.append(f"{how}-{direction.value}-{index}")
         self._pins.keep_links(links)
         self._pins.settle()
-        self.is_attached = True
 
     def detach(self) -> None:
         """As beside.Part."""

@@ -439,16 +439,16 @@ def test_clsact_stands_in_for_tcx(wire: Lab, server: socket.socket, tiny: Object
     with inside(wire.node("balancer")):
         index = socket.if_nametoindex("eth1")
         attached = links.TcFilter(index, links.Direction.INGRESS, handle=7)
-        before = attached.is_there()
+        before = attached.program_id() > 0
         attached.replace(tiny.program("refuse"))
-        there = links.TcFilter(index, links.Direction.INGRESS, handle=7).is_there()
+        there = links.TcFilter(index, links.Direction.INGRESS, handle=7).program_id() > 0
     dropped = is_lost(wire, server)
     with inside(wire.node("balancer")):
         attached.replace(tiny.program("mark"))
     passed = arrives(wire, server)
     with inside(wire.node("balancer")):
         links.TcFilter(index, links.Direction.INGRESS, handle=7).detach()
-        after = attached.is_there()
+        after = attached.program_id() > 0
         attached.detach()
 
     assert (before, there, after) == (False, True, False)

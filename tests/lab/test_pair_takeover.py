@@ -78,7 +78,8 @@ def _send_by(client: Node, balancer: Node) -> None:
 
 def test_connections_may_change_from_one_balancer_to_another_and_back_all_the_time() -> None:
     with Lab(balancers=2) as lab:
-        balancers = [start_quick(lab).balancer, lab.start_balancer(node=lab.balancer2)]
+        balancers = [start_quick(lab).balancer,
+                     lab.start_balancer("--vip-shared", "true", node=lab.balancer2)]
         with _transfers(lab), ThreadPoolExecutor(2) as pool:
             kept = pool.submit(wrk, lab.client, "-c10", "-d3s")
             short = pool.submit(wrk, lab.client, "-c10", "-d3s", *ALONE)
