@@ -14,6 +14,7 @@ from balancer.offload.flow_map import STATE_BITS, FlowMap
 from balancer.offload.maps import place_of
 from balancer.offload.numbers import ServiceNumbers
 from balancer.offload.requests import Encoder, Prepared, write
+from balancer.offload.tracing import PROGRAM_NAME, TRACE_MAPS
 from balancer.paths import UNKNOWN, NextHop
 from balancer.pool.schedule import Scheduler
 from common.bpf import allowance, build, pins, reasons
@@ -28,7 +29,6 @@ from common.engine import clock
 from common.flow import guesses
 from common.verdict import DropReason, Event
 
-PROGRAM_NAME = "on_packet"
 _CLOCK_SLACK_MS = 50
 _TIME_BASE = "boot"  # of the times in flows
 
@@ -57,6 +57,8 @@ class Program:
         self._mss: dict[int, int] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
+        self.object.set_variable("is_watched", for_tests)
+        self.object.omit_maps(*TRACE_MAPS)
         self.object.set_variable("max_guesses", guesses.MAX_GUESSES)
         allowance.allow(self.object, None if for_tests else budgets)
         if config.hash_seed:
