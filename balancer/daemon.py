@@ -11,11 +11,13 @@ from balancer.measure import Measurement
 from balancer.offload import instance
 from balancer.offload.offload import ProgramOffload, beside
 from balancer.routes import Routes, RouteWatch
+from balancer.trace.server import TraceServer
 from common.bpf.allowance import BUDGETS
 from common.engine import daemon, log
 from common.engine.daemon import Claim
 from common.engine.firewall import Rule
 from common.engine.host import Host
+from common.engine.observation import Observation
 from common.engine.queue import RawSender
 from common.settings.host import check_secret
 from common.wire import icmp
@@ -51,8 +53,12 @@ def run(config: Config) -> int:
     sources = [*watch.sources, measurement]
     if any(service.check.kind != "none" for service in config.services):
         sources += HealthWatch(datapath, sender, SystemRandom()).sources
+    observation = Observation()
+    traces = TraceServer(config.queue, datapath, observation, offload)
+    sources += traces.sources
 
     def change(host: Host) -> str:
+        traces.open()
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
         way = host.install_rules(rules(config))
         for vip in vips:
@@ -68,9 +74,12 @@ def run(config: Config) -> int:
         return f"{ready} ({reason})"
 
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
-    return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
-                        lasting=instance.Lasting(config) if program else None,
-                        sources=sources)
+    try:
+        return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
+                            lasting=instance.Lasting(config) if program else None,
+                            sources=sources, observation=observation)
+    finally:
+        traces.close()
 
 
 def detach(config: Config) -> int:

@@ -17,7 +17,7 @@ from balancer.offload.requests import Encoder, Prepared, write
 from balancer.offload.tracing import PROGRAM_NAME, TRACE_MAPS
 from balancer.paths import UNKNOWN, NextHop
 from balancer.pool.schedule import Scheduler
-from common.bpf import allowance, build, pins, reasons
+from common.bpf import allowance, build, objects, pins, reasons
 from common.bpf import secrets as bpf_secrets
 from common.bpf.allowance import BUDGETS, TICK_LENGTH
 from common.bpf.links import Mode
@@ -221,6 +221,14 @@ class Program:
         self._pins.keep_links([f"xdp-{mode.value}-{index}"])
         self._pins.settle()
         return mode
+
+    def stand_in(self, other: objects.Program | None) -> None:
+        """Let another program have the packets in this one's place; None: this one again.
+
+        Raises: BpfError.
+        """
+        if self._pins is not None:
+            self._pins.exchange_xdp(other or self.object.program(PROGRAM_NAME))
 
     def release_numbers(self) -> None:
         """No flow is left of services that are configured no more."""

@@ -17,7 +17,7 @@ _TENTHS = 10  # in a second
 
 
 class Tracing:
-    """The program that tells."""
+    """The program that tells. reasons: by its numbers."""
 
     def __init__(
         self, original: Object, client: IPv4Network, reasons: Collection[Reason], rate: int
@@ -34,12 +34,13 @@ class Tracing:
             self._object.set_variable("is_watched", True)
             self._object.select(PROGRAM_NAME)
             self._object.load()
-            names = numbered(self._object.btf)
+            self.reasons = numbered(self._object.btf)
             self._wishes = self._object.map("trace_wishes")
             self._wish = {
                 "network": client.network_address.packed, "mask": client.netmask.packed,
                 "most": max(1, rate // _TENTHS),
-                "reasons": bytes(names[number] in reasons for number in sorted(names)),
+                "reasons": bytes(
+                    self.reasons[number] in reasons for number in sorted(self.reasons)),
             }
             self._decisions = self._object.map("decisions")
             self._counts = self._object.map("trace_counts")

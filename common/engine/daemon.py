@@ -16,6 +16,7 @@ from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
 from common.engine.lock import DIRECTORY, Locks, Taken
 from common.engine.loop import Datapath, Engine, Sender
+from common.engine.observation import Observation
 from common.engine.queue import QueueError
 from common.engine.secrets import SecretReader
 from common.engine.signals import Signals
@@ -57,6 +58,7 @@ def serve(
     program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
     change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
     lasting: Lasting | None = None, sources: Sequence[Source] = (),
+    observation: Observation | None = None,
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
@@ -64,6 +66,7 @@ def serve(
     last_words: packets to send before they are undone; now_ms: of the engine's clock.
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
     sources:    what happens besides packets.
+    observation: who sees the verdicts.
     Raises: ConfigError, before anything on the host is changed.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory has the secret in it
@@ -73,7 +76,7 @@ def serve(
     try:
         for claim in (*claims, own):
             _lock(program, config.file, claim, locks)
-        engine = _make_engine(config, datapath, sender, signals, sources)
+        engine = _make_engine(config, datapath, sender, signals, sources, observation)
         if config.metrics:
             # most of the program's memory, where nobody asks for them
             from common.engine import metrics
@@ -147,12 +150,12 @@ def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
 
 def _make_engine(
     config: Config, datapath: Datapath, sender: Sender, signals: Signals,
-    sources: Sequence[Source],
+    sources: Sequence[Source], observation: Observation | None,
 ) -> Engine:
     reader = SecretReader(config, datapath)
     try:
         return Engine(datapath, config.queue, sender, signals, reader.read,
-                      [reader, *sources])
+                      [reader, *sources], observation)
     except QueueError as error:
         raise ConfigError(
             config.file, "queue", config.queue, f"the number of a queue that is free: {error}"
