@@ -77,9 +77,11 @@ class _Output:
         self._reasons = reasons
         self._most = _number(namespace, "count", 0, sys.maxsize)
         self._count = 0
+        self._has_begun = False
 
     def begin(self) -> None:
         """The trace has begun."""
+        self._has_begun = True
         sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
         if not self._is_json:
             print(HEAD, flush=True)
@@ -105,7 +107,8 @@ class _Output:
 
     def end(self) -> None:
         """To stderr, how many there were."""
-        print(f"{self._count} decisions shown, {self.lost} lost", file=sys.stderr)
+        if self._has_begun:
+            print(f"{self._count} decisions shown, {self.lost} lost", file=sys.stderr)
 
 
 def _reasons(wanted: Sequence[str], has_key: bool) -> frozenset[Event | DropReason]:

@@ -21,6 +21,7 @@ from common.wire.tcp import SYN
 MOST_FLOWS = 16384  # whose keys are remembered
 _MOST_WAITING = 32  # packets of a flow whose key is not known yet
 _KEY_WIDTH = 60
+_LEAST_LEN = 20  # octets of a packet that says how long it is
 _FROM_SOURCE = ("source", "source+port")
 LINE = "{time:<12}  {flow:<43}  {flags:<5} {length:>5}  {reason:<19} {backend:<19} {key}"
 HEAD = LINE.format(time="time", flow="client → vip", flags="flags", length="len",
@@ -125,7 +126,7 @@ class Decisions:
     def take(self, decision: Decision) -> list[Shown]:
         """What is to be shown now."""
         packet = decision.packet
-        whole_len = max(stated_len(packet), len(packet)) if packet else 0
+        whole_len = max(stated_len(packet), len(packet)) if len(packet) >= _LEAST_LEN else len(packet)
         whole = packet.ljust(whole_len, b"\0")  # for those who look at lengths
         flow, flags, length = ends(whole)
         client, _, vip = flow.partition(" > ")
