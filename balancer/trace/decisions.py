@@ -126,7 +126,9 @@ class Decisions:
     def take(self, decision: Decision) -> list[Shown]:
         """What is to be shown now."""
         packet = decision.packet
-        whole_len = max(stated_len(packet), len(packet)) if len(packet) >= _LEAST_LEN else len(packet)
+        whole_len = len(packet)
+        if whole_len >= _LEAST_LEN:
+            whole_len = max(stated_len(packet), whole_len)
         whole = packet.ljust(whole_len, b"\0")  # for those who look at lengths
         flow, flags, length = ends(whole)
         client, _, vip = flow.partition(" > ")

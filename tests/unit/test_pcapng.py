@@ -17,7 +17,7 @@ TIME_NS = 1_700_000_000_123_456_789
 
 @pytest.fixture
 def capture(tmp_path: Path) -> Path:
-    """Three packets: one with words of every length of padding, one cut, one with a long comment."""
+    """Three packets: a whole one, one that is cut, and one with a long comment."""
     path = tmp_path / "made.pcapng"
     with path.open("wb") as file:
         writer = Writer(file, "balancer", "a test")
