@@ -14,7 +14,7 @@ from balancer import config
 from balancer.tools import explain, keygen, operate
 from common.cluster.secrets import KEEP_S
 from common.settings import COMMAND_LINE, ConfigError, cli, host
-from common.settings.flags import flag_name
+from common.settings.flags import flag_name, number
 from common.settings.readers import ipv4, port_number
 from common.settings.shared import DEFAULT_SECRET
 
@@ -37,7 +37,8 @@ examples:
   balancer explain http://example.org/a     which backend would that be, and why?
   balancer replay in.pcap out.pcap          what would it do with this traffic?
   sudo balancer backends                    what does the one that runs do?
-  sudo balancer drain 192.0.2.20 --wait     no new flows for a backend; until it has none"""
+  sudo balancer drain 192.0.2.20 --wait     no new flows for a backend; until it has none
+  sudo balancer trace --client 192.0.2.7    what is it doing now with this client's?"""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,6 +58,7 @@ def make_parser() -> cli.Parser:
     _add_explain(commands)
     _add_replay(commands)
     operate.add(commands, PROGRAM)
+    _add_trace(commands)
     return parser
 
 
@@ -319,3 +321,46 @@ def _replay(namespace: argparse.Namespace) -> int:
         return notes
 
     return cli.replay_capture(rebased, namespace, report)
+
+
+# --- trace ---
+
+
+def _add_trace(commands: Any) -> None:
+    parser = commands.add_parser(
+        "trace", usage=f"{PROGRAM} trace [FLAG ...]",
+        help="what is decided about packets now, and why?",
+        description="Show what the running balancer decides, a line for each packet, live, of both "
+                    "engines; until it is interrupted. tcpdump does not see the packets of the "
+                    "fast engine, this does. The balancer pays for it only meanwhile. One "
+                    "process at a time.",
+    )
+    parser.add_argument("--client", metavar="NET", help="packets from this address or network")
+    parser.add_argument("--key", metavar="GLOB",
+                        help="connections whose key is like this, as '/shop/*'; those whose first "
+                             "payload is seen")
+    parser.add_argument("--reason", metavar="R", action="append",
+                        help="decisions with this reason, as in the metrics; repeatable")
+    parser.add_argument("--pcap", metavar="FILE",
+                        help="write the packets to a pcapng file, too, with the decision as their "
+                             "comment; Wireshark shows it")
+    parser.add_argument("--count", metavar="N", type=int, help="end after so many")
+    parser.add_argument("--for", metavar="SECONDS", type=float, help="end after this time")
+    parser.add_argument("--rate", metavar="N", type=int,
+                        help="most decisions a second that are shown, of each engine; the others "
+                             "are counted (default 1000)")
+    parser.add_argument("--queue", metavar="N", type=number,
+                        help="the balancer with this NFQUEUE number, if it is not the file's")
+    parser.add_argument("--config", metavar="FILE",
+                        help=f"the balancer's file (default {config.DEFAULT_FILE}, where it "
+                             "exists)")
+    cli.add_json(parser)
+    parser.set_defaults(act=_trace)
+
+
+def _trace(namespace: argparse.Namespace) -> int:
+    given = {"queue": namespace.queue} if "queue" in namespace else {}
+    loaded = config.load(getattr(namespace, "config", None), given)
+    from balancer.trace import command
+
+    return command.run(namespace, loaded.queue)

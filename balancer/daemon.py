@@ -20,6 +20,7 @@ from balancer.offload import instance
 from balancer.offload.offload import ProgramOffload, beside
 from balancer.reckoner import Reckoner
 from balancer.routes import Routes, RouteWatch
+from balancer.trace.server import TraceServer
 from balancer.vips import CONFLICT, Probe, VipWatch
 from common.bpf.allowance import BUDGETS
 from common.control.api import Views
@@ -30,6 +31,7 @@ from common.engine.daemon import Claim
 from common.engine.firewall import Rule
 from common.engine.guarding import Guarded
 from common.engine.host import Host
+from common.engine.observation import Observation
 from common.engine.queue import RawSender
 from common.engine.repairs import Repairs
 from common.engine.sources import Source
@@ -75,6 +77,9 @@ def run(config: Config) -> int:
         health = HealthWatch(datapath, sender, SystemRandom(), reckoner)
         sources.append(health)
         monitor = health.monitor
+    observation = Observation()
+    traces = TraceServer(config.queue, datapath, observation, offload)
+    sources += traces.sources
     views = make_views(config, datapath, reckoner, monitor, kept, offload)
     repairs, conflicts = Repairs([CONFLICT]), VipWatch(
         config.interface, () if config.vip_shared else vips, lambda: repairs.count(CONFLICT))
@@ -84,6 +89,7 @@ def run(config: Config) -> int:
         watch.follow(name)
 
     def change(host: Host) -> str:
+        traces.open()
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
         way = host.install_rules(rules(config))
         for vip in vips:
@@ -104,10 +110,14 @@ def run(config: Config) -> int:
     claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
     hooks = [program.hooks] if program and program.hooks else []
     probe.check(config.file)
-    return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
-                        lasting=instance.Lasting(config) if program else None,
-                         sources=[*sources, *conflicts.sources], views=views,
-                         guarded=Guarded(config.interface, repairs, hooks, on_rename))
+    try:
+        return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
+                            lasting=instance.Lasting(config) if program else None,
+                            sources=[*sources, *conflicts.sources], views=views,
+                            guarded=Guarded(config.interface, repairs, hooks, on_rename),
+                            observation=observation)
+    finally:
+        traces.close()
 
 
 def make_views(

@@ -4,6 +4,7 @@ import logging
 import socket
 from collections import defaultdict
 
+from balancer.metrics import NEXT_HOP_UP
 from balancer.paths import Route
 from common.counters import Sample
 

@@ -16,9 +16,10 @@ from balancer.offload.flow_map import STATE_BITS, FlowMap
 from balancer.offload.maps import place_of
 from balancer.offload.numbers import ServiceNumbers
 from balancer.offload.requests import Encoder, Prepared, write
+from balancer.offload.tracing import PROGRAM_NAME, TRACE_MAPS
 from balancer.paths import UNKNOWN, NextHop
 from balancer.pool.schedule import Scheduler
-from common.bpf import allowance, build, pins, reasons
+from common.bpf import allowance, build, objects, pins, reasons
 from common.bpf import secrets as bpf_secrets
 from common.bpf.allowance import BUDGETS, TICK_LENGTH
 from common.bpf.hooks import Hooks
@@ -31,7 +32,6 @@ from common.engine import clock
 from common.flow import guesses
 from common.verdict import DropReason, Event
 
-PROGRAM_NAME = "on_packet"
 _CLOCK_SLACK_MS = 50
 _TIME_BASE = "boot"  # of the times in flows
 
@@ -62,6 +62,8 @@ class Program:
         self._mss: dict[int, int] = {}
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
+        self.object.set_variable("is_watched", for_tests)
+        self.object.omit_maps(*TRACE_MAPS)
         self.object.set_variable("max_guesses", guesses.MAX_GUESSES)
         allowance.allow(self.object, None if for_tests else budgets)
         if config.hash_seed:
@@ -229,6 +231,14 @@ class Program:
         self._mode = instance.attach_xdp(self.object.program(PROGRAM_NAME), index, self._mode)
         instance.keep_links([f"xdp-{self._mode.value}-{index}"])
         instance.settle()
+
+    def stand_in(self, other: objects.Program | None) -> None:
+        """Let another program have the packets in this one's place; None: this one again.
+
+        Raises: BpfError.
+        """
+        if self._pins is not None:
+            self._pins.exchange_xdp(other or self.object.program(PROGRAM_NAME))
 
     def release_numbers(self) -> None:
         """No flow is left of services that are configured no more."""

@@ -100,7 +100,7 @@ def explain(
     found = scheduler.explain(key)
     addresses = {backend.id: str(backend.address) for backend in service.backends}
     return Answer(
-        service=service.name, key_spec=str(spec), key=_readable(spec, key), complete=complete,
+        service=service.name, key_spec=str(spec), key=readable(spec, key), complete=complete,
         scheduler=service.scheduler, bound=service.hash_balance_factor,
         hash=found.key_hash, slot=found.slot,
         backend=found.backend_id, backend_address=addresses.get(found.backend_id or 0),
@@ -121,12 +121,17 @@ def _deciding_spec(service: Service, payload: bytes) -> tuple[KeySpec, bool]:
     return KeySpec("source"), not waiting
 
 
-def _readable(spec: KeySpec, key: bytes) -> str:
+def readable(spec: KeySpec, key: bytes) -> str:
+    """A key for people; whatever its octets are, on one line.
+
+    spec: which gave it.
+    """
     if spec.kind == "source":
         return str(ip_address(key))
     if spec.kind == "source+port":
         return f"{ip_address(key[:-PORT_LEN])}:{int.from_bytes(key[-PORT_LEN:], 'big')}"
-    return key.decode("utf-8", "backslashreplace")
+    text = key.decode("utf-8", "backslashreplace")
+    return "".join(each if each.isprintable() else ascii(each)[1:-1] for each in text)
 
 
 def choose_service(config: Config, name: str | None, url: str | None) -> Service:

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import struct
+from collections.abc import Collection
 from contextlib import closing
 from functools import cache, cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ XDP_ABORTED, XDP_DROP, XDP_PASS, XDP_TX, XDP_REDIRECT = range(5)
 TC_ACT_UNSPEC, TC_ACT_OK, TC_ACT_SHOT, TC_ACT_REDIRECT = -1, 0, 2, 7
 XDP_HAS_FRAGS = 1 << 5
 _LIVE_FRAMES = 1 << 1
+_CONSTANTS = ".rodata"
 _ROOM = 1024  # octets that a test run's packet may grow by
 
 
@@ -203,6 +205,33 @@ class Object:
         """Use a map that exists in place of a new one. Raises: BpfError."""
         check(libbpf().bpf_map__reuse_fd(self._map(map_name), existing.fd),
               f"taking over {map_name}")
+
+    def omit_maps(self, *names: str) -> None:
+        """Do without these maps, which nothing uses that the verifier gets to see."""
+        for name in names:
+            check(libbpf().bpf_map__set_autocreate(self._map(name), False), f"omitting {name}")
+
+    def join(self, loaded: "Object", own: Collection[str]) -> None:
+        """Use the constants and the maps of the same object file, loaded, except maps of its own.
+
+        Constants can be set anew afterwards. Raises: BpfError.
+        """
+        handle = None
+        while handle := libbpf().bpf_object__next_map(self._handle, handle):
+            name = libbpf().bpf_map__name(handle).decode()
+            if name.endswith(_CONSTANTS):
+                room = ctypes.c_size_t()
+                start = libbpf().bpf_map__initial_value(handle, ctypes.byref(room))
+                ctypes.memmove(start, loaded.initial_value(name), room.value)
+            elif name not in own:
+                fd = check(libbpf().bpf_map__fd(loaded._map(name)), f"using map {name}")
+                check(libbpf().bpf_map__reuse_fd(handle, fd), f"sharing {name}")
+
+    def initial_value(self, section: str) -> bytes:
+        """What the variables of a section began with."""
+        room = ctypes.c_size_t()
+        start = libbpf().bpf_map__initial_value(self._map(section), ctypes.byref(room))
+        return ctypes.string_at(start, room.value)
 
     def select(self, *names: str) -> None:
         """Load these programs only. Raises: BpfError if one is not there."""

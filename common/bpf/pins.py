@@ -226,6 +226,19 @@ class Pins:
         program.pin(note)
         return "clsact"
 
+    def exchange_xdp(self, program: Program) -> None:
+        """Put a program in place of the one that is attached; no packet meets none.
+
+        Raises: BpfError.
+        """
+        for path in self._links("xdp-*"):
+            link = Link.open_pinned(path)
+            try:
+                if link.interface():
+                    link.replace(program)
+            finally:
+                link.close()
+
     def keep_links(self, names: Sequence[str]) -> None:
         """Detach all but these (`xdp-native-3`, `tcx-ingress-3` …): what is configured no more."""
         for path in _listed(self.path / "links"):

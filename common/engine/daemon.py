@@ -21,6 +21,7 @@ from common.engine.guarding import Guarded, HostGuard
 from common.engine.host import Change, Host
 from common.engine.lock import DIRECTORY, Locks, Taken
 from common.engine.loop import Datapath, Engine, Sender
+from common.engine.observation import Observation
 from common.engine.queue import QueueError
 from common.engine.secrets import SecretReader
 from common.engine.signals import Signals
@@ -64,7 +65,7 @@ def serve(
     program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
     change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
     lasting: Lasting | None = None, sources: Sequence[Source] = (), views: Views | None = None, *,
-    guarded: Guarded,
+    guarded: Guarded, observation: Observation | None = None,
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
@@ -73,6 +74,7 @@ def serve(
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
     sources:    what happens besides packets. guarded: what is watched besides the changes.
     views:      what is answered besides what every program answers.
+    observation: who sees the verdicts.
     Raises: ConfigError, before anything on the host is changed.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory has the secret in it
@@ -85,7 +87,8 @@ def serve(
             _lock(program, config.file, claim, locks)
         guard = HostGuard(host, guarded)
         engine = _make_engine(config, datapath, sender, signals,
-                              [*sources, views.inbox, *guard.sources], guarded.repairs.samples)
+                              [*sources, views.inbox, *guard.sources], guarded.repairs.samples,
+                              observation)
         answers = Answers(program, config, engine, views)
         return _run(host, engine, guard, signals, change, last_words, lasting)
     finally:
@@ -163,11 +166,12 @@ def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
 def _make_engine(
     config: Config, datapath: Datapath, sender: Sender, signals: Signals,
     sources: Sequence[Source], samples: Callable[[], list[Sample]],
+    observation: Observation | None,
 ) -> Engine:
     reader = SecretReader(config, datapath)
     try:
         return Engine(datapath, config.queue, sender, signals, reader.read,
-                      [reader, *sources], samples)
+                      [reader, *sources], samples, observation)
     except QueueError as error:
         raise ConfigError(
             config.file, "queue", config.queue, f"the number of a queue that is free: {error}"

@@ -17,6 +17,7 @@ from common.cluster.cookie import Secrets
 from common.counters import Counters, Sample
 from common.engine import clock
 from common.engine.narrator import narrated
+from common.engine.observation import Observation
 from common.engine.queue import PacketQueue, is_truncated
 from common.engine.signals import Signals, Watchdog, notify
 from common.engine.sources import Source, Sources
@@ -59,11 +60,12 @@ class Engine:
     def __init__(
         self, datapath: Datapath, queue_number: int, sender: Sender, signals: Signals,
         reload: Callable[[], None] = lambda: None, sources: Sequence[Source] = (),
-        samples: Callable[[], list[Sample]] = list,
+        samples: Callable[[], list[Sample]] = list, observation: Observation | None = None,
     ) -> None:
         """reload: called when it is asked to read its secrets anew. Raises: queue.QueueError.
 
         sources: what else happens, besides packets. samples: what else there is to be seen.
+        observation: who sees the verdicts.
         """
         self.counters = datapath.counters
         self.state = "starting"  # then `ready`, `stopping`
@@ -76,7 +78,9 @@ class Engine:
         self._tick = 0  # the number of the current tenth of a second
         self._next_log_ms = 0
         self._unlogged_faults = 0
+        self._observation = observation or Observation()
         self._queue = PacketQueue(queue_number, self._make_handler())
+        self._observation.bind(lambda: self._queue.handle_by(self._make_handler()))
         self._sources = Sources([self._queue, *sources], self._on_source_fault)
 
     def run(self, ready: str) -> None:
@@ -143,7 +147,8 @@ class Engine:
         self._queue.close()
 
     def _make_handler(self) -> Callable[[bytes], bool]:
-        on_packet, send = narrated(self._datapath.on_packet), self._sender.send
+        on_packet = self._observation.observed(narrated(self._datapath.on_packet))
+        send = self._sender.send
         clock_ns, passed = clock.now_ns, Action.PASS
 
         def handle(packet: bytes) -> bool:

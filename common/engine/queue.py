@@ -90,6 +90,10 @@ class PacketQueue:
         # The kernel takes verdicts only from the port that has the queue, so from this socket.
         self._verdicts = socket.socket(fileno=os.dup(self._descriptor))
 
+    def handle_by(self, handler: Callable[[bytes], bool]) -> None:
+        """Have another handler from the next packet on."""
+        self._handler = handler
+
     def fileno(self) -> int:
         """What to poll."""
         return self._descriptor

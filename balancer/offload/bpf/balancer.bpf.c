@@ -198,8 +198,7 @@ static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings
 	return verdict == XDP_PASS ? up(UP_ODD) : verdict;
 }
 
-SEC("xdp.frags")
-int on_packet(struct xdp_md *ctx)
+static __always_inline int decide(struct xdp_md *ctx)
 {
 	struct segment segment = {};
 	struct settings *settings;
@@ -252,6 +251,19 @@ int on_packet(struct xdp_md *ctx)
 		named = NULL; /* the flow's packets echo nothing */
 	return named ? on_named(ctx, settings, number, &segment, flow, id, named, now_ms)
 		     : on_unnamed(ctx, settings, number, &segment, flow, hash, now_ms);
+}
+
+SEC("xdp.frags")
+int on_packet(struct xdp_md *ctx)
+{
+	int verdict;
+
+	if (is_traced)
+		begin_trace(ctx);
+	verdict = decide(ctx);
+	if (is_traced)
+		end_trace(verdict);
+	return verdict;
 }
 
 /* Not for packets: tells the daemon the kernel's tick. */

@@ -46,6 +46,6 @@ static __always_inline int forward(struct xdp_md *ctx, const struct segment *seg
 		sent->octets += segment->packet.len;
 		sent->handoffs += reason == REASON_HANDOFF;
 	}
-	note(reason);
+	note_sent(reason, place);
 	return backend->is_here ? XDP_TX : bpf_redirect(backend->index, 0);
 }

@@ -127,6 +127,9 @@ const volatile bool in_test;
 volatile __u64 test_ms;
 __u32 last_reason; /* of the last packet that did not go up */
 
+const volatile bool is_traced; /* trace.h */
+const volatile bool is_watched; /* is_traced or in_test */
+
 static __always_inline struct settings *get_settings(void)
 {
 	__u32 zero = 0;
@@ -148,13 +151,6 @@ static __always_inline __u64 clock_ms(const struct settings *settings)
 static __always_inline __u64 unix_ms(const struct settings *settings, __u64 now_ms)
 {
 	return now_ms + settings->clock_offset_ms;
-}
-
-static __always_inline void note(__u32 reason)
-{
-	count(reason);
-	if (in_test)
-		last_reason = reason;
 }
 
 static __always_inline __u32 place_of(__u32 service, __u32 backend)

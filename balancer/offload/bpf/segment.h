@@ -5,7 +5,7 @@
  */
 #pragma once
 
-#include "maps.h"
+#include "trace.h"
 
 static __always_inline struct cursor cursor_of(const struct xdp_md *ctx)
 {

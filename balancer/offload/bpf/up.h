@@ -26,8 +26,8 @@ static __noinline int up(__u32 way)
 {
 	if (may_go_up(way))
 		return XDP_PASS;
-	if (in_test)
-		last_reason = REASON_LIMITED_FLOW + way;
+	if (is_watched)
+		tell(REASON_LIMITED_FLOW + way, 0);
 	return XDP_DROP;
 }
 

@@ -1,0 +1,1 @@
+"""`balancer trace`: what is decided, live, from both engines; and the balancer's end of it."""
