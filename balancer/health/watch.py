@@ -56,7 +56,7 @@ class HealthWatch:
         self._monitor = Monitor(
             datapath.services, lambda: datapath.secrets,
             lambda address: paths[address].own_address, random)
-        self._socket = _listen(service.config.vip.packed for service in datapath.services)
+        self._socket = answers_from(service.config.vip.packed for service in datapath.services)
         self._buffer = bytearray(_PACKET_LEN)
         self._worker: Worker[Reckoned] = Worker("reckoning shares", self._on_reckoned)
         self._reckoning: set[ServiceState] = set()
@@ -128,7 +128,7 @@ def _reckon(service: ServiceState, make: Callable[[], Plan]) -> Reckoned:
         return Reckoned(service, None)
 
 
-def _listen(vips: Iterable[bytes]) -> socket.socket:
+def answers_from(vips: Iterable[bytes]) -> socket.socket:
     """A socket that hears TCP from the VIPs, on all interfaces. Raises: OSError."""
     made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK,
                          socket.htons(_ETH_P_IP))
