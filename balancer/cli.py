@@ -237,7 +237,7 @@ def _doctor(namespace: argparse.Namespace) -> int:
     from common.doctor import report
 
     findings = examine(loaded, secrets, client.packed)
-    title = f"{len(loaded.services)} services, {len(findings.bridges)} bridges"
+    title = f"services: {len(loaded.services)}, bridges: {len(findings.bridges)}"
     return report.show(title, diagnose(findings), namespace.json)
 
 

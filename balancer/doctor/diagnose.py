@@ -10,6 +10,7 @@ from itertools import chain
 
 from balancer.doctor.findings import Findings, Handoff, OfBridge, OfHost, OfService
 from common.cluster.probe import Answer, Listener, OtherSecret, OtherTime, Served, Socket
+from common.doctor import server
 from common.doctor.ask import Silence
 from common.doctor.report import Complaint, Severity
 from common.encap import dscp
@@ -40,13 +41,13 @@ def _of_host(host: OfHost) -> Iterator[Complaint]:
     elif host.engine != "portable" and not host.xdp:
         yield Complaint(NOTE, "every packet passes the portable engine: "
                         f"{host.why_portable or 'the line with `ready` says why'}",
-                        "that is Python, a twentieth of the fast engine's packets; make the fast "
-                        "one possible, or set engine = \"portable\"")
+                        "that is Python, with a fraction of the fast one's packets a second; make "
+                        "the fast one possible, or say so with engine = \"portable\"")
     elif host.xdp == "generic":
         yield Complaint(NOTE, f"the program runs at generic XDP on {host.interface}"
                         f"{host.why_generic and ': '}{host.why_generic}",
-                        "each packet costs a socket buffer first, about twice the time; a driver "
-                        "with native XDP saves that")
+                        "each packet becomes a socket buffer before the program has it, which is "
+                        "most of its cost; a driver with native XDP saves that")
     if host.joins_packets:
         yield Complaint(WARNING, f"{host.interface} joins packets (large receive offload) before "
                         "the program sees them", f"ethtool -K {host.interface} lro off")
@@ -155,7 +156,7 @@ def _of_service(service: OfService, bridge: OfBridge, host: OfHost) -> Iterator[
     if broken:
         yield broken
     else:
-        yield from _mode(served, bridge)
+        yield from server.not_adopted(served, bridge.name)
 
 
 def _remarked(service: OfService, bridge: OfBridge, seen: int) -> Complaint:
@@ -174,7 +175,7 @@ def _handoff(
         return None
     at = f"{bridge.name} of {service.name}"
     if handoff.is_refused:
-        return _refused(served, bridge)
+        return server.refused(served, bridge.name)
     if handoff.is_taken and not handoff.is_passed:
         return Complaint(ERROR, f"{at} {handoff.words}",
                          "ask the server: its log, and [service.check] says what is expected")
@@ -210,40 +211,14 @@ def _silent_handoff(
                          "routers and clouds have to let packets from the VIP come from the "
                          "servers; and let the host's firewall let them out")
     if served.listener is Listener.NONE:
-        return _refused(served, bridge)
-    if served.room and served.queue >= served.room:
-        return Complaint(ERROR, f"{served.server_end} at {bridge.name} accepts nothing: "
-                         f"{served.queue} connections wait for it, and there is room for "
-                         f"{served.room}", "the server hangs, or its backlog is too small")
+        return server.refused(served, bridge.name)
+    hangs = server.hangs(served, bridge.name)
+    if hangs:
+        return hangs
     end = served.vip_end if served.adopts else served.server_end
     return Complaint(ERROR, f"opened, never accepted: the host of {bridge.name} lets no handoff in",
                      f"let {end} in without connection tracking, in the host's own firewall: "
                      f"iptables -I INPUT -p tcp -d {end.replace(':', ' --dport ')} -j ACCEPT")
-
-
-def _refused(served: Served, bridge: OfBridge) -> Complaint:
-    elsewhere = ""
-    if any(served.elsewhere):
-        address = ".".join(map(str, served.elsewhere))
-        elsewhere = f"; {address}:{served.server_port} is listened at"
-    return Complaint(ERROR, f"{served.server_end} refuses ({bridge.name}){elsewhere}",
-                     "start the server, or let it listen where the bridge's `server` says")
-
-
-def _mode(served: Served, bridge: OfBridge) -> Iterator[Complaint]:
-    """What it costs that connections are not adopted."""
-    if served.adopts or served.reason == "as configured":
-        return
-    if served.listener is Listener.MPTCP:
-        yield Complaint(NOTE, f"{served.server_end} listens by MPTCP, so it is spliced",
-                        "sysctl net.mptcp.enabled=0, or GODEBUG=multipathtcp=0 for a server in Go; "
-                        "then restart server and bridge")
-        return
-    engine = "the fast engine translates every packet" if served.is_fast else \
-        "every packet passes the portable engine"
-    yield Complaint(NOTE, f"{bridge.name} splices {served.vip_end}, and {engine}: {served.reason}",
-                    "adopted connections cost a bridge nothing: Linux 6.9 and later can, where the "
-                    "server listens on the bridge's host, and not by MPTCP")
 
 
 # --- words ---
