@@ -10,7 +10,7 @@ import struct
 from typing import NamedTuple
 
 from common.cluster.probe import Sighting
-from common.wire.family import look
+from common.wire.family import look, stated_len
 from common.wire.packet import TCP
 from common.wire.tcp import dport_of, sport_of
 
@@ -112,7 +112,7 @@ class Tap:
     def _note(self, octets: bytes) -> None:
         if len(octets) < _SPORT_OFF + 4:
             return
-        packet = look(octets + bytes(max(0, int.from_bytes(octets[2:4]) - len(octets))))
+        packet = look(octets + bytes(max(0, stated_len(octets) - len(octets))))  # it is cut
         if packet.fault is not None or packet.protocol != TCP:
             return
         ends = Ends(packet.src, int.from_bytes(sport_of(packet)), int.from_bytes(dport_of(packet)))
