@@ -193,7 +193,7 @@ class ProbeSource:
         self._resumes_s = until_s
         try:
             while True:
-                self._socket.recv(0)
+                self._socket.recv(1)
         except OSError:
             pass
 

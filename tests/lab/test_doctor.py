@@ -6,15 +6,17 @@ the backend down for the same reason, as far as they can tell it.
 
 import json
 import re
+import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple
 
 import pytest
+from netns import inside
 
 from lab.node import Node, Process, wait_until
-from lab.topology import DSCP, FAR_CLIENT, VIP, Backend, Lab, program, run
+from lab.topology import DSCP, FAR_CLIENT, PAIRS, VIP, Backend, Lab, program, run
 
 SERVER_PORT, PROBE_PORT = 8080, 7733
 PATIENCE_S = 5.0
@@ -76,6 +78,12 @@ class Site:
     def examine(self, *flags: str) -> dict[str, Any]:
         """What the balancer's doctor says."""
         return doctor(self.lab.balancer, "balancer", "--config", str(self.file), *flags)
+
+    def examine_far(self) -> dict[str, Any]:
+        """What the doctor of backend 2's bridge says."""
+        return doctor(self.far, "packetbridge", "--interface", "eth1", "--config",
+                      str(self.lab.directory / "bridge2.toml"), "--secret-file",
+                      str(self.lab.secret_file))
 
     def is_well(self) -> bool:
         """Whether both backends pass their checks."""
@@ -411,9 +419,7 @@ def test_a_listener_by_mptcp_is_noted_with_what_ends_that(site: Site) -> None:
         try:
             with bridge(site, mode="auto"):
                 report = site.examine()
-                own = doctor(site.far, "packetbridge", "--config",
-                             str(site.lab.directory / "bridge2.toml"), "--interface", "eth1",
-                             "--secret-file", str(site.lab.secret_file))
+                own = site.examine_far()
         finally:
             other.stop()
 
@@ -446,3 +452,64 @@ def test_what_is_said_for_people_has_each_remedy_below_its_sentence(site: Site) 
     assert first == "services: 1, bridges: 2: not well"
     assert second == "error: 192.168.35.31:8080 refuses (backend 2)"
     assert third == "    start the server, or let it listen where the bridge's `server` says"
+
+
+# --- the bridge's own doctor ---
+
+
+@contextmanager
+def packet_socket(site: Site) -> Iterator[None]:
+    """Another program hears IPv4 alone."""
+    with inside(site.far), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)):
+        yield
+
+
+@contextmanager
+def nothing(site: Site) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("fault, sentence", [
+    (nothing, ""),
+    (no_bridge, "the packetbridge does not run on this host"),
+    (other_secret, "the secret of the bridge that runs is another one than the file's: its keys "
+     "are [0-9a-f]{8}, the file's [0-9a-f]{8}"),
+    (listens_elsewhere, r"192\.168\.35\.31:8080 refuses; 127\.0\.0\.1:8080 is listened at"),
+    (packet_socket, r"a packet socket for IPv4 alone keeps connections from being adopted "
+     r"\(inode \d+\)"),
+], ids=["all is well", "it does not run", "another secret", "listens elsewhere", "packet socket"])
+def test_a_bridges_own_doctor_names_what_is_wrong_there(
+    site: Site, fault: Callable[[Site], AbstractContextManager[None]], sentence: str
+) -> None:
+    with fault(site):
+        report = site.examine_far()
+
+    assert report["ok"] is not bool(sentence)
+    assert [bool(re.fullmatch(sentence, each)) for each in complaints(report)] == \
+        [True] * bool(sentence)
+
+
+# --- the other engines and modes ---
+
+
+@pytest.mark.parametrize("kind", ["portable", "splice"])
+def test_where_bridges_splice_it_is_the_servers_port_that_has_to_be_let_in(kind: str) -> None:
+    with Lab(backends=1, pair=kind) as lab:
+        lab.start_nginx(lab.backends[0], port=SERVER_PORT)
+        server = f"{lab.backends[0].server}:{SERVER_PORT}"
+        lab.start_bridge(lab.backends[0], "--vip", f"{DSCP}={VIP}:80", "--server", server,
+                         defaults=False)
+        lab.start_balancer()
+        flags = ["--vip", VIP, "--backend", lab.backends[0].address, "--interface", "eth1",
+                 "--secret-file", str(lab.secret_file), *PAIRS[kind]["balancer"]]
+
+        well = doctor(lab.balancer, "balancer", *flags)
+        with rule(lab.backend1, "INPUT", "-p", "tcp", "--dport", str(SERVER_PORT), "-j", "DROP"):
+            dropped = doctor(lab.balancer, "balancer", *flags)
+        lab.backends[0].processes[0].stop()
+        refused = doctor(lab.balancer, "balancer", *flags)
+
+    assert complaints(well) == []
+    assert complaints(dropped) == [NOT_ACCEPTED.replace("2", "1")]
+    assert f"let {server} in" in dropped["complaints"][0]["remedy"]
+    assert complaints(refused) == [f"{server} refuses (backend 1)"]
