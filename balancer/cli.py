@@ -19,6 +19,7 @@ from common.settings.readers import ipv4, port_number
 from common.settings.shared import DEFAULT_SECRET
 
 PROGRAM = "balancer"
+CLIENT = "203.0.113.1"  # RFC 5737: nobody's
 _DESCRIPTION = """\
 Balance TCP connections by their content. Answers SYNs for a virtual IP (VIP), chooses
 a backend from the client's first octets (an HTTP path, a TLS server name ...) and sends
@@ -34,6 +35,7 @@ examples:
   sudo balancer --interface eth0 --vip 192.0.2.10 --backend 192.0.2.20 --backend 192.0.2.21
   sudo balancer --config balancer.toml      any number of services, as the file says
   balancer check balancer.toml              is this file right, and what does it say?
+  sudo balancer doctor                      why does it hang, and what can be done?
   balancer explain http://example.org/a     which backend would that be, and why?
   balancer replay in.pcap out.pcap          what would it do with this traffic?
   sudo balancer backends                    what does the one that runs do?
@@ -55,6 +57,7 @@ def make_parser() -> cli.Parser:
     _add_keygen(commands)
     _add_detach(commands)
     _add_check(commands)
+    _add_doctor(commands)
     _add_explain(commands)
     _add_replay(commands)
     operate.add(commands, PROGRAM)
@@ -204,6 +207,43 @@ def _described(service: config.Service) -> dict[str, Any]:
             for backend in service.backends
         ],
     }
+
+
+# --- doctor ---
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor", usage=f"{PROGRAM} doctor [FLAG ...]",
+        help="what is wrong between here and the servers, and what to do about it?",
+        description="Ask every bridge what arrives there, hand connections over as a client's are, "
+                    "and say what is wrong, with a remedy for each. Runs beside the balancer or "
+                    "without it, as root, with the same configuration. Exit code 0 only if all is "
+                    "well.",
+    )
+    parser.add_argument("--client", metavar="ADDR", default=CLIENT,
+                        help="the address of a client, to see whether packets that come from it "
+                             f"reach the bridges (default {CLIENT}, which is nobody's)")
+    _add_config_flags(parser)
+    cli.add_json(parser)
+    parser.set_defaults(act=_doctor)
+
+
+def _doctor(namespace: argparse.Namespace) -> int:
+    loaded = _load(namespace, host.look())
+    host.check_rights(f"{PROGRAM} doctor")
+    secrets = host.check_secret(loaded.file, loaded.secret_file).keys_at(time.time())
+    try:
+        client = ipv4("a port is chosen for it")(namespace.client)
+    except ValueError as error:
+        raise ConfigError(COMMAND_LINE, "--client", namespace.client, str(error)) from None
+    from balancer.doctor.diagnose import diagnose
+    from balancer.doctor.examine import examine
+    from common.doctor import report
+
+    findings = examine(loaded, secrets, client.packed)
+    title = f"services: {len(loaded.services)}, bridges: {len(findings.bridges)}"
+    return report.show(title, diagnose(findings), namespace.json)
 
 
 # --- explain ---

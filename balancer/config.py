@@ -297,7 +297,9 @@ def _check_host(top: Draft[Config], services: list[Draft[Service]], host: HostVi
         if found and found[1].network.prefixlen < 32:
             service.refuse("vip", f"an address that no host has: {found[1]} is this host's own, on "
                                   f"{found[0]}")
+        _check_no_networks(service, "vip", host)
         for backend in service.values["backends"]:
+            _check_no_networks(backend, "address", host)
             found = host.where(backend.get("address"))
             if found and found[1].ip not in vips:
                 backend.refuse("address", f"the address of another host, where the packetbridge "
@@ -307,3 +309,16 @@ def _check_host(top: Draft[Config], services: list[Draft[Service]], host: HostVi
         top.refuse("interface", "one of a host that has an address besides its VIPs, from which "
                                 "it asks for the bridges: ip address add ADDRESS/PREFIX dev "
                                 f"{top.get('interface')}")
+
+
+def _check_no_networks(draft: Draft[Any], key: str, host: HostView) -> None:
+    """Refuse what, in a network of this host, means all of its hosts or the network itself."""
+    address = draft.get(key)
+    for name in host.usable:
+        for own in host.interfaces[name]:
+            network = own.network
+            if network.prefixlen < 31 and address in (network.network_address,
+                                                      network.broadcast_address):
+                draft.refuse(key, f"the address of one host, which {address} is not in {network}, "
+                                  f"the network at {name}")
+                return

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import time
 from collections.abc import Sequence
 from ipaddress import IPv4Address
 from random import Random
@@ -30,6 +31,7 @@ examples:
   sudo packetbridge --interface eth0 --vip 3=192.0.2.10:80 --server 192.0.2.30:8080
   sudo packetbridge --config bridge.toml    any number of services, as the file says
   packetbridge check bridge.toml            is this file right, and what does it say?
+  sudo packetbridge doctor                  what is wrong on this host?
   packetbridge replay in.pcap out.pcap      what would it do with this traffic?
   sudo packetbridge services                how does the one that runs serve them?"""
 
@@ -46,6 +48,7 @@ def make_parser() -> cli.Parser:
     parser.set_defaults(act=_serve)
     commands = cli.add_commands(parser)
     _add_check(commands)
+    _add_doctor(commands)
     _add_replay(commands)
     _add_detach(commands)
     operate.add(commands, PROGRAM)
@@ -123,6 +126,39 @@ def _described(service: config.Service) -> dict[str, Any]:
         "port": service.port, "server": str(service.server),
         "server_port": service.server_port, "wscale": service.wscale,
     }
+
+
+# --- doctor ---
+
+
+def _add_doctor(commands: Any) -> None:
+    parser = commands.add_parser(
+        "doctor", usage=f"{PROGRAM} doctor [FLAG ...]",
+        help="what is wrong on this host, and what to do about it?",
+        description="Ask the packetbridge that runs on this host, compare it with its "
+                    "configuration, look at the servers, and say what is wrong, with a remedy for "
+                    "each. As root. Exit code 0 only if all is well. The way from a balancer is "
+                    "for `balancer doctor`.",
+    )
+    _add_config_flags(parser)
+    cli.add_json(parser)
+    parser.set_defaults(act=_doctor)
+
+
+def _doctor(namespace: argparse.Namespace) -> int:
+    view = host.look()
+    loaded = _load(namespace, view)
+    host.check_rights(f"{PROGRAM} doctor")
+    secrets = host.check_secret(loaded.file, loaded.secret_file).keys_at(time.time())
+    address = loaded.address or config.first_own(loaded.services,
+                                                 view.addresses_of(loaded.interface))
+    from common.doctor import report
+    from packetbridge import doctor
+
+    assert address is not None  # else it has been refused
+    findings = doctor.examine(loaded, address, secrets)
+    title = f"services: {len(loaded.services)}, at {address}"
+    return report.show(title, doctor.diagnose(findings), namespace.json)
 
 
 # --- detach ---

@@ -166,6 +166,12 @@ def _check_top(top: Draft[Config], services: list[Draft[Service]]) -> None:
                            "adopted by the fast one")
     if top.get("address") and top.get("address") in {service.get("vip") for service in services}:
         top.refuse("address", "the bridge's own address: the VIP is the balancer's")
+    for service in services:
+        if top.get("address") and (top.get("address"), service.get("port")) == (
+                service.get("server"), service.get("server_port")):
+            service.refuse("server", "another address or port than the bridge's own address with "
+                                     "the VIP's port: handoffs go there",
+                           f"{service.get('server')}:{service.get('server_port')}")
 
 
 def _check_host(top: Draft[Config], services: list[Draft[Service]], host: HostView) -> None:
@@ -175,8 +181,14 @@ def _check_host(top: Draft[Config], services: list[Draft[Service]], host: HostVi
     shown = ", ".join(map(str, addresses)) or "it has none"
     if address and address not in addresses:
         top.refuse("address", f"an address of {interface}: {shown}")
+    vips = {service.get("vip") for service in services} - {None}
     for service in services:
         vip, server = service.get("vip"), service.get("server")
+        if server in vips and not host.where(server):
+            service.refuse("server", "the server's own address: connections to the VIP go to the "
+                                     "balancer, and would come round again",
+                           f"{server}:{service.get('server_port')}")
+            continue
         if vip in addresses and vip != address:
             service.refuse("vip", f"one that this host does not have on {interface}, where it "
                                   "would answer ARP in the balancer's place: ip address del "

@@ -26,6 +26,7 @@ from packetbridge.datapath import Datapath
 from packetbridge.offload import fast
 from packetbridge.offload.adopted import AdoptedFlows
 from packetbridge.offload.beside import Beside
+from packetbridge.probes.source import Known, ProbeSource
 
 PROGRAM = "packetbridge"
 logger = logging.getLogger(__name__)
@@ -68,7 +69,8 @@ def run(config: Config) -> int:
     Raises: ConfigError, before anything on the host is changed.
     """
     secrets = check_secret(config.file, config.secret_file).keys_at(time.time())
-    config = replace(config, address=_own_address(config))
+    address = _own_address(config)
+    config = replace(config, address=address)
     host.check_sysctls(config.file, _SYSCTLS)
     log.set_up(config.log_level, config.log_format)
     foreign = _foreign_servers(config)
@@ -83,19 +85,26 @@ def run(config: Config) -> int:
     if engine.adopted():
         _count_adopted(engine.adopted(), datapath)
 
+    probes = [ProbeSource(
+        address, config.probe_port, Known(config, engine.choices, foreign, address.packed),
+        lambda: datapath.secrets,
+    )] if config.probe_port else []
+
     def change(changes: Host) -> str:
         for name, value in _SYSCTLS.items():
             changes.set_sysctl(name, value)
         way = changes.install_rules(rules(config, foreign, engine.spliced(), engine.adopted()))
         engine.attach(changes)
         beside.restore()
+        for source in probes:
+            source.open()
         choices = "; ".join(map(str, engine.choices))
         return f"ready: {choices}; at {config.address}, portable engine by {way}"
 
     servers = frozenset(service.server.packed for service in config.services)
     return daemon.serve(
         PROGRAM, config, datapath, Senders(config.mark, servers), _claims(config), change,
-        datapath.on_shutdown, engine if engine.parts else None,
+        datapath.on_shutdown, engine if engine.parts else None, probes,
         views=make_views(config, beside, engine.choices),
         guarded=Guarded(config.interface, hooks=[part.hooks for part in engine.parts]),
     )

@@ -18,6 +18,7 @@ from common.wire.seq import add, delta
 from common.wire.tcp import ACK, FIN, PSH, RST, SYN, Segment
 
 WINDOW = 65535  # not scaled
+REFUSES = "refuses the connection"
 _AHEAD = 1 << 30
 
 
@@ -67,7 +68,7 @@ class Exchange:
             if segment.seq != self._expected:
                 return None, None  # not of this connection, or forged
             return self._ended("resets the connection" if self._answer or self.is_seen
-                               else "refuses the connection"), None
+                               else REFUSES), None
         acked = delta(self._next, segment.ack)
         if segment.flags & (ACK | SYN) != ACK or acked > len(self._request.octets):
             return None, None

@@ -45,7 +45,7 @@ class HealthWatch:
         self.monitor = self._monitor = Monitor(
             datapath.services, lambda: datapath.secrets,
             lambda address: paths[address].own_address, random)
-        self._socket = _listen(service.config.vip.packed for service in datapath.services)
+        self._socket = answers_from(service.config.vip.packed for service in datapath.services)
         self._buffer = bytearray(_PACKET_LEN)
         self._calm_ms = 0.0
         datapath.observers.append(self._monitor.samples)
@@ -92,7 +92,7 @@ class HealthWatch:
             self._reckoner.reckon(self._monitor.changed.pop())
 
 
-def _listen(vips: Iterable[bytes]) -> socket.socket:
+def answers_from(vips: Iterable[bytes]) -> socket.socket:
     """A socket that hears TCP from the VIPs, on all interfaces. Raises: OSError."""
     made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK,
                          socket.htons(_ETH_P_IP))

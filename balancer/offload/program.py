@@ -237,8 +237,9 @@ class Program:
 
         Raises: BpfError.
         """
-        if self._pins is not None:
-            self._pins.exchange_xdp(other or self.object.program(PROGRAM_NAME))
+        if self.hooks is not None:
+            program = other or self.object.program(PROGRAM_NAME)
+            self.hooks.exchange(lambda own: own.exchange_xdp(program))
 
     def release_numbers(self) -> None:
         """No flow is left of services that are configured no more."""

@@ -17,12 +17,20 @@ class Hooks:
     def __init__(self, pins: Pins, attach: Callable[[int], None]) -> None:
         self._pins = pins
         self._attach = attach
+        self._index = 0
         self._known: dict[str, int] | None = None
 
     def attach(self, index: int) -> None:
         """Attach, and know from now on what is to be there. Raises: BpfError."""
         self._attach(index)
-        self._known = self._at(index)
+        self._index, self._known = index, self._at(index)
+
+    def exchange(self, change: Callable[[Pins], None]) -> None:
+        """Have a change put another program in place of one that is there. Raises: BpfError."""
+        is_whole = not self.are_lost(self._index)
+        change(self._pins)
+        if is_whole and self._known is not None:
+            self._known = self._at(self._index)
 
     def are_lost(self, index: int) -> bool:
         """Whether one is not at the interface any more, or another program in its place."""

@@ -19,7 +19,8 @@ _INFO_KIND = 1
 _DEV_GET, _DEV_IFINDEX, _DEV_XDP_FEATURES = 1, 1, 3
 _NDO_XMIT = 1 << 2  # NETDEV_XDP_ACT_NDO_XMIT: frames that are redirected to it leave
 _U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
-_SIOCETHTOOL, _ETHTOOL_GFLAGS, _ETH_FLAG_RXVLAN = 0x8946, 0x25, 1 << 8
+_SIOCETHTOOL, _ETHTOOL_GFLAGS = 0x8946, 0x25
+_ETH_FLAG_RXVLAN, _ETH_FLAG_LRO = 1 << 8, 1 << 15
 # Where the kernel cannot be asked. Hardware has no kind; a veth depends on its peer.
 _TAKERS = ("", "bond", "tun")
 
@@ -89,14 +90,24 @@ class Devices:
 
 def strips_tags(name: str) -> bool:
     """Whether an interface takes VLAN tags off before a program sees the frame."""
+    return bool(_flags(name) & _ETH_FLAG_RXVLAN)
+
+
+def joins_packets(name: str) -> bool:
+    """Whether an interface makes one packet of several before anything sees them (LRO)."""
+    return bool(_flags(name) & _ETH_FLAG_LRO)
+
+
+def _flags(name: str) -> int:
+    """An interface's flags of ethtool; 0: it knows nothing of them."""
     value = array.array("I", [_ETHTOOL_GFLAGS, 0])
     request = struct.pack("16sP", name.encode(), value.buffer_info()[0])
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             fcntl.ioctl(probe, _SIOCETHTOOL, request)
         except OSError:
-            return False  # it knows nothing of tags
-    return bool(value[1] & _ETH_FLAG_RXVLAN)
+            return 0
+    return value[1]
 
 
 def _number(octets: bytes | None) -> int:

@@ -61,16 +61,20 @@ class Netlink:
         self._socket.close()
 
     def ask(
-        self, kind: int, fixed: bytes, attributes: Attributes | None = None, flags: int = 0
+        self, kind: int, fixed: bytes, attributes: Attributes | None = None, flags: int = 0,
+        fixed_len: int = 0,
     ) -> list[Answer]:
-        """Ask, and wait for all answers. Raises: OSError with the kernel's errno."""
+        """Ask, and wait for all answers. Raises: OSError with the kernel's errno.
+
+        fixed_len: of the fixed part of answers, where that is not as long as the question's.
+        """
         self._sequence += 1
         body = fixed + b"".join(
             attribute(number, value) for number, value in (attributes or {}).items())
         self._socket.send(_HEADER.pack(
             _HEADER.size + len(body), kind, REQUEST | flags, self._sequence, 0) + body)
         answers: list[Answer] = []
-        while not self._is_all(answers, len(fixed), bool(flags & (DUMP | ACK))):
+        while not self._is_all(answers, fixed_len or len(fixed), bool(flags & (DUMP | ACK))):
             pass
         return answers
 

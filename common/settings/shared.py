@@ -59,6 +59,11 @@ class Shared:
     )] = 1_000_000
     queue: Queue
     mark: Mark
+    probe_port: Annotated[int, Setting(
+        whole(0, 65535), "UDP port at which bridges answer a doctor",
+        "The same on all hosts. At a bridge 0 turns that off ([below](#when-it-hangs-doctor)).",
+        metavar="N",
+    )] = 7733
     metrics: Annotated[tuple[str, int] | None, Setting(
         listen, "where to answer Prometheus", metavar="ADDR:PORT",
     )] = None

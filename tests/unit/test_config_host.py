@@ -259,6 +259,53 @@ def test_a_bridge_needs_an_address_besides_the_servers(
     assert fault.startswith("interface = 'eth0': expected an interface with an IPv4 address ")
 
 
+@COMMANDS
+@pytest.mark.parametrize("old, new, key", [
+    ("192.0.2.20", "192.0.2.255", "service[0].backend[0].address"),
+    ("192.0.2.20", "192.0.2.0", "service[0].backend[0].address"),
+    ("192.0.2.10", "192.0.2.255", "service[0].vip"),
+])
+def test_a_networks_own_addresses_are_no_hosts(
+    command: list[str], old: str, new: str, key: str, faults: Callable[..., list[str]]
+) -> None:
+    (fault,) = faults("balancer", command, BALANCER.replace(old, new))
+
+    assert fault == (f"{key} = '{new}': expected the address of one host, which {new} is not in "
+                     "192.0.2.0/24, the network at eth0")
+
+
+@COMMANDS
+def test_a_server_at_the_vip_would_send_connections_round(
+    command: list[str], faults: Callable[..., list[str]]
+) -> None:
+    (fault,) = faults("packetbridge", command, BRIDGE.replace("192.0.2.30", "192.0.2.10"))
+
+    assert fault.startswith("service[0].server = '192.0.2.10:8080': expected the server's own ")
+
+
+def test_a_server_may_have_the_vip_where_this_host_has_it(
+    set_host: Callable, tmp_path: Path
+) -> None:
+    set_host(lo="192.0.2.10/32", eth0="192.0.2.20/24")
+    path = tmp_path / "bridge.toml"
+    path.write_text(BRIDGE.replace("192.0.2.30", "192.0.2.10"))
+
+    loaded = bridge_config.load(str(path), host=bridge_cli.host.look())
+
+    assert str(loaded.services[0].server) == "192.0.2.10"
+
+
+@COMMANDS
+def test_a_server_is_not_where_handoffs_go(
+    command: list[str], faults: Callable[..., list[str]]
+) -> None:
+    text = BRIDGE.replace("192.0.2.30:8080", "192.0.2.11:80")
+
+    (fault,) = faults("packetbridge", command, text, "--address", "192.0.2.11")
+
+    assert fault.startswith("service[0].server = '192.0.2.11:80': expected another address or port")
+
+
 # --- what is no address ---
 
 

@@ -1,0 +1,515 @@
+"""The doctor names the fault that is made, with a remedy, and blames nothing else.
+
+One network for all: each fault is made and undone. The health checks, which take the same way, find
+the backend down for the same reason, as far as they can tell it.
+"""
+
+import json
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple
+
+import pytest
+from netns import inside
+
+from lab.node import Node, Process, wait_until
+from lab.topology import DSCP, FAR_CLIENT, PAIRS, VIP, Backend, Lab, program, run
+
+SERVER_PORT, PROBE_PORT = 8080, 7733
+PATIENCE_S = 5.0
+CHECK = "interval = 0.2\ntimeout = 0.1\nrise = 1\nfall = 2\n"
+AHEAD = """
+import importlib, sys, time
+real_ns = time.time_ns
+time.time_ns = lambda: real_ns() + int(sys.argv[1]) * 10**9
+time.time = lambda: time.time_ns() / 10**9
+sys.exit(importlib.import_module("packetbridge.cli").main(sys.argv[2:]))
+"""
+LISTEN = """
+import socket, sys
+protocol, address, port = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+server = socket.socket(socket.AF_INET, socket.SOCK_STREAM, protocol)
+server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+server.bind((address, port))
+server.listen()
+while True:
+    client = server.accept()[0]
+    client.recv(1000)
+    client.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")
+    client.close()
+"""
+MPTCP = 262  # linux/in.h
+
+
+class Site:
+    """The pair at work in a lab, with the parts of backend 2, which the faults are at."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.near, self.far = lab.backends
+        for backend in lab.backends:
+            lab.start_nginx(backend, port=SERVER_PORT)
+        self.server = self.far.processes[-1]
+        self.start_bridge(self.near)
+        self.bridge = self.start_bridge(self.far)
+        self.file = lab.directory / "balancer.toml"
+        self.file.write_text(
+            f'interface = "eth1"\nsecret_file = "{lab.secret_file}"\n'
+            f'[[service]]\nname = "web"\nvip = "{VIP}"\nport = 80\ndscp = {DSCP}\n'
+            f"[service.check]\n{CHECK}" + "".join(
+                f'[[service.backend]]\nid = {backend.number}\naddress = "{backend.address}"\n'
+                for backend in lab.backends))
+        self.balancer = lab.start_balancer("--config", str(self.file), defaults=False)
+
+    def start_bridge(self, backend: Backend, *flags: str, **settings: object) -> Process:
+        """A bridge by a file. settings: that are not the usual ones."""
+        values = {"dscp": DSCP, "vip": f"{VIP}:80", "wscale": 7,
+                  "server": f"{backend.server}:{SERVER_PORT}", "mode": "adopt"} | settings
+        path = self.lab.directory / f"bridge{backend.number}.toml"
+        path.write_text(
+            f'mode = "{values["mode"]}"\n[[service]]\ndscp = {values["dscp"]}\n'
+            f'vip = "{values["vip"]}"\nwscale = {values["wscale"]}\nserver = "{values["server"]}"\n'
+        )
+        return self.lab.start_bridge(backend, "--config", str(path), *flags, defaults=False)
+
+    def examine(self, *flags: str) -> dict[str, Any]:
+        """What the balancer's doctor says."""
+        return doctor(self.lab.balancer, "balancer", "--config", str(self.file), *flags)
+
+    def examine_far(self) -> dict[str, Any]:
+        """What the doctor of backend 2's bridge says."""
+        return doctor(self.far, "packetbridge", "--interface", "eth1", "--config",
+                      str(self.lab.directory / "bridge2.toml"), "--secret-file",
+                      str(self.lab.secret_file))
+
+    def is_well(self) -> bool:
+        """Whether both backends pass their checks."""
+        values = self.balancer.metrics()
+        return all(values.get(f'l3dsr_balancer_backend_up{{backend="{each}",service="web"}}')
+                   for each in (1, 2))
+
+
+def doctor(node: Node, name: str, *flags: str) -> dict[str, Any]:
+    """A doctor's report. Its exit code is as it says."""
+    done = node.popen([*program(name), "doctor", "--json", *flags], stdout=-1, stderr=-1)
+    out, err = done.communicate(timeout=30)
+    assert err == b""
+    report = json.loads(out)
+    assert done.returncode == (0 if report["ok"] else 1)
+    return report
+
+
+def complaints(report: dict[str, Any], notes: bool = False) -> list[str]:
+    """The sentences. notes: with those that cost something and break nothing."""
+    return [each["sentence"] for each in report["complaints"]
+            if notes or each["severity"] != "note"]
+
+
+@pytest.fixture(scope="module")
+def site() -> Iterator[Site]:
+    with Lab(balancers=2, hub=True, pair="adopt") as lab:
+        made = Site(lab)
+        wait_until(made.is_well, PATIENCE_S, "checks are passed")
+        yield made
+
+
+# --- faults ---
+
+
+@contextmanager
+def rule(node: Node, *words: str) -> Iterator[None]:
+    """A rule of iptables; `-A` is added to the first word, a chain."""
+    table = list(words[:2]) if words[0] == "-t" else []
+    chain, *rest = words[len(table):]
+    node.run(["iptables", *table, "-I", chain, *rest])
+    try:
+        yield
+    finally:
+        node.run(["iptables", *table, "-D", chain, *rest])
+
+
+@contextmanager
+def bleached(site: Site, *protocol: str) -> Iterator[None]:
+    with rule(site.lab.router, "-t", "mangle", "POSTROUTING", "-d", site.far.address, *protocol,
+              "-m", "dscp", "--dscp", str(DSCP), "-j", "DSCP", "--set-dscp", "0"):
+        yield
+
+
+def tcp_bleached(site: Site) -> AbstractContextManager[None]:
+    return bleached(site, "-p", "tcp")
+
+
+@contextmanager
+def policed(site: Site) -> Iterator[None]:
+    with rule(site.lab.router, "FORWARD", "-d", site.far.address, "-m", "dscp", "--dscp", str(DSCP),
+              "-j", "DROP"):
+        yield
+
+
+@contextmanager
+def bridge(site: Site, *flags: str, **settings: object) -> Iterator[None]:
+    """Backend 2's bridge is another one."""
+    site.bridge.stop()
+    other = site.start_bridge(site.far, *flags, **settings)
+    try:
+        yield
+    finally:
+        other.stop()
+        site.bridge = site.start_bridge(site.far)
+
+
+def other_dscp(site: Site) -> AbstractContextManager[None]:
+    return bridge(site, dscp=7)
+
+
+def other_vip(site: Site) -> AbstractContextManager[None]:
+    return bridge(site, vip=f"{VIP}:81")
+
+
+def other_wscale(site: Site) -> AbstractContextManager[None]:
+    return bridge(site, wscale=5)
+
+
+def other_secret(site: Site) -> AbstractContextManager[None]:
+    path = site.lab.directory / "other"
+    if not path.exists():
+        run([*program("balancer"), "keygen", str(path)])
+    return bridge(site, "--secret-file", str(path))
+
+
+@contextmanager
+def clock_ahead(site: Site) -> Iterator[None]:
+    site.bridge.stop()
+    other = site.far.start("ahead", [
+        sys.executable, "-c", AHEAD, "200", "--interface", "eth1", "--secret-file",
+        str(site.lab.secret_file), "--config", str(site.lab.directory / "bridge2.toml"),
+    ]).wait_for("ready")
+    try:
+        yield
+    finally:
+        other.stop()
+        site.bridge = site.start_bridge(site.far)
+
+
+@contextmanager
+def no_bridge(site: Site) -> Iterator[None]:
+    site.bridge.stop()
+    try:
+        yield
+    finally:
+        site.bridge = site.start_bridge(site.far)
+
+
+@contextmanager
+def host_down(site: Site) -> Iterator[None]:
+    port = f"p-{site.far.name}"
+    site.lab.switch.run(["ip", "link", "set", port, "down"])
+    try:
+        yield
+    finally:
+        site.lab.switch.run(["ip", "link", "set", port, "up"])
+
+
+@contextmanager
+def server_down(site: Site) -> Iterator[None]:
+    site.server.stop()
+    try:
+        yield
+    finally:
+        site.server = site.lab.start_nginx(site.far, port=SERVER_PORT)
+
+
+@contextmanager
+def listens_elsewhere(site: Site) -> Iterator[None]:
+    with server_down(site):
+        other = listen(site.far, 0, "127.0.0.1")
+        try:
+            yield
+        finally:
+            other.stop()
+
+
+def listen(backend: Backend, protocol: int, address: str) -> Process:
+    words = [sys.executable, "-c", LISTEN, str(protocol), address, str(SERVER_PORT)]
+    return backend.start("listen", words).wait_for_listener(address, SERVER_PORT)
+
+
+@contextmanager
+def firewall(site: Site, *accepted: list[str]) -> Iterator[None]:
+    """A host's own firewall, which lets nothing in but answers, probes and what it says."""
+    lines = [["-p", "udp", "--dport", str(PROBE_PORT), "-j", "ACCEPT"],
+             ["-m", "conntrack", "--ctstate", "ESTABLISHED", "-j", "ACCEPT"],
+             *accepted, ["-p", "tcp", "-j", "DROP"]]
+    for line in lines:
+        site.far.run(["iptables", "-A", "INPUT", *line])
+    try:
+        yield
+    finally:
+        for line in lines:
+            site.far.run(["iptables", "-D", "INPUT", *line])
+
+
+def servers_port_only(site: Site) -> AbstractContextManager[None]:
+    return firewall(site, ["-p", "tcp", "--dport", str(SERVER_PORT), "-j", "ACCEPT"])
+
+
+def syn_only(site: Site) -> AbstractContextManager[None]:
+    return firewall(site, ["-p", "tcp", "--syn", "-j", "ACCEPT"])
+
+
+def tracked(site: Site) -> AbstractContextManager[None]:
+    return firewall(site, ["-p", "tcp", "-m", "conntrack", "--ctstate", "NEW", "-j", "ACCEPT"])
+
+
+@contextmanager
+def strict_sources(site: Site) -> Iterator[None]:
+    site.lab.router.run(["sysctl", "-qw", "net.ipv4.conf.eth1.rp_filter=1"])
+    try:
+        yield
+    finally:
+        site.lab.router.run(["sysctl", "-qw", "net.ipv4.conf.eth1.rp_filter=0"])
+
+
+@contextmanager
+def stateful_router(site: Site) -> Iterator[None]:
+    with rule(site.lab.router, "FORWARD", "-d", site.far.address, "-p", "tcp", "!", "--syn",
+              "-m", "conntrack", "--ctstate", "NEW,INVALID,UNTRACKED", "-j", "DROP"):
+        yield
+
+
+@contextmanager
+def vip_dropped_on_the_way_back(site: Site) -> Iterator[None]:
+    with rule(site.lab.router, "FORWARD", "-i", "eth3", "-s", VIP, "-j", "DROP"):
+        yield
+
+
+@contextmanager
+def vip_elsewhere(site: Site) -> Iterator[None]:
+    site.lab.balancer2.run(["ip", "addr", "add", f"{VIP}/32", "dev", "eth1"])
+    try:
+        yield
+    finally:
+        site.lab.balancer2.run(["ip", "addr", "del", f"{VIP}/32", "dev", "eth1"])
+
+
+@contextmanager
+def no_route(site: Site) -> Iterator[None]:
+    site.lab.balancer.run(["ip", "route", "add", "unreachable", site.far.address])
+    try:
+        yield
+    finally:
+        site.lab.balancer.run(["ip", "route", "del", "unreachable", site.far.address])
+
+
+class Case(NamedTuple):
+    """A fault, what the doctor says, and what the health checks' log does."""
+
+    fault: Callable[[Site], AbstractContextManager[None]]
+    sentence: str
+    remedy: str
+    log: str = ""
+
+
+REMARKED = "backend 2: the bridge saw DSCP 0, not 3: a device on the way changes it"
+NOT_ACCEPTED = "opened, never accepted: the host of backend 2 lets no handoff in"
+SILENT = "backend 2 of web .* is down: it is silent"
+TO_FAR = r"192\.168\.35\.21"
+CASES = {
+    "DSCP is bleached": Case(bleached, REMARKED, "trust DSCP", SILENT),
+    "DSCP of TCP is bleached": Case(tcp_bleached, REMARKED, "trust DSCP", SILENT),
+    "packets with the DSCP are dropped": Case(
+        policed, "packets with DSCP 3 do not arrive at backend 2, others do: a device on the way "
+        "drops them", "another one", SILENT),
+    "the bridge has another DSCP": Case(
+        other_dscp, rf"the bridge of backend 2 has no service for DSCP 3; it has {VIP}:80 "
+        r"\(DSCP 7\)", "dscp = 3 in packetbridge.toml", "backend 2 of web .* is down"),
+    "the bridge has another VIP": Case(
+        other_vip, f"the bridge of backend 2 has vip {VIP}:81 for DSCP 3, not {VIP}:80",
+        "has to be the same", "backend 2 of web .* is down"),
+    "the bridge has another wscale": Case(
+        other_wscale, "the bridge of backend 2 has wscale 5 for DSCP 3, not 7",
+        "has to be the same"),
+    "the bridge does not run": Case(
+        no_bridge, rf"no bridge at {TO_FAR} \(backend 2; the host answers ping\)",
+        "start the packetbridge", SILENT),
+    "the host is down": Case(
+        host_down, rf"no bridge at {TO_FAR} \(backend 2; the host does not answer ping\)",
+        "is the host on", SILENT),
+    "the secret is another one": Case(
+        other_secret, "the secret of backend 2's bridge is another one: its keys are [0-9a-f]{8}, "
+        "this host's [0-9a-f]{8}", "copy the secret's file", f"{SILENT}.* another secret"),
+    "the clocks are apart": Case(
+        clock_ahead, "the clock of backend 2 is 200 s ahead; the bound is 64 s", "NTP", SILENT),
+    "the server is down": Case(
+        server_down, r"192\.168\.35\.31:8080 refuses \(backend 2\)", "start the server",
+        "backend 2 of web .* is down: it refuses the connection"),
+    "the server listens elsewhere": Case(
+        listens_elsewhere, r"192\.168\.35\.31:8080 refuses \(backend 2\); 127\.0\.0\.1:8080 is "
+        "listened at", "listen where", "backend 2 of web .* is down: it refuses the connection"),
+    "the host lets the server's port in alone": Case(
+        servers_port_only, NOT_ACCEPTED, f"let {VIP}:80 in without connection tracking", SILENT),
+    "the host lets SYNs in alone": Case(syn_only, NOT_ACCEPTED, f"let {VIP}:80 in", SILENT),
+    "the host tracks connections": Case(tracked, NOT_ACCEPTED, f"let {VIP}:80 in", SILENT),
+    "a router checks sources": Case(
+        strict_sources, rf"handoffs with a client's address \({FAR_CLIENT}\) do not arrive at "
+        "backend [12], probes with the balancer's do: source checks on the way", "rp_filter"),
+    "a router tracks connections": Case(
+        stateful_router, "handoffs do not arrive at backend 2, probes do: a stateful firewall or "
+        "source checks on the way", "without connection tracking", SILENT),
+    "a router drops answers from the VIP": Case(
+        vip_dropped_on_the_way_back, rf"backend [12] of web has accepted the connection, and its "
+        f"answer from {VIP}:80 does not come back: source checks on the way back",
+        "packets from the VIP", SILENT),
+    "the VIP is on another host": Case(
+        vip_elsewhere, rf"{VIP} is also at ([0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}", "on no other host"),
+    "there is no route": Case(
+        no_route, rf"there is no way to backend 2, {TO_FAR}: No route to host \(EHOSTUNREACH\)",
+        "ip route get", "backend 2 of web .* is down: it cannot be reached|" + SILENT),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_a_fault_is_named_and_nothing_else_is_blamed(site: Site, case: Case) -> None:
+    wait_until(site.is_well, PATIENCE_S, "all was well before")
+    said_before = len(site.balancer.log())
+
+    with case.fault(site):
+        report = site.examine("--client", FAR_CLIENT)
+        if case.log:
+            wait_until(lambda: bool(re.search(case.log, site.balancer.log()[said_before:])),
+                       PATIENCE_S, case.log)
+
+    sentences = complaints(report)
+    assert sentences
+    for sentence in sentences:
+        assert re.fullmatch(case.sentence, sentence)
+    remedies = [each["remedy"] for each in report["complaints"] if each["severity"] != "note"]
+    assert all(case.remedy in remedy for remedy in remedies)
+
+
+def test_nothing_is_blamed_where_all_is_well(site: Site) -> None:
+    wait_until(site.is_well, PATIENCE_S, "all was well before")
+
+    report = site.examine("--client", FAR_CLIENT)
+
+    assert report["ok"]
+    assert complaints(report) == []
+    assert "the program runs at generic XDP on eth1: it is a veth" in complaints(report, True)
+
+
+def test_a_narrow_path_is_noted_with_what_it_means_for_clients(site: Site) -> None:
+    site.lab.router.run(["ip", "link", "set", "eth3", "mtu", "1400"])
+    try:
+        report = site.examine()
+    finally:
+        site.lab.router.run(["ip", "link", "set", "eth3", "mtu", "1500"])
+
+    assert report["ok"]
+    for number in (1, 2):
+        assert f"the path to backend {number} carries 1400 octets; MSS is 1360 now" in complaints(
+            report, True)
+
+
+def test_a_listener_by_mptcp_is_noted_with_what_ends_that(site: Site) -> None:
+    with server_down(site):
+        other = listen(site.far, MPTCP, site.far.server)
+        try:
+            with bridge(site, mode="auto"):
+                report = site.examine()
+                own = site.examine_far()
+        finally:
+            other.stop()
+
+    for found in (report, own):
+        assert found["ok"]
+        note = next(each for each in found["complaints"] if "MPTCP" in each["sentence"])
+        assert note["sentence"] == "192.168.35.31:8080 listens by MPTCP, so it is spliced"
+        assert "net.mptcp.enabled=0, or GODEBUG=multipathtcp=0" in note["remedy"]
+
+
+def test_it_works_without_a_balancer_that_runs(site: Site) -> None:
+    site.balancer.stop()
+    try:
+        report = site.examine("--client", FAR_CLIENT)
+    finally:
+        site.balancer = site.lab.start_balancer("--config", str(site.file), defaults=False)
+
+    assert report["ok"]
+    assert "the balancer does not run on this host" in complaints(report, True)
+
+
+def test_what_is_said_for_people_has_each_remedy_below_its_sentence(site: Site) -> None:
+    with server_down(site):
+        done = site.lab.balancer.popen(
+            [*program("balancer"), "doctor", "--config", str(site.file)], stdout=-1, text=True)
+        out, _ = done.communicate(timeout=30)
+
+    assert done.returncode == 1
+    first, second, third, *_ = out.splitlines()
+    assert first == "services: 1, bridges: 2: not well"
+    assert second == "error: 192.168.35.31:8080 refuses (backend 2)"
+    assert third == "    start the server, or let it listen where the bridge's `server` says"
+
+
+# --- the bridge's own doctor ---
+
+
+@contextmanager
+def packet_socket(site: Site) -> Iterator[None]:
+    """Another program hears IPv4 alone."""
+    with inside(site.far), socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)):
+        yield
+
+
+@contextmanager
+def nothing(site: Site) -> Iterator[None]:
+    yield
+
+
+@pytest.mark.parametrize("fault, sentence", [
+    (nothing, ""),
+    (no_bridge, "the packetbridge does not run on this host"),
+    (other_secret, "the secret of the bridge that runs is another one than the file's: its keys "
+     "are [0-9a-f]{8}, the file's [0-9a-f]{8}"),
+    (listens_elsewhere, r"192\.168\.35\.31:8080 refuses; 127\.0\.0\.1:8080 is listened at"),
+    (packet_socket, r"a packet socket for IPv4 alone keeps connections from being adopted "
+     r"\(inode \d+\)"),
+], ids=["all is well", "it does not run", "another secret", "listens elsewhere", "packet socket"])
+def test_a_bridges_own_doctor_names_what_is_wrong_there(
+    site: Site, fault: Callable[[Site], AbstractContextManager[None]], sentence: str
+) -> None:
+    with fault(site):
+        report = site.examine_far()
+
+    assert report["ok"] is not bool(sentence)
+    assert [bool(re.fullmatch(sentence, each)) for each in complaints(report)] == \
+        [True] * bool(sentence)
+
+
+# --- the other engines and modes ---
+
+
+@pytest.mark.parametrize("kind", ["portable", "splice"])
+def test_where_bridges_splice_it_is_the_servers_port_that_has_to_be_let_in(kind: str) -> None:
+    with Lab(backends=1, pair=kind) as lab:
+        lab.start_nginx(lab.backends[0], port=SERVER_PORT)
+        server = f"{lab.backends[0].server}:{SERVER_PORT}"
+        lab.start_bridge(lab.backends[0], "--vip", f"{DSCP}={VIP}:80", "--server", server,
+                         defaults=False)
+        lab.start_balancer()
+        flags = ["--vip", VIP, "--backend", lab.backends[0].address, "--interface", "eth1",
+                 "--secret-file", str(lab.secret_file), *PAIRS[kind]["balancer"]]
+
+        well = doctor(lab.balancer, "balancer", *flags)
+        with rule(lab.backend1, "INPUT", "-p", "tcp", "--dport", str(SERVER_PORT), "-j", "DROP"):
+            dropped = doctor(lab.balancer, "balancer", *flags)
+        lab.backends[0].processes[0].stop()
+        refused = doctor(lab.balancer, "balancer", *flags)
+
+    assert complaints(well) == []
+    assert complaints(dropped) == [NOT_ACCEPTED.replace("2", "1")]
+    assert f"let {server} in" in dropped["complaints"][0]["remedy"]
+    assert complaints(refused) == [f"{server} refuses (backend 1)"]
