@@ -20,6 +20,7 @@ from balancer.pool.share import RAMP_STEPS, state_of
 from balancer.services import ServiceState
 from common.cluster.cookie import Secrets
 from common.counters import Sample
+from common.engine.log import fields
 from common.histogram import Histogram
 from common.wire import Malformed
 from common.wire.family import look
@@ -234,17 +235,21 @@ class Monitor:
     def _say(
         self, target: Target, outcome: Outcome, now_ms: float, since_ms: float | None
     ) -> None:
+        service, backend, address = metrics.labels_of(target.backend)
+        found = {"service": service, "backend": backend, "address": address, "seen": outcome.words}
         if target.health.is_up:
             log.info("%s is up again, after %.0f s: it %s", target,
-                     (now_ms - (since_ms or now_ms)) / 1000, outcome.words)
+                     (now_ms - (since_ms or now_ms)) / 1000, outcome.words,
+                     extra=fields(event="backend_up", **found))
             return
-        log.warning("%s is down: it %s", target, outcome.words)
+        log.warning("%s is down: it %s", target, outcome.words,
+                    extra=fields(event="backend_down", **found))
         if not any(each.health.is_up for each in self._targets.values()
                    if each.service is target.service):
-            log.error("all backends of %s are down; %s", target.service.config.name,
+            log.error("all backends of %s are down; %s", service,
                       "new flows are given to all of them"
                       if target.service.config.check.all_down == "use all"
-                      else "clients are reset")
+                      else "clients are reset", extra=fields(event="service_down", service=service))
 
     def _forget(self, target: Target) -> None:
         if target.exchange:

@@ -1,11 +1,14 @@
 """What the kernel would not send: counted, and said with its error, but not too often."""
 
+import errno
 import logging
 import os
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable
+
+from common.engine.log import fields
 
 EVERY_S = 10
 _MOST_KINDS = 16  # of which each is said; a flood has any number of destinations
@@ -42,9 +45,23 @@ class Failures:
         self._next_s = self._clock_s() + EVERY_S
         for (number, destination), count in self._unsaid.items():
             packets, were = ("packet", "was") if count == 1 else ("packets", "were")
-            log.warning("%d %s to %s %s not sent: %s (errno %d)", count, packets,
-                        socket.inet_ntoa(destination), were, os.strerror(number), number)
+            where = socket.inet_ntoa(destination)
+            log.warning("%d %s to %s %s not sent: %s (errno %d)%s", count, packets, where, were,
+                        os.strerror(number), number, _remedy(number, where),
+                        extra=fields(event="send_failed", destination=where, errno=number,
+                                     count=count))
         if self._others:
             log.warning("%d packets to other destinations were not sent", self._others)
         self._unsaid.clear()
         self._others = 0
+
+
+def _remedy(number: int, destination: str) -> str:
+    """What to look at, where an error says it."""
+    looks_at = {
+        errno.ENETUNREACH: f"ip route get {destination}",
+        errno.EHOSTUNREACH: f"ip neigh show {destination}",
+        errno.EPERM: "this host's firewall",
+        errno.ENOBUFS: "ip -s link, and the queue of the interface",
+    }
+    return f"; look at {looks_at[number]}" if number in looks_at else ""

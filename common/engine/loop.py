@@ -16,9 +16,11 @@ from typing import Protocol
 from common.cluster.cookie import Secrets
 from common.counters import Counters, Sample
 from common.engine import clock
+from common.engine.log import fields
 from common.engine.narrator import narrated
 from common.engine.observation import Observation
 from common.engine.queue import PacketQueue, is_truncated
+from common.engine.remedies import Remedies
 from common.engine.signals import Signals, Watchdog, notify
 from common.engine.sources import Source, Sources
 from common.metrics import PACKETS_LOST, SEND_FAILURES
@@ -79,6 +81,7 @@ class Engine:
         self._next_log_ms = 0
         self._unlogged_faults = 0
         self._observation = observation or Observation()
+        self._remedies = Remedies()
         self._queue = PacketQueue(queue_number, self._make_handler())
         self._observation.bind(lambda: self._queue.handle_by(self._make_handler()))
         self._sources = Sources([self._queue, *sources], self._on_source_fault)
@@ -89,7 +92,9 @@ class Engine:
         # the collector would only walk a million of them again and again.
         gc.collect()
         gc.disable()
-        log.info("%s", ready)
+        self._datapath.collect()
+        self._remedies.begin(self.counters)
+        log.info("%s", ready, extra=fields(event="ready"))
         self.state, self.line = "ready", ready
         notify("READY=1")
         signals, watchdog = self._signals, Watchdog()
@@ -175,6 +180,7 @@ class Engine:
         self._tick = now_ms // TICK_MS
         self.keep_time()
         self._sender.say_failures()
+        self._remedies.on_tick(self.counters, now_ms)
         try:
             self.send_all(self._datapath.on_tick(now_ms))
         except Exception:

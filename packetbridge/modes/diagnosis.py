@@ -24,6 +24,7 @@ from enum import Enum
 from common.cluster import cookie
 from common.cluster.cookie import EPOCH_S, Secrets
 from common.counters import Sample
+from common.engine.log import fields
 from packetbridge import metrics
 
 MOST = 10  # segments a second: 42 hashes each
@@ -91,10 +92,11 @@ class Diagnosis:
             self._say_clock(Cause.LATE, "behind", now_ms)
         elif nothing_opened and self._seen[Cause.ECHO] >= ENOUGH:
             self._say(Cause.ECHO, now_ms, "first segments are refused whose cookies are right: "
-                      "the balancer has another version, or they were for another bridge")
+                      "the balancer has another version (accept_version_1 bears that while you "
+                      "upgrade), or they were for another bridge")
         elif nothing_opened and self._seen[Cause.NONE] >= ENOUGH:
             self._say(Cause.NONE, now_ms, "no first segment's cookie holds, whatever the time: the "
-                      "balancer has another secret, or they are forged")
+                      "balancer has another secret, or they are forged; copy its secret_file here")
 
     def samples(self) -> list[Sample]:
         """What there is to be seen."""
@@ -114,12 +116,12 @@ class Diagnosis:
         least, most = self._bounds[cause]
         self.ahead_s = (least + most) // 2
         self._say(cause, now_ms, f"the clock of the balancer is about {abs(self.ahead_s)} s "
-                  f"{where} this host's: its handoffs are refused")
+                  f"{where} this host's: its handoffs are refused; synchronise both (NTP)")
 
     def _say(self, cause: Cause, now_ms: int, text: str) -> None:
         if abs(now_ms - self._said_ms.get(cause, -WINDOW_MS)) >= WINDOW_MS:
             self._said_ms[cause] = now_ms
-            log.warning("%s", text)
+            log.warning("%s", text, extra=fields(event="handoffs_refused", cause=cause.value))
 
 
 def _offset(

@@ -57,6 +57,7 @@ from packetbridge.modes.diagnosis import Diagnosis
 from packetbridge.modes.replay import Replay
 from packetbridge.modes.spent import SpentCookies
 from packetbridge.modes.translate import ServiceState
+from packetbridge.modes.trouble import Trouble
 
 PLAUSIBLE_LEN = 1 << 20  # by so much numbers may exceed what windows allow
 _HELD_OCTETS = 64 << 20  # of all flows that wait for their server
@@ -79,6 +80,7 @@ class Splice:
         self.clock_offset_ms = 0  # unix time − the times that are given
         self.spent = spent
         self.diagnosis = Diagnosis()
+        self.trouble = Trouble()
         self.unknown = UnknownFlows()
         self.held_octets = 0
         self._services = services
@@ -127,6 +129,7 @@ class Splice:
 
     def on_tick(self, now_ms: int) -> list[bytes]:
         """Repeat SYNs that are due, give up servers that stay silent. Returns: packets to send."""
+        self.trouble.on_tick(now_ms)
         packets = []
         while self._due and self._due[0][0] <= now_ms:
             _, key = heapq.heappop(self._due)
@@ -360,6 +363,7 @@ class Splice:
     def _end(self, flow: BridgeFlow, turn: Turn, now_ms: int) -> None:
         """Nothing more comes of a replay; the flow is kept to answer what is still under way."""
         self.forget(flow)
+        self.trouble.note(flow.service, turn)
         self._turn(flow, turn, now_ms)
 
     def _reset_to_client(self, flow: BridgeFlow) -> bytes:

@@ -32,7 +32,8 @@ def test_the_first_failure_is_said_at_once_with_errno_and_destination(caplog) ->
     failures.note(UNREACHABLE, FIRST)
 
     assert caplog.messages == [
-        "1 packet to 10.0.0.1 was not sent: Network is unreachable (errno 101)"]
+        "1 packet to 10.0.0.1 was not sent: Network is unreachable (errno 101); look at "
+        "ip route get 10.0.0.1"]
 
 
 def test_what_follows_is_counted_and_said_together(caplog) -> None:
