@@ -96,15 +96,16 @@ def run(config: Config) -> int:
         way = changes.install_rules(rules(config, foreign, engine.spliced(), engine.adopted()))
         engine.attach(changes)
         beside.restore()
-        for source in probes:
-            source.open()
+        for probe in probes:
+            probe.open()
         choices = "; ".join(map(str, engine.choices))
         return f"ready: {choices}; at {config.address}, portable engine by {way}"
 
     servers = frozenset(service.server.packed for service in config.services)
     return daemon.serve(
         PROGRAM, config, datapath, Senders(config.mark, servers), _claims(config), change,
-        datapath.on_shutdown, engine if engine.parts else None, probes,
+        datapath.on_shutdown, engine if engine.parts else None,
+        [source for probe in probes for source in probe.sources],
         views=make_views(config, beside, engine.choices),
         guarded=Guarded(config.interface, hooks=[part.hooks for part in engine.parts]),
     )

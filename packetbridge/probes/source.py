@@ -9,14 +9,18 @@ import logging
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from ipaddress import IPv4Address
 
 from common import __version__
 from common.cluster.probe import QUESTION_LEN, Listener, Served, Sighting, Socket, Watch
 from common.cluster.secrets import Secrets
 from common.engine.diag import Diag, Listening, is_opening
+from common.engine.sources import Source
+from common.engine.worker import Worker
 from packetbridge.config import Config
 from packetbridge.offload.fast import Choice
 from packetbridge.probes.answers import Answers
@@ -24,6 +28,7 @@ from packetbridge.probes.tap import Ends, Tap
 
 _SLICE_S = 0.1
 _MOST_READ = 64  # in a slice
+_MOST_WAITING = 256  # for the thread
 _FRESH_S = 0.2  # for how long the list of listeners is good
 _IP_RECVTOS, _IP_RECVTTL = 13, 12  # linux/in.h
 _SO_ATTACH_FILTER = 26
@@ -104,7 +109,10 @@ class Known:
 
 
 class ProbeSource:
-    """Answers questions at a port; a source of the loop (common/engine/sources.py)."""
+    """Answers questions at a port; a source of the loop (common/engine/sources.py).
+
+    Answers are made in a thread: to ask the kernel, and to close a packet socket, takes its time.
+    """
 
     def __init__(
         self, address: IPv4Address, port: int, known: Known, secrets: Callable[[], Secrets]
@@ -118,9 +126,13 @@ class ProbeSource:
         for option in (_IP_RECVTOS, _IP_RECVTTL):
             self._socket.setsockopt(socket.IPPROTO_IP, option, 1)
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_OCTETS)
+        self._worker: Worker[float | None] = Worker("answering probes", self._on_answered)
+        self._waiting = 0
         self._slice = -1
         self._left = _MOST_READ
         self._resumes_s: float | None = None
+        self._expires_s: float | None = None
+        self.deadline_s: float | None = None
         self._take(_ASKED)
 
     def open(self) -> None:
@@ -132,29 +144,30 @@ class ProbeSource:
                         "probe_port another number, here and at the balancers, or 0",
                         self._end[1], self._end[0], error.strerror)
 
-    # --- as sources.Source ---
-
     @property
-    def deadline_s(self) -> float | None:
-        """As sources.Source."""
-        times = [each for each in (self._resumes_s, self._known.tap.deadline_s) if each is not None]
-        return min(times, default=None)
+    def sources(self) -> Sequence[Source]:
+        """What the loop has to wait for."""
+        return [self, self._worker]
+
+    # --- as sources.Source ---
 
     def fileno(self) -> int:
         """As sources.Source."""
         return self._socket.fileno()
 
     def on_ready(self) -> None:
-        """Answer what has come."""
-        now_s = time.monotonic()
-        number = int(now_s / _SLICE_S)
+        """Have answered what has come."""
+        number = int(time.monotonic() / _SLICE_S)
         if number != self._slice:
             self._slice, self._left = number, _MOST_READ
         while self._left > 0:
             self._left -= 1
-            if not self._answer_one(now_s):
+            if not self._read_one():
                 return
-        self._pause((number + 1) * _SLICE_S)
+        self._take(_NOTHING)
+        self._drain()
+        self._resumes_s = (number + 1) * _SLICE_S
+        self._plan()
 
     def on_deadline(self) -> None:
         """Listen again, and look out no longer than is wanted."""
@@ -162,9 +175,16 @@ class ProbeSource:
         if self._resumes_s is not None and self._resumes_s <= now_s:
             self._resumes_s = None
             self._take(_ASKED)
-        self._known.tap.expire(now_s)
+        if self._expires_s is not None and self._expires_s <= now_s:
+            self._expires_s = None
+            self._start(self._expire)
+        self._plan()
 
-    def _answer_one(self, now_s: float) -> bool:
+    def _plan(self) -> None:
+        times = [each for each in (self._resumes_s, self._expires_s) if each is not None]
+        self.deadline_s = min(times, default=None)
+
+    def _read_one(self) -> bool:
         """Returns: whether there was anything."""
         try:
             octets, ancillary, _, asker = self._socket.recvmsg(QUESTION_LEN + 1, 128)
@@ -172,25 +192,14 @@ class ProbeSource:
             return False
         except OSError:  # an error about an answer
             return True
-        tos = ttl = 0
-        for level, kind, value in ancillary:
-            if (level, kind) == (socket.IPPROTO_IP, socket.IP_TOS):
-                tos = value[0]
-            elif (level, kind) == (socket.IPPROTO_IP, socket.IP_TTL):
-                ttl = int.from_bytes(value, "little") & 0xFF if len(value) == 4 else value[0]
-        answer = self._answers.on_datagram(octets, tos, ttl, int(now_s * 1000),
-                                           time.time_ns() // 1_000_000)
-        if answer is not None:
-            try:
-                self._socket.sendto(answer, asker)
-            except OSError as error:
-                log.debug("an answer to a probe cannot be sent: %s", error)
+        values = {kind: value for level, kind, value in ancillary if level == socket.IPPROTO_IP}
+        tos = values.get(socket.IP_TOS, b"\0")[0]
+        ttl = int.from_bytes(values.get(socket.IP_TTL, b""), sys.byteorder) & 0xFF
+        self._start(partial(self._answer, octets, tos, ttl, asker))
         return True
 
-    def _pause(self, until_s: float) -> None:
-        """Take nothing until then; what is there already is dropped."""
-        self._take(_NOTHING)
-        self._resumes_s = until_s
+    def _drain(self) -> None:
+        """What came before the filter is not wanted."""
         try:
             while True:
                 self._socket.recv(1)
@@ -202,3 +211,34 @@ class ProbeSource:
         code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                                 struct.pack("@HP", len(steps), ctypes.addressof(code)))
+
+    # --- in the thread ---
+
+    def _start(self, job: Callable[[], None]) -> None:
+        if self._waiting < _MOST_WAITING:
+            self._waiting += 1
+            self._worker.start(partial(self._do, job))
+
+    def _do(self, job: Callable[[], None]) -> float | None:
+        try:
+            job()
+        except Exception:
+            log.exception("a probe is not answered")
+        return self._known.tap.deadline_s
+
+    def _on_answered(self, expires_s: float | None) -> None:
+        self._waiting -= 1
+        self._expires_s = expires_s
+        self._plan()
+
+    def _expire(self) -> None:
+        self._known.tap.expire(time.monotonic())
+
+    def _answer(self, octets: bytes, tos: int, ttl: int, asker: tuple[str, int]) -> None:
+        answer = self._answers.on_datagram(octets, tos, ttl, int(time.monotonic() * 1000),
+                                           time.time_ns() // 1_000_000)
+        if answer is not None:
+            try:
+                self._socket.sendto(answer, asker)
+            except OSError as error:
+                log.debug("an answer to a probe cannot be sent: %s", error)

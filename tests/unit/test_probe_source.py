@@ -36,7 +36,7 @@ def answering(secrets: Secrets = Secrets(KEY)) -> Iterator[int]:  # noqa: B008
     port, ends = free_port(), threading.Event()
     source = ProbeSource(IPv4Address("127.0.0.1"), port, known, lambda: secrets)  # type: ignore[arg-type]
     source.open()
-    sources = Sources([source], lambda source: pytest.fail("a source raised"))
+    sources = Sources(source.sources, lambda source: pytest.fail("a source raised"))
 
     def loop() -> None:
         while not ends.is_set():
@@ -124,6 +124,21 @@ def test_of_a_flood_little_is_read_and_then_questions_are_answered_again(
 
     assert 64 <= read_of_flood <= 64 * slices
     assert isinstance(reply, Answer)
+
+
+def test_a_port_that_another_program_has_is_said_and_no_more(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as other:
+        other.bind(("127.0.0.1", 0))
+        known = SimpleNamespace(services=list, watched=None)
+        source = ProbeSource(IPv4Address("127.0.0.1"), other.getsockname()[1], known,  # type: ignore[arg-type]
+                             lambda: Secrets(KEY))
+        source.open()
+
+    (said,) = caplog.messages
+    assert said.startswith("doctors get no answer: UDP port ")
+    assert "give probe_port another number" in said
 
 
 def test_what_is_no_question_by_its_length_is_not_even_read(
