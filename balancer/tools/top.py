@@ -155,12 +155,11 @@ def _reasons(rates: dict[str, float]) -> Table:
 
 
 def short(number: float) -> str:
-    """With three digits or so: 950, 1.2k, 35M."""
-    for unit in ("", "k", "M", "G"):
-        if number < 999.5:
-            return f"{number:.0f}" if not unit or number >= 99.5 else f"{number:.1f}{unit}"
-        number /= 1000
-    return f"{number:.1f}T"
+    """Such as 950, 1.2k, 35.0M."""
+    for unit, size in (("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= 0.9995 * size:
+            return f"{number / size:.1f}{unit}"
+    return f"{number:.0f}"
 
 
 def run(client: Client, namespace: argparse.Namespace) -> int:

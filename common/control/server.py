@@ -175,6 +175,10 @@ class _Gate:
             "X-Content-Type-Options": "nosniff"})
 
     async def _ask(self, request: "web.BaseRequest") -> Content:
+        try:
+            octets = await request.content.read()  # in any case: it is on its way
+        except Exception:  # the connection's end; whatever aiohttp calls it
+            return _error(400, "the body is not whole")
         posts = request.method == "POST"
         if not posts and request.method not in ("GET", "HEAD"):
             return _error(405, "GET, HEAD or POST is meant")
@@ -188,12 +192,7 @@ class _Gate:
             paths = " ".join(sorted({*self._end.gets, *self._end.posts}))
             return _error(404, f"there is no {request.path[:100]}; there are: {paths}")
         try:
-            octets = await request.content.read() if posts else b""
-        except Exception:  # the connection's end; whatever aiohttp calls it
-            return _error(400, "the body is not whole")
-        try:
-            body = _object(octets)
-            answer = await handler(Asked(dict(request.query), body))
+            answer = await handler(Asked(dict(request.query), _object(octets) if posts else {}))
         except Refused as refused:
             return _error(refused.status, str(refused))
         except Exception:

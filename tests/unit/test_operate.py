@@ -1,0 +1,310 @@
+"""What an operator orders: shares that follow, what is kept of it, and what the commands say."""
+
+import asyncio
+import json
+import os
+import threading
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+from test_pool import SECRETS, VIP, backend, balancer, handoff, later, open_flows, where
+
+from balancer import cli, config
+from balancer.control import kept
+from balancer.control.kept import Kept, Name, weighed
+from balancer.control.orders import Orders
+from balancer.control.views import Shown, gets
+from balancer.datapath import Datapath
+from balancer.pool.share import Operator, Standing
+from balancer.reckoner import Reckoner
+from balancer.tools import top
+from common.control import place
+from common.control.api import Asked, Refused
+from common.control.inbox import Inbox
+from common.engine.sources import Sources
+from common.verdict import Event
+
+PATIENCE_S = 20.0
+WEB = f"{VIP}:80"
+
+
+class Operated:
+    """A data path with two services, whose loop runs, and what is asked of it."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        one = balancer(backend(1), backend(2))
+        (web,) = (service.config for service in one.services)
+        other = replace(web, name="tls", port=443, dscp=7, backends=(backend(1), backend(3)))
+        self.datapath = Datapath(config.Config(services=(web, other)), SECRETS, random=Random(1))
+        self.web, self.tls = self.datapath.services
+        inbox, reckoner = Inbox(), Reckoner(self.datapath)
+        shown = Shown(self.datapath, None, 1000)
+        self.kept = Kept(path)
+        kept.stand(self.datapath.services, self.kept.standings)
+        self._gets = gets(inbox, shown)
+        self._posts = Orders(inbox, shown, reckoner, self.kept).posts()
+        self._sources = Sources([inbox, reckoner], _raise)
+        self._stop = False
+        self._thread = threading.Thread(target=self._run)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop:
+            self._sources.wait(0.02)
+
+    def close(self) -> None:
+        self._stop = True
+        self._thread.join()
+
+    def ask(self, name: str, **query: str) -> Any:
+        return asyncio.run(self._gets[name](Asked(query)))
+
+    def order(self, name: str, **body: object) -> list[dict[str, Any]]:
+        return asyncio.run(self._posts[name](Asked({}, body)))["backends"]
+
+    def goes_to(self, first: int) -> set[int]:
+        return {where(handoff(self.datapath, number)) for number in range(first, first + 40)}
+
+
+def _raise(_: object) -> None:
+    raise
+
+
+@pytest.fixture
+def site() -> Iterator[Operated]:
+    made = Operated()
+    yield made
+    made.close()
+
+
+def test_a_drained_backend_keeps_its_flows_in_all_its_services(site: Operated) -> None:
+    before = open_flows(site.datapath, 40)
+
+    found = site.order("drain", backend=1)
+
+    assert [(each["service"], each["state"], each["share"]) for each in found] == [
+        ("web", "draining", 0), ("tls", "draining", 0)]
+    assert site.goes_to(100) == {2}
+    assert {number: where(later(site.datapath, number)) for number in before} == before
+    site.order("undrain", backend=str(VIP + 11))
+    assert site.goes_to(200) == {1, 2}
+
+
+def test_a_disabled_backend_loses_its_flows_in_one_service(site: Operated) -> None:
+    before = open_flows(site.datapath, 40)
+
+    found = site.order("disable", backend=1, service="web")
+
+    assert [each["service"] for each in found] == ["web"]
+    assert {later(site.datapath, number).reason
+            for number, at in before.items() if at == 1} == {Event.RESET}
+    assert [each["state"] for each in site.ask("backends", backend="1")["backends"]] == [
+        "disabled", "up"]
+    site.order("enable", backend=1)
+    assert site.goes_to(200) == {1, 2}
+
+
+def test_a_weight_holds_until_it_is_taken_back(site: Operated) -> None:
+    (found,) = site.order("weight", backend=2, weight="3")
+
+    assert (found["weight"], found["configured_weight"], found["share"]) == (3, 1, 0.75)
+    assert site.order("weight", backend=2, weight=0)[0]["share"] == 0
+    assert site.goes_to(100) == {1}
+    assert site.order("weight", backend=2, weight="default")[0]["share"] == 0.5
+
+
+@pytest.mark.parametrize("name, body, words", [
+    ("drain", {"backend": 7}, f"there is no backend 7; there are: 1 ({VIP + 11}), 2 "),
+    ("drain", {"backend": 3, "service": "web"}, "there is no backend 3; there are: 1"),
+    ("drain", {"backend": 1, "service": "mail"}, "there is no service mail; there are: web, tls"),
+    ("drain", {}, "backend: an id or an address is needed"),
+    ("weight", {"backend": 1, "weight": "65536"}, "weight: a whole number from 0 to 65535"),
+    ("weight", {"backend": 1, "weight": "²"}, "weight: a whole number"),
+    ("weight", {"backend": 1}, "weight: a whole number"),
+])
+def test_a_wrong_order_changes_nothing(
+    site: Operated, name: str, body: dict[str, object], words: str
+) -> None:
+    with pytest.raises(Refused) as refused:
+        site.order(name, **body)
+
+    assert str(refused.value).startswith(words)
+    assert {each["operator"] for each in site.ask("backends")["backends"]} == {"enabled"}
+
+
+def test_flows_are_found_by_client_service_and_backend(site: Operated) -> None:
+    opened = open_flows(site.datapath, 40)
+
+    assert site.ask("flows")["total"] == 40
+    of_first = site.ask("flows", backend="1", service="web")["flows"]
+    assert len(of_first) == list(opened.values()).count(1)
+    (one,) = site.ask("flows", client="10.0.0.7")["flows"]
+    assert (one["client"], one["backend"], one["state"]) == ("10.0.0.7:4096", opened[7], "new")
+    few = site.ask("flows", client="10.0.0.0/27", limit="5")
+    assert (len(few["flows"]), few["more"]) == (5, True)
+    for query, words in (({"client": "x"}, "client: an IPv4 address or network"),
+                         ({"limit": "0"}, "limit: a whole number from 1 to 1000"),
+                         ({"service": "mail"}, "there is no service mail")):
+        with pytest.raises(Refused, match=words):
+            site.ask("flows", **query)
+
+
+# --- what is kept ---
+
+
+def test_what_is_kept_holds_at_the_next_start_until_it_is_taken_back(tmp_path: Path) -> None:
+    path = tmp_path / "state" / "kept.json"
+    first = Operated(path)
+    first.order("drain", backend=1, service="web", keep=True)
+    first.order("weight", backend=3, weight=5, keep="true")
+    first.order("disable", backend=2)
+    first.close()
+
+    second = Operated(path)
+    standings = {(each["service"], each["id"]): (each["operator"], each["weight"])
+                 for each in second.ask("backends")["backends"]}
+    second.order("undrain", backend=1)
+    second.order("weight", backend=3, weight="default")
+    second.close()
+
+    assert standings == {("web", 1): ("draining", 1), ("web", 2): ("enabled", 1),
+                         ("tls", 1): ("enabled", 1), ("tls", 3): ("enabled", 5)}
+    assert not path.exists()
+
+
+def test_the_first_tables_are_made_of_what_is_kept() -> None:
+    (service,) = (each.config for each in balancer(backend(1, 2), backend(2, 2), backend(3, 2))
+                  .services)
+    found = weighed(config.Config(services=(service,)), {
+        Name(WEB, 1): Standing(Operator.DRAINING, weight=9), Name(WEB, 2): Standing(weight=7),
+        Name("192.0.2.9:80", 3): Standing(Operator.DISABLED)})
+
+    assert [each.weight for each in found.services[0].backends] == [0, 7, 2]
+
+
+@pytest.mark.parametrize("content", [
+    "", "[]", '{"backends": 5}', '{"backends": [{"service": "x"}]}',
+    '{"backends": [{"service": "x", "backend": 1, "operator": "?", "weight": null}]}'])
+def test_a_file_that_is_not_ours_does_not_count(
+    content: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "kept.json"
+    path.write_text(content)
+
+    assert Kept(path).standings == {}
+    assert "is not as this program writes it, so it does not count" in caplog.text
+
+
+def test_a_file_that_others_may_write_does_not_count(tmp_path: Path) -> None:
+    path = tmp_path / "kept.json"
+    made = Kept(path)
+    made.note(Name(WEB, 1), Standing(Operator.DRAINING))
+    made.write()
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert Kept(path).standings == {Name(WEB, 1): Standing(Operator.DRAINING)}
+
+    path.chmod(0o666)
+
+    assert Kept(path).standings == {}
+
+
+def test_an_order_that_cannot_be_kept_says_so(tmp_path: Path) -> None:
+    (tmp_path / "state").write_text("no directory")
+    made = Operated(tmp_path / "state" / "kept.json")
+    try:
+        with pytest.raises(Refused, match="it is done, but not kept for a restart"):
+            made.order("drain", backend=1, keep=True)
+        assert made.goes_to(0) == {2}
+    finally:
+        made.close()
+
+
+# --- the commands ---
+
+
+def test_without_a_daemon_a_command_says_where_it_looked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(place, "RUN", tmp_path)
+    monkeypatch.setattr("common.engine.netns.name", lambda: "")
+    file = tmp_path / "balancer.toml"
+    file.write_text("queue = 35\n")
+
+    assert cli.main(["status", "--config", str(file)]) == 3
+    said = capsys.readouterr().err
+    assert f"nothing answers at {tmp_path}/balancer-35.sock: no balancer runs here" in said
+    assert "`systemctl start l3dsr-balancer` or `sudo balancer` starts it" in said
+    file.write_text('control = "/run/own.sock"\n')
+    assert cli.main(["drain", "1", "--config", str(file)]) == 3
+    assert "/run/own.sock" in capsys.readouterr().err
+    assert cli.main(["status", "--socket", str(tmp_path / "x")]) == 3
+    assert cli.main(["status", "--config", str(tmp_path / "missing")]) == 2
+
+
+def test_top_needs_a_terminal(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open(os.devnull) as nothing:
+        monkeypatch.setattr("sys.stdin", nothing)
+        assert cli.main(["top", "--socket", str(tmp_path / "x")]) == 1
+
+    assert "top needs a terminal; without one, `top --once`" in capsys.readouterr().err
+
+
+def seen(seconds: float, *counts: tuple[int, int]) -> top.Look:
+    backends = [
+        {"service": "web", "id": place + 1, "address": "192.0.2.1", "state": "up", "share": 0.5,
+         "flows": 9 - place, "handoffs": handoffs, "bytes": octets, "check": None}
+        for place, (handoffs, octets) in enumerate(counts)]
+    status = {"state": "ready", "uptime_seconds": 7, "flows": 17, "max_flows": 100,
+              "backends": {"up": 2}}
+    return top.Look(seconds, status, [], backends, {"handoff": sum(each[0] for each in counts)})
+
+
+def test_top_reckons_rates_by_when_it_was_counted() -> None:
+    view = top.View(seen(10, (100, 5000), (0, 0)))
+    assert view.rates() == ({}, {})
+
+    view.add(seen(12, (120, 9000), (10, 0)))
+    view.add(seen(12, (120, 9000), (10, 0)))  # not counted since
+
+    assert view.rates() == ({("web", 1): (10, 2000), ("web", 2): (5, 0)}, {"handoff": 15})
+
+
+def test_top_sorts_by_keys() -> None:
+    def order() -> list[int]:
+        (table,) = [each for each in view.render().renderables
+                    if getattr(each, "columns", None) and each.columns[1].header == "id"]
+        return [int(cell) for cell in table.columns[1].cells]
+
+    view = top.View(seen(10, (0, 0), (0, 0), (0, 0)))
+    view.add(seen(11, (1, 0), (9, 0), (5, 0)))
+    orders = {}
+    for key in "nfh":
+        view.press(key)
+        orders[key] = order()
+    view.press("r")
+    view.press("?")
+
+    assert orders == {"n": [1, 2, 3], "f": [1, 2, 3], "h": [2, 3, 1]}
+    assert order() == [1, 3, 2]
+
+
+@pytest.mark.parametrize("number, text", [
+    (0, "0"), (999, "999"), (1234, "1.2k"), (99_940, "99.9k"), (999_400, "999.4k"),
+    (35_000_000, "35.0M")])
+def test_rates_are_short(number: float, text: str) -> None:
+    assert top.short(number) == text
+
+
+def test_json_of_a_service_names_what_it_is(site: Operated) -> None:
+    site.order("drain", backend=3)
+    found = site.ask("services")["services"]
+
+    assert json.dumps(found)
+    assert [(each["name"], each["vip"], each["port"], each["backends"]) for each in found] == [
+        ("web", str(VIP), 80, {"up": 2}), ("tls", str(VIP), 443, {"draining": 1, "up": 1})]
