@@ -14,6 +14,7 @@ from random import Random
 from balancer.health.exchange import Exchange
 from balancer.health.request import Outcome, Request, request_of
 from balancer.health.state import Health
+from balancer.health.suspicion import Suspicion
 from balancer.pool.pool import Backend, State
 from balancer.pool.share import RAMP_STEPS, state_of
 from balancer.services import ServiceState
@@ -28,6 +29,7 @@ SENT_TIMES = 3  # within the time that a backend has: the network may lose some
 _JITTER = 0.1
 _FIRST_WITHIN_MS = 1000
 _SYNC_MS = 1000
+_SAY_EVERY_MS = 60_000  # that a backend is suspect: clients can bring it about
 _FIRST_PORT, _PORTS = 1024, 64512
 log = logging.getLogger(__name__)
 
@@ -36,16 +38,19 @@ class Target:
     """A backend that is checked.
 
     due_ms: when something is to be done for it. passed, failed: how many checks.
+    said_ms: when it was last said that it is suspect.
     """
 
     __slots__ = ("backend", "due_ms", "duration_ms", "exchange", "expires_ms", "failed", "health",
-                 "passed", "request", "service", "started_ms", "words")
+                 "passed", "request", "said_ms", "service", "started_ms", "suspicion", "words")
 
     def __init__(self, service: ServiceState, backend: Backend, request: Request) -> None:
         self.service = service
         self.backend = backend
         self.request = request
         self.health = Health(service.config.check)
+        self.suspicion = Suspicion(backend.handoffs, backend.unanswered)
+        self.said_ms = float("-inf")
         self.exchange: Exchange | None = None
         self.due_ms = self.started_ms = self.expires_ms = self.duration_ms = 0.0
         self.passed = self.failed = 0
@@ -150,6 +155,10 @@ class Monitor:
                 self._follow(service, request, now_ms)
         for target in list(self._ramping):
             self._stand(target, now_ms)
+        for target in self._targets.values():
+            backend = target.backend
+            if target.suspicion.look(backend.handoffs, backend.unanswered) and target.health.is_up:
+                self._suspect(target, now_ms)
 
     def _follow(self, service: ServiceState, request: Request, now_ms: float) -> None:
         serving = {each for each in service.pool if each.state is State.SERVING}
@@ -162,6 +171,15 @@ class Monitor:
         for backend in serving - self._targets.keys():
             target = self._targets[backend] = Target(service, backend, request)
             self._plan(target, now_ms + self._random.random() * within_ms)
+
+    def _suspect(self, target: Target, now_ms: float) -> None:
+        """Clients do not hear from it: check it at once, unless that is under way."""
+        if now_ms - target.said_ms >= _SAY_EVERY_MS:
+            target.said_ms = now_ms
+            log.warning("%s is suspect: most clients repeat their first payload, without an answer "
+                        "to it; it is checked at once", target)
+        if target.exchange is None:
+            self._plan(target, now_ms)
 
     # --- a check ---
 

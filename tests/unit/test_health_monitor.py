@@ -9,6 +9,7 @@ from test_pool import NOW_MS, SECRETS, VIP, backend, balancer
 
 from balancer.health.monitor import Monitor
 from balancer.health.settings import Check
+from balancer.health.suspicion import Suspicion
 from balancer.pool.share import RAMP_STEPS, Operator, Standing
 from common.cluster import cookie
 from common.cluster.secrets import Secrets
@@ -301,3 +302,51 @@ def test_the_secret_of_now_is_used() -> None:
                         NOW_MS) is not None
 
 
+
+
+def test_a_backend_whose_clients_repeat_themselves_is_checked_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = Network(Check(kind="http", interval_ms=60_000, timeout_ms=300))
+    first, second = network.service.pool
+    network.run(2000)
+    sent = len(network.handoffs)
+
+    first.handoffs += 100
+    second.handoffs += 5
+    second.unanswered += 3
+    with caplog.at_level(logging.WARNING):
+        network.run(1100)
+
+    assert [segment.packet.dst[3] - 20 for segment in network.handoffs[sent:]] == [2]
+    assert "backend 2 of web (192.168.33.22) is suspect: most clients repeat" in caplog.text
+    assert network.states() == [True, True]  # the check was passed
+    caplog.clear()
+    second.handoffs += 5
+    second.unanswered += 5
+    network.run(1100)
+    assert len(network.handoffs) == sent + 2
+    assert not caplog.text  # clients could fill the log
+
+
+@pytest.mark.parametrize(("growth", "expected"), [
+    ([(3, 3)], True),
+    ([(2, 2)], False),  # too few
+    ([(6, 3)], False),  # no more than half
+    ([(2, 2), (1, 1)], True),  # together
+    ([(100, 0), (4, 0), (0, 3)], True),  # what is said late
+    ([(100, 0), (0, 3)], True),
+    ([(1, 1), (0, 0), (0, 0), (0, 0), (2, 2)], False),  # longer ago than is looked at
+    ([(1000, 300)] * 4, False),  # a lossy network
+])
+def test_several_and_more_than_half_make_a_backend_suspect(
+    growth: list[tuple[int, int]], expected: bool
+) -> None:
+    suspicion = Suspicion(70, 30)
+    handoffs, unanswered = 70, 30
+    found = []
+    for more, silent in growth:
+        handoffs, unanswered = handoffs + more, unanswered + silent
+        found.append(suspicion.look(handoffs, unanswered))
+
+    assert found == [False] * (len(growth) - 1) + [expected]
