@@ -52,10 +52,9 @@ class HealthWatch:
         """Raises: OSError."""
         self._datapath = datapath
         self._sender = sender
-        paths = datapath.paths
         self._monitor = Monitor(
             datapath.services, lambda: datapath.secrets,
-            lambda address: paths[address].own_address, random)
+            datapath.paths, clock.now_ms, random)
         self._socket = _listen(service.config.vip.packed for service in datapath.services)
         self._buffer = bytearray(_PACKET_LEN)
         self._worker: Worker[Reckoned] = Worker("reckoning shares", self._on_reckoned)

@@ -10,8 +10,9 @@ from test_pool import NOW_MS, SECRETS, VIP, backend, balancer
 from balancer.health.monitor import Monitor
 from balancer.health.settings import Check
 from balancer.health.suspicion import Suspicion
+from balancer.paths import UNKNOWN, Route
 from balancer.pool.share import RAMP_STEPS, Operator, Standing
-from common.cluster import cookie
+from common.cluster import cookie, stamps
 from common.cluster.secrets import Secrets
 from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
@@ -31,12 +32,18 @@ class Network:
         self.datapath = balancer(*(backend(number + 1) for number in range(backends)), check=check)
         (self.service,) = self.datapath.services
         self.answers = {int(name[1:]): answer for name, answer in answers.items()}
-        self.source = OWN
+        self.routes(OWN)
+        self.paths_ms = 1  # the clock that paths have
         self.monitor = Monitor(self.datapath.services, lambda: self.datapath.secrets,
-                               lambda address: self.source, Random(1))
+                               self.datapath.paths, lambda: self.paths_ms, Random(1))
         self.now_ms = 0.0
         self.handoffs: list[Segment] = []
         self.resets: list[Segment] = []
+
+    def routes(self, source: bytes, mtu: int = 0) -> None:
+        """Ways to all backends. source: empty: there is none. mtu: 0: not known."""
+        paths = self.datapath.paths
+        paths.set_routes({address: Route(source, mtu, UNKNOWN) for address in paths})
 
     def run(self, for_ms: int) -> None:
         for _ in range(for_ms // 10):
@@ -98,11 +105,12 @@ def test_a_check_is_the_handoff_that_a_bridge_takes_and_a_reset_ends_it() -> Non
 
     first, reset = network.handoffs[0], network.resets[0]
     ends = OWN + VIP.packed + first.five_tuple[8:]
-    assert cookie.check(SECRETS, ends, delta(first.seq, 1), delta(first.ack, 1),
-                        NOW_MS + 1000) is not None
+    proven = cookie.check(SECRETS, ends, delta(first.seq, 1), delta(first.ack, 1), NOW_MS + 1000)
+    assert proven is not None
     assert first.payload.startswith(b"GET / HTTP/1.1\r\n")
     assert first.timestamps is not None
     assert first.timestamps[1] >> 24 == 1  # names the backend
+    assert first.timestamps[0] == stamps.check_mark(proven)  # bridges know it by that
     assert reset.seq == add(first.seq, first.payload_len)
     assert reset.five_tuple == first.five_tuple
     assert network.counts(1)[0] in (1, 2)
@@ -238,7 +246,7 @@ def test_a_late_answer_is_nobodys() -> None:
 
 def test_without_a_way_there_is_no_check_to_send() -> None:
     network = Network(backends=1)
-    network.source = b""
+    network.routes(b"")
     network.run(3000)
 
     assert network.handoffs == []
@@ -284,6 +292,7 @@ def test_backends_that_come_are_checked_and_those_that_go_are_not() -> None:
     assert network.states() == [True, False]
 
     network.datapath.update(network.service, [backend(1), backend(3)])
+    network.routes(OWN)
     network.run(3000)
     network.handoffs.clear()
     network.run(3000)
