@@ -97,7 +97,7 @@ class Datapath:
                          for key, service in self.services.items()}
         self._at_bridges: dict[bytes, list[Backend]] = {}
         self._find_bridges()
-        self._fitted = self.paths.version
+        self._fitted, self._narrowest = self.paths.version, self.paths.narrowest
         self._secrets = secrets
         self._clock_offset_ms = 0
 
@@ -151,6 +151,8 @@ class Datapath:
                 verdict = PASS
         except Malformed as malformed:
             verdict = DROP[malformed.reason]
+        if len(octets) > self._narrowest and verdict.packets:
+            verdict = self._fitted_to_paths(octets, verdict, now_ms)
         self.counters[verdict.reason] += 1
         return verdict
 
@@ -188,6 +190,7 @@ class Datapath:
         if self._fitted == self.paths.version:
             return
         self._fitted = self.paths.version
+        self._narrowest = self.paths.narrowest
         for service in self.services:
             addresses = [backend.address for backend in service.pool]
             if addresses:
@@ -257,6 +260,15 @@ class Datapath:
                        backend.octets),
             ]
         return samples
+
+    def _fitted_to_paths(self, octets: bytes, verdict: Verdict, now_ms: int) -> Verdict:
+        """What is longer than its path carries is not sent: its client is told (RFC 1191 §4)."""
+        packets: list[bytes] = []
+        for made in verdict.packets:
+            mtu = self.paths.mtu_to(look(made).dst)
+            packets += ([made] if len(made) <= mtu
+                        else self.on_too_big(octets, mtu, now_ms))
+        return send(verdict.reason, *packets)
 
     def _on_icmp(self, packet: Packet) -> Verdict:
         """An ICMP error for the VIP reaches the backend whose segment it quotes."""
