@@ -105,7 +105,7 @@ class Datapath:
                          for key, service in self.services.items()}
         self._at_bridges: dict[bytes, list[Backend]] = {}
         self._find_bridges()
-        self._fitted = self.paths.version
+        self._fitted, self._narrowest = self.paths.version, self.paths.narrowest
         self._max_flows = config.max_flows
         self._secrets = secrets
         self._clock_offset_ms = 0
@@ -160,6 +160,8 @@ class Datapath:
                 verdict = PASS
         except Malformed as malformed:
             verdict = DROP[malformed.reason]
+        if len(octets) > self._narrowest and verdict.packets:
+            verdict = self._fitted_to_paths(octets, verdict, now_ms)
         self.counters[verdict.reason] += 1
         return verdict
 
@@ -197,6 +199,7 @@ class Datapath:
         if self._fitted == self.paths.version:
             return
         self._fitted = self.paths.version
+        self._narrowest = self.paths.narrowest
         for service in self.services:
             addresses = [backend.address for backend in service.pool]
             if addresses:
@@ -259,12 +262,22 @@ class Datapath:
             samples += [
                 metrics.BACKEND_FLOWS.at(self.flows.count(backend), *labels),
                 metrics.BACKEND_HANDOFFS.at(backend.handoffs, *labels),
+                metrics.BACKEND_UNANSWERED.at(backend.unanswered, *labels),
                 metrics.BACKEND_PACKETS.at(backend.packets, *labels),
                 metrics.BACKEND_BYTES.at(backend.octets, *labels),
                 metrics.BACKEND_FIRST_ACK.of(
                     offload.first_acks(backend) if offload else backend.first_acks, *labels),
             ]
         return samples
+
+    def _fitted_to_paths(self, octets: bytes, verdict: Verdict, now_ms: int) -> Verdict:
+        """What is longer than its path carries is not sent: its client is told (RFC 1191 §4)."""
+        packets: list[bytes] = []
+        for made in verdict.packets:
+            mtu = self.paths.mtu_to(look(made).dst)
+            packets += ([made] if len(made) <= mtu
+                        else self.on_too_big(octets, mtu, now_ms))
+        return send(verdict.reason, *packets)
 
     def _on_icmp(self, packet: Packet) -> Verdict:
         """An ICMP error for the VIP reaches the backend whose segment it quotes."""

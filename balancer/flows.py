@@ -7,6 +7,7 @@ shortens the life of none but flows with timestamps, whose next packet says by i
 
 from balancer.config import Timeouts
 from balancer.pool.pool import Backend
+from common.cluster.stamps import T0_MASK
 from common.flow.store import Flow
 from common.wire.seq import add
 from common.wire.tcp import FIN, RST, Segment
@@ -37,11 +38,12 @@ class BackendFlow(Flow):
                 repeat until it has seen that the server has it.
     has_timestamps: whether the client's segments have them, so that an echo can be the flow's.
     syn_seen:   whether a SYN without timestamps has come since.
+    is_repeated: whether its client has sent the first payload again, having heard nothing.
     noted_seq:  without timestamps, that SYN's ISN; else what comes after the end that was said.
     """
 
-    __slots__ = ("backend", "client_isn", "created_ms", "goes_up", "has_timestamps", "noted_seq",
-                 "syn_seen", "ts_shift")
+    __slots__ = ("backend", "client_isn", "created_ms", "goes_up", "has_timestamps", "is_repeated",
+                 "noted_seq", "syn_seen", "ts_shift")
 
     def __init__(
         self, key: bytes, backend: Backend, client_isn: int, ts_shift: int, now_ms: int,
@@ -56,6 +58,7 @@ class BackendFlow(Flow):
         self.has_timestamps = has_timestamps
         self.syn_seen = False
         self.noted_seq = 0
+        self.is_repeated = False
 
     def note_syn(self, client_isn: int) -> None:
         """A SYN without timestamps has come for the flow's ports."""
@@ -69,6 +72,17 @@ class BackendFlow(Flow):
         """
         return (self.state != TAKEN_OVER and segment.payload_len > 0
                 and add(segment.seq, -1) == self.client_isn)
+
+    def is_unanswered(self, segment: Segment) -> bool:
+        """Whether a segment says for the first time that nobody has answered the handoff: it is
+        that once more, nothing else has come since, and it echoes no server.
+
+        Twin: balancer/offload/bpf/life.h:is_unanswered
+        """
+        timestamps = segment.timestamps
+        return (self.state == NEW and not self.is_repeated and self.has_begun_with(segment)
+                and not segment.flags & (RST | FIN)
+                and (timestamps is None or timestamps[1] <= T0_MASK))
 
     def may_give_way(self, segment: Segment, now_ms: int) -> bool:
         """Whether a segment may be another connection's, so that its cookie need be looked at.

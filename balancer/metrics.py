@@ -24,6 +24,10 @@ BACKEND_FLOWS = Metric(
     "Exact at any time, also right after a restart.")
 BACKEND_HANDOFFS = Metric(
     "backend_handoffs", "counter", "New flows sent to a backend", _OF_BACKEND)
+BACKEND_UNANSWERED = Metric(
+    "backend_unanswered", "counter", "Handoffs that clients have repeated, having heard nothing",
+    _OF_BACKEND,
+    "A lost packet now and then; of one backend many: packets do not get there, or not back.")
 BACKEND_PACKETS = Metric(
     "backend_packets", "counter", "Packets sent to a backend", _OF_BACKEND)
 BACKEND_BYTES = Metric("backend_bytes", "counter", "Bytes sent to a backend", _OF_BACKEND)
@@ -53,8 +57,9 @@ BACKEND_LAST_CHECK = Metric(
 
 METRICS = (
     *metrics.METRICS, HELD_FLOWS, MSS, HANDSHAKE_DURATION, NEXT_HOP_UP, BACKEND_FLOWS,
-    BACKEND_HANDOFFS, BACKEND_PACKETS, BACKEND_BYTES, BACKEND_FIRST_ACK, BACKEND_UP,
-    BACKEND_STATE, BACKEND_SHARE, BACKEND_CHECKS, BACKEND_CHECK_DURATION, BACKEND_LAST_CHECK,
+    BACKEND_HANDOFFS, BACKEND_UNANSWERED, BACKEND_PACKETS, BACKEND_BYTES, BACKEND_FIRST_ACK,
+    BACKEND_UP, BACKEND_STATE, BACKEND_SHARE, BACKEND_CHECKS, BACKEND_CHECK_DURATION,
+    BACKEND_LAST_CHECK,
 )
 
 

@@ -117,6 +117,16 @@ class Paths:
     def __getitem__(self, address: bytes) -> Path:
         return self._paths[address]
 
+    @property
+    def narrowest(self) -> int:
+        """What all of them take, in octets of an IP packet."""
+        return min((path.mtu for path in self._paths.values()), default=_UNBOUNDED)
+
+    def mtu_to(self, address: bytes) -> int:
+        """What the path to any address takes, as far as that is known."""
+        path = self._paths.get(address)
+        return path.mtu if path else _UNBOUNDED
+
     def add(self, address: bytes) -> None:
         """Have a path to this address, too."""
         self._paths.setdefault(address, Path(address))

@@ -39,6 +39,7 @@ class Event(Reason):
     # packetbridge
     REPLAYED = "replayed"
     OPENED = "opened"
+    CHECK = "check"  # a handoff of the balancer's own, a health check
     TO_SERVER = "to_server"
     TO_CLIENT = "to_client"
     PROBED = "probed"

@@ -5,7 +5,8 @@ seconds are those of the balancing process and of its eBPF programs, taken in a 
 TLS hellos are a mix of browsers' ClientHellos, and once more those of them whose server name is in
 the second segment; with --hellos, these rows alone. With --packets, measure the data paths alone:
 nanoseconds for a packet, octets for a flow. With --attacks, measure what floods leave of real
-traffic; with --checks, what health checks cost, and what a dead backend does under load.
+traffic; with --checks, what health checks cost, and what a dead backend does under load; with
+--changes, the longest gap in traffic while the tables of most services are made anew.
 """
 
 import argparse
@@ -76,6 +77,8 @@ def main(arguments: Sequence[str]) -> int:
                         help="real traffic beside floods (about twenty minutes)")
     parser.add_argument("--checks", action="store_true",
                         help="health checks, and a backend that dies (about four minutes)")
+    parser.add_argument("--changes", action="store_true",
+                        help="the longest gap in traffic while all tables change (about a minute)")
     parser.add_argument("--json", action="store_true", help="print JSON, not a table")
     parser.add_argument("--against", metavar="FILE",
                         help="an earlier run's JSON: what each figure was, and its ratio to that")
@@ -110,6 +113,11 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
 
         found = checks.measure(options.seconds, _say)
         return found, list(checks.table(found))
+    if options.changes:
+        from lab import changes
+
+        found = changes.measure(options.seconds, _say)
+        return found, list(changes.table(found))
     with Lab() as lab:
         figures = _measure(lab, options.rounds, options.seconds, options.hellos)
     return figures, [*table(figures), "", *verdicts(figures)]

@@ -4,6 +4,7 @@ The cost is that of the greatest configuration, 63 services of 127 backends each
 answers for all of them; the load is one request a connection, as fast as two threads ask.
 """
 
+import signal
 import socket
 import sys
 import threading
@@ -26,11 +27,16 @@ _ASKERS = 2
 _TIMEOUT_S = 3  # of a request
 _TICKS_PER_S = 100
 _CHECK = "[service.check]\ninterval = 0.5\ntimeout = 0.25\nrise = 2\nfall = 3\n"
-# Answers handoffs straight from the wire: no stack, no server.
-_RESPONDER = """
-import socket
+DECLINED = signal.SIGUSR1
+# Answers handoffs straight from the wire: no stack, no server. After DECLINED, those for even
+# addresses alone.
+RESPONDER = """
+import signal, socket
 from common.wire import tcp
 from common.wire.seq import add
+
+declined = []
+signal.signal(signal.SIGUSR1, lambda number, frame: declined.append(1))
 
 wire = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(0x0800))
 wire.bind(("eth1", 0x0800))
@@ -41,7 +47,7 @@ while True:
     packet = frame[14:]
     if packet[9] == 6 and packet[1]:
         segment = tcp.checked(packet)
-        if segment.payload_len:
+        if segment.payload_len and not (declined and packet[19] & 1):
             vip = bytes((192, 168, 40, packet[1] >> 2))
             made = tcp.emit(
                 vip + packet[12:16] + segment.dport + segment.sport, segment.ack,
@@ -87,7 +93,7 @@ def _cost(kind: str, seconds: int) -> dict[str, float]:
         backend = lab.backends[0]
         lab.balancer.run(["ip", "route", "add", _NET.format("0/24"), "via", backend.address])
         backend.run(["sysctl", "-qw", "net.ipv4.ip_forward=0"])
-        responder = backend.popen([sys.executable, "-c", _RESPONDER])
+        responder = backend.popen([sys.executable, "-c", RESPONDER])
         try:
             balancer = lab.start_balancer("--config", str(_all_there_can_be(lab)), defaults=False,
                                           ready=False).wait_for("ready", _PATIENCE_S)

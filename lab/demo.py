@@ -20,9 +20,11 @@ URLS = (
 FILE_OCTETS = 64 << 20
 _BALANCER_SHARE_MAX = 0.05
 _RETRANSMISSION_S = 0.15  # Linux waits for 0.2 s at least
+_ASKED = ("first", "again", "meanwhile", "back")
 _HEALTH_S = 10  # for a server to be given up, or taken back
 _RUN_OF_PROGRAM = ("python_", "process_", "l3dsr_build_")
 _HANDOFFS = 'l3dsr_balancer_packets_total{reason="handoff"}'
+_NEWS = re.compile(r"backend \d+ of \S+ \(\S+\) is (?:down|up again|suspect).*")
 _REASON = re.compile(r'.*packets_total{reason="(\w+)"}')
 
 
@@ -31,11 +33,13 @@ class Report:
     """What was seen.
 
     checks: a sentence and whether it held, with what was seen. programs: how each serves.
+    health: what the balancer has said of its backends.
     """
 
     checks: list[dict[str, object]] = field(default_factory=list)
     programs: dict[str, str] = field(default_factory=dict)
     urls: list[dict[str, str]] = field(default_factory=list)
+    health: list[str] = field(default_factory=list)
     file: dict[str, object] = field(default_factory=dict)
     octets: dict[str, int] = field(default_factory=dict)
     counters: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -113,19 +117,27 @@ def _lose_a_server(lab: Lab, balancer: Process, server: Process, report: Report)
     seconds = time.monotonic() - died_s
     moved = _answers(lab)
     report.check("a dead server's URLs are answered by others", None not in moved.values(),
-                 f"after {seconds:.1f} s, in which {failed} requests failed")
+                 f"after {seconds:.1f} s, in which {len(failed)} requests failed")
+    report.check("no other URL's request fails, and none moves",
+                 {before[url] for url in failed} <= {name} and all(
+                     moved[url] == at for url, at in before.items() if at != name))
     lab.start_nginx(lab.node(name))  # type: ignore[arg-type]
     failed = _ask_until(lab, lambda answers: answers == before)
-    report.check("they return when it does, and no request fails", _answers(lab) == before
-                 and not failed)
+    back = _answers(lab)
+    report.check("they return when it does, and no request fails", back == before and not failed)
+    for answer in report.urls:
+        answer["meanwhile"], answer["back"] = (
+            found[answer["url"]] or "–" for found in (moved, back))
+    report.health = _NEWS.findall(balancer.log())
 
 
-def _ask_until(lab: Lab, settled: Callable[[dict[str, str | None]], bool]) -> int:
-    """Ask for all URLs again and again. Returns: how many requests failed."""
-    failed, end_s = 0, time.monotonic() + _HEALTH_S
+def _ask_until(lab: Lab, settled: Callable[[dict[str, str | None]], bool]) -> list[str]:
+    """Ask for all URLs again and again. Returns: the URL of each request that failed."""
+    failed: list[str] = []
+    end_s = time.monotonic() + _HEALTH_S
     while time.monotonic() < end_s:
         answers = _answers(lab)
-        failed += list(answers.values()).count(None)
+        failed += [url for url, answer in answers.items() if answer is None]
         if settled(answers):
             break
     return failed
@@ -242,8 +254,9 @@ def _state(host: Node) -> list[str]:
 def _print(report: Report, seconds: float) -> None:
     _section("programs", list(report.programs.items()))
     _section("which backend answers which URL", [
-        (answer["url"], answer["first"], answer["again"]) for answer in report.urls
-    ], ("URL", "first", "again"))
+        tuple(answer.get(column, "") for column in ("url", *_ASKED)) for answer in report.urls
+    ], ("URL", "first", "again", "one is dead", "it is back"))
+    _section("what the balancer says meanwhile", [(line,) for line in report.health])
     if report.octets:
         _section(f"octets, for a file of {FILE_OCTETS:,}", [
             ("received by the client", f"{report.octets['to_client']:>12,}"),

@@ -141,7 +141,8 @@ class Datapath:
             self.offload.on_tick(self.counters, now_ms)
         self.flows.expire(now_ms)
         self.splice.diagnosis.on_tick(
-            self.counters[Event.OPENED], self.counters[DropReason.BAD_ECHO], now_ms)
+            self.counters[Event.OPENED] + self.counters[Event.CHECK],
+            self.counters[DropReason.BAD_ECHO], now_ms)
         return self.splice.on_tick(now_ms)
 
     def on_too_big(self, octets: bytes, mtu: int, now_ms: int) -> list[bytes]:

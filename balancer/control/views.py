@@ -81,6 +81,7 @@ class Shown:
             "configured_weight": backend.weight,
             "share": round(share, 6),
             "flows": self.flows.count(backend), "handoffs": backend.handoffs,
+            "unanswered": backend.unanswered,
             "packets": backend.packets, "bytes": backend.octets, "check": self._check(backend),
         }
 

@@ -65,8 +65,7 @@ def _exchange(
     request = request_of(check, service.config.vip) or _any_request(service)
     exchange = Exchange(
         service, backend, request, secrets, source=own, sport=port,
-        client_isn=_random.getrandbits(32), clock_ms=int(time.monotonic() * 1000),
-        now_ms=time.time_ns() // 1_000_000)
+        client_isn=_random.getrandbits(32), now_ms=time.time_ns() // 1_000_000)
     has_check = check.kind != "none"
     patience_ms = max(PATIENCE_MS, check.timeout_ms if has_check else 0)
     with answers_from([service.config.vip.packed]) as answers:

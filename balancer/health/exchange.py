@@ -10,6 +10,7 @@ from balancer.modes.split import handshake
 from balancer.modes.split.mode import hand_over
 from balancer.pool.pool import Backend
 from balancer.services import ServiceState
+from common.cluster import cookie, stamps
 from common.cluster.cookie import Secrets
 from common.wire import five_tuple, options, tcp
 from common.wire.family import of_five_tuple
@@ -34,19 +35,21 @@ class Exchange:
 
     def __init__(
         self, service: ServiceState, backend: Backend, request: Request, secrets: Secrets, *,
-        source: bytes, sport: int, client_isn: int, clock_ms: int, now_ms: int,
+        source: bytes, sport: int, client_isn: int, now_ms: int,
     ) -> None:
-        """source: the balancer's own address. clock_ms: for timestamps. now_ms: unix time."""
+        """source: the balancer's own address. now_ms: unix time."""
         vip, port = service.config.vip.packed, service.config.port.to_bytes(2, "big")
         ends = five_tuple.join(source, vip, sport.to_bytes(2, "big"), port)
-        tsval = clock_ms & 0xFFFFFFFF
         syn = tcp.checked(tcp.emit(
             ends, client_isn, 0, SYN, window=WINDOW,
-            option_octets=options.emit(Options(mss=service.mss, timestamps=(tsval, 0)))))
+            option_octets=options.emit(Options(mss=service.mss, timestamps=(0, 0)))))
         syn_ack = tcp.checked(
             handshake.answer_syn(
                 syn, syn.options(), service.config, service.mss, secrets, now_ms))
         t0 = syn_ack.timestamps
+        # bridges count it as a check, which no client can have them do
+        tsval = stamps.check_mark(cookie.check(
+            secrets, ends, client_isn, syn_ack.seq, now_ms) or 0)
         first = tcp.checked(tcp.emit(
             ends, add(client_isn, 1), add(syn_ack.seq, 1), PSH | ACK, window=WINDOW,
             option_octets=_stamps(tsval, t0[0]) if t0 else b"", payload=request.octets))

@@ -13,8 +13,11 @@ from random import Random
 
 from balancer import metrics
 from balancer.health.exchange import Exchange
+from balancer.health.padded import SENT_TIMES, Checked, PaddedChecks
 from balancer.health.request import Outcome, Request, request_of
 from balancer.health.state import Health
+from balancer.health.suspicion import Suspicion
+from balancer.paths import Paths
 from balancer.pool.pool import Backend, State
 from balancer.pool.share import RAMP_STEPS, state_of
 from balancer.services import ServiceState
@@ -27,10 +30,10 @@ from common.wire.family import look
 from common.wire.packet import TCP
 from common.wire.tcp import Segment
 
-SENT_TIMES = 3  # within the time that a backend has: the network may lose some
 _JITTER = 0.1
 _FIRST_WITHIN_MS = 1000
 _SYNC_MS = 1000
+_SAY_EVERY_MS = 60_000  # that a backend is suspect: clients can bring it about
 _FIRST_PORT, _PORTS = 1024, 64512
 log = logging.getLogger(__name__)
 
@@ -39,16 +42,20 @@ class Target:
     """A backend that is checked.
 
     due_ms: when something is to be done for it. passed, failed: how many checks.
+    said_ms: when it was last said that it is suspect.
     """
 
     __slots__ = ("backend", "due_ms", "duration_ms", "durations", "exchange", "expires_ms",
-                 "failed", "health", "passed", "request", "service", "started_ms", "words")
+                 "failed", "health", "passed", "request", "said_ms", "service", "started_ms",
+                 "suspicion", "words")
 
     def __init__(self, service: ServiceState, backend: Backend, request: Request) -> None:
         self.service = service
         self.backend = backend
         self.request = request
         self.health = Health(service.config.check)
+        self.suspicion = Suspicion(backend.handoffs, backend.unanswered)
+        self.said_ms = float("-inf")
         self.exchange: Exchange | None = None
         self.due_ms = self.started_ms = self.expires_ms = self.duration_ms = 0.0
         self.durations = Histogram()
@@ -68,12 +75,13 @@ class Monitor:
 
     def __init__(
         self, services: Iterable[ServiceState], secrets: Callable[[], Secrets],
-        source_of: Callable[[bytes], bytes], random: Random,
+        paths: Paths, clock_ms: Callable[[], int], random: Random,
     ) -> None:
-        """source_of: the own address on the way to a backend's; empty: there is no way."""
+        """clock_ms: the time as paths have it."""
         self.changed: set[ServiceState] = set()
         self._secrets = secrets
-        self._source_of = source_of
+        self._paths = paths
+        self._padded = PaddedChecks(paths, clock_ms, self._exchange)
         self._random = random
         self._requests = {
             service: request for service in services
@@ -89,7 +97,8 @@ class Monitor:
     @property
     def due_ms(self) -> float:
         """When `on_time` has something to do."""
-        return min(self._due[0][0], self._sync_ms) if self._due else self._sync_ms
+        return min(self._due[0][0] if self._due else self._sync_ms, self._sync_ms,
+                   self._padded.due_ms)
 
     def on_time(self, now_ms: float, unix_ms: int, limit: int = 32) -> list[bytes]:
         """Begin, repeat and give up what is due, not too much at once. Returns: packets to send."""
@@ -101,7 +110,10 @@ class Monitor:
             if target.due_ms == due_ms and self._targets.get(target.backend) is target:
                 packets += self._on_due(target, now_ms, unix_ms)
                 limit -= 1
-        return packets
+        padded, silent = self._padded.on_time(now_ms, unix_ms)
+        for backend in silent:
+            self._check_now(self._targets[backend], now_ms)
+        return packets + padded
 
     def on_packet(self, octets: bytes, now_ms: float) -> list[bytes]:
         """Look whether a packet answers a check. Returns: packets to send."""
@@ -110,9 +122,11 @@ class Monitor:
             segment = Segment(packet) if packet.protocol == TCP else None
         except Malformed:
             return []
-        target = self._running.get(segment.five_tuple) if segment else None
-        if segment is None or target is None or target.exchange is None:
+        if segment is None:
             return []
+        target = self._running.get(segment.five_tuple)
+        if target is None or target.exchange is None:
+            return self._padded.on_segment(segment, now_ms)
         outcome, answer = target.exchange.on_segment(segment)
         if outcome:
             self._end(target, outcome, now_ms)
@@ -155,18 +169,35 @@ class Monitor:
                 self._follow(service, request, now_ms)
         for target in list(self._ramping):
             self._stand(target, now_ms)
+        for target in self._targets.values():
+            backend = target.backend
+            if target.suspicion.look(backend.handoffs, backend.unanswered) and target.health.is_up:
+                self._suspect(target, now_ms)
 
     def _follow(self, service: ServiceState, request: Request, now_ms: float) -> None:
         serving = {each for each in service.pool if each.state is State.SERVING}
         for backend, target in list(self._targets.items()):
             if target.service is service and backend not in serving:
                 self._forget(target)
+                self._padded.forget(target)
                 self._ramping.discard(target)
                 del self._targets[backend]
         within_ms = min(service.config.check.interval_ms, _FIRST_WITHIN_MS)
         for backend in serving - self._targets.keys():
             target = self._targets[backend] = Target(service, backend, request)
             self._plan(target, now_ms + self._random.random() * within_ms)
+
+    def _suspect(self, target: Target, now_ms: float) -> None:
+        """Clients do not hear from it: check it at once, unless that is under way."""
+        if now_ms - target.said_ms >= _SAY_EVERY_MS:
+            target.said_ms = now_ms
+            log.warning("%s is suspect: most clients repeat their first payload, without an answer "
+                        "to it; it is checked at once", target)
+        self._check_now(target, now_ms)
+
+    def _check_now(self, target: Target, now_ms: float) -> None:
+        if target.exchange is None:
+            self._plan(target, now_ms)
 
     # --- a check ---
 
@@ -183,15 +214,10 @@ class Monitor:
     def _begin(self, target: Target, now_ms: float, unix_ms: int) -> list[bytes]:
         check = target.service.config.check
         target.started_ms = now_ms
-        source = self._source_of(target.backend.address)
-        if not source:
+        exchange = self._exchange(target, target.request, unix_ms)
+        if exchange is None:
             self._end(target, Outcome(False, "cannot be reached: there is no route"), now_ms)
             return []
-        numbers = self._random.getrandbits(64)
-        exchange = Exchange(
-            target.service, target.backend, target.request, self._secrets(), source=source,
-            sport=_FIRST_PORT + (numbers >> 32) % _PORTS, client_isn=numbers & 0xFFFFFFFF,
-            clock_ms=int(now_ms), now_ms=unix_ms)
         if exchange.key in self._running:  # another one has these ports: in a moment
             self._plan(target, now_ms + 1)
             return []
@@ -200,6 +226,17 @@ class Monitor:
         target.expires_ms = now_ms + check.timeout_ms
         self._plan(target, now_ms + check.timeout_ms / SENT_TIMES)
         return [exchange.handoff]
+
+    def _exchange(self, target: Checked, request: Request, unix_ms: int) -> Exchange | None:
+        """A check with ports and numbers of its own; None where there is no way."""
+        source = self._paths[target.backend.address].own_address
+        if not source:
+            return None
+        numbers = self._random.getrandbits(64)
+        return Exchange(
+            target.service, target.backend, request, self._secrets(), source=source,
+            sport=_FIRST_PORT + (numbers >> 32) % _PORTS, client_isn=numbers & 0xFFFFFFFF,
+            now_ms=unix_ms)
 
     def _end(self, target: Target, outcome: Outcome, now_ms: float) -> None:
         """A check has ended; plan the next one."""
@@ -215,6 +252,7 @@ class Monitor:
         if health.note(outcome.is_passed, now_ms):
             self._say(target, outcome, now_ms, since_ms)
             self._stand(target, now_ms)
+        self._padded.note_short(target, outcome.is_passed, now_ms)
         interval_ms = target.service.config.check.interval_ms / (2 if health.in_doubt else 1)
         due_ms = target.started_ms + interval_ms * (1 + _JITTER * (self._random.random() - 0.5))
         self._plan(target, max(due_ms, now_ms + 1))

@@ -6,6 +6,7 @@ come in any pieces, and need not be whole.
 
 import re
 import ssl
+import struct
 from ipaddress import IPv4Address
 from typing import NamedTuple, Protocol
 
@@ -19,6 +20,10 @@ _CHUNKED = re.compile(rb"(?i)\r\ntransfer-encoding:[^\r\n]*\bchunked[ \t]*\r\n")
 _ALERT, _HANDSHAKE, _SERVER_HELLO = 21, 22, 2  # RFC 8446 §5.1, §4
 _RECORD_HEADER_LEN = 5
 _SWITCHING = 101
+LEAST_PADDING = 16
+_MOST_LINE = 1000  # of a header, in octets: any server takes it
+_PADDING = 21  # RFC 7685
+_HELLO_SESSION_OFF = 43  # in a record with a ClientHello: the length of the session's id
 
 
 class Outcome(NamedTuple):
@@ -34,6 +39,9 @@ class Request(Protocol):
     @property
     def octets(self) -> bytes:
         """All that is sent: one segment."""
+
+    def padded(self, length: int) -> bytes | None:
+        """The same in so many octets, LEAST_PADDING more than it has at least; None: cannot be."""
 
     def judge(self, answer: bytes, is_all: bool) -> Outcome | None:
         """What the answer's first octets say; None: more is needed. is_all: no more will come."""
@@ -57,6 +65,15 @@ class Http:
                        ).encode("ascii")
         self._low, self._high = check.status
         self._words = check.expect.encode()
+
+    def padded(self, length: int) -> bytes | None:
+        """As Request: by headers that nobody knows."""
+        missing, lines = length - len(self.octets), b""
+        while missing >= LEAST_PADDING:
+            line = missing if missing <= _MOST_LINE else min(_MOST_LINE, missing - LEAST_PADDING)
+            lines += b"X-Padding: %b\r\n" % (b"x" * (line - len("X-Padding: \r\n")))
+            missing -= line
+        return None if missing else self.octets[:-2] + lines + b"\r\n"
 
     def judge(self, answer: bytes, is_all: bool) -> Outcome | None:
         """As Request."""
@@ -87,6 +104,27 @@ class Tls:
     def __init__(self, check: Check) -> None:
         self.octets = client_hello(check.name)
 
+    def padded(self, length: int) -> bytes | None:
+        """As Request: by the extension that is there for it (RFC 7685)."""
+        extra = length - len(self.octets)
+        if extra < LEAST_PADDING:
+            return None
+        made = bytearray(self.octets)
+        start = _HELLO_SESSION_OFF + 1 + made[_HELLO_SESSION_OFF]
+        start += 2 + int.from_bytes(made[start:start + 2])  # cipher suites
+        start += 1 + made[start]  # compression methods
+        for off, size in ((3, 2), (6, 3), (start, 2)):  # of the record, the hello, the extensions
+            made[off:off + size] = (int.from_bytes(made[off:off + size]) + extra).to_bytes(size)
+        off = start + 2
+        while off < len(made):
+            kind, size = struct.unpack_from("!HH", made, off)
+            if kind == _PADDING:  # OpenSSL has its own, and there may be one
+                struct.pack_into("!H", made, off + 2, size + extra)
+                made[off + 4:off + 4] = bytes(extra)
+                return bytes(made)
+            off += 4 + size
+        return bytes(made) + struct.pack("!HH", _PADDING, extra - 4) + bytes(extra - 4)
+
     def judge(self, answer: bytes, is_all: bool) -> Outcome | None:
         """As Request."""
         if len(answer) <= _RECORD_HEADER_LEN + 1 and not is_all:
@@ -105,6 +143,10 @@ class Payload:
     def __init__(self, check: Check) -> None:
         self.octets = check.send.encode()
         self._words = check.expect.encode()
+
+    def padded(self, length: int) -> bytes | None:
+        """As Request: nobody knows what may be added."""
+        return None
 
     def judge(self, answer: bytes, is_all: bool) -> Outcome | None:
         """As Request."""

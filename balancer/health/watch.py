@@ -41,10 +41,8 @@ class HealthWatch:
         """Raises: OSError."""
         self._reckoner = reckoner
         self._sender = sender
-        paths = datapath.paths
         self.monitor = self._monitor = Monitor(
-            datapath.services, lambda: datapath.secrets,
-            lambda address: paths[address].own_address, random)
+            datapath.services, lambda: datapath.secrets, datapath.paths, clock.now_ms, random)
         self._socket = answers_from(service.config.vip.packed for service in datapath.services)
         self._buffer = bytearray(_PACKET_LEN)
         self._calm_ms = 0.0

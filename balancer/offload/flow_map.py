@@ -27,8 +27,9 @@ _COUNT_LEN = 8  # of a backend's flows
 _U64 = (1 << 64) - 1
 _OCCUPIED = re.compile(rb"[^\0]")
 # In a state: the portable engine waits for the flow's packets; they have no timestamps; a SYN
-# without timestamps has come since.
-GOES_UP, BARE, SYN_SEEN = 0x80, 0x40, 0x20
+# without timestamps has come since; the first payload has come again, unanswered (of no meaning to
+# releases that do not know it, so that STATE_BITS need not tell).
+GOES_UP, BARE, SYN_SEEN, REPEATED = 0x80, 0x40, 0x20, 0x10
 STATE_MASK = 0x07
 STATE_BITS = "open doubted half-closed reset new taken-over, 20 SYN seen, 40 bare, 80 goes up"
 CREATED_BITS = 40  # of created_ms
@@ -53,6 +54,7 @@ class Entry(NamedTuple):
     goes_up: bool = False
     has_timestamps: bool = True
     syn_seen: bool = False
+    is_repeated: bool = False
 
     def pack(self) -> bytes:
         """As balancer/offload/bpf/flows.h:flow."""
@@ -60,7 +62,7 @@ class Entry(NamedTuple):
             self.key, self.client_isn, self.number, self.created_ms & 0xFFFFFFFF,
             self.seen_ms & 0xFFFFFFFF, self.service, self.backend,
             self.state | GOES_UP * self.goes_up | BARE * (not self.has_timestamps)
-            | SYN_SEEN * self.syn_seen, self.created_ms >> 32 & 0xFF,
+            | SYN_SEEN * self.syn_seen | REPEATED * self.is_repeated, self.created_ms >> 32 & 0xFF,
         )
 
     @classmethod
@@ -72,7 +74,7 @@ class Entry(NamedTuple):
         idle_ms = (now_ms - seen & 0xFFFFFFFF ^ 1 << 31) - (1 << 31)
         return cls(key, isn, number, now_ms - age_ms, now_ms - idle_ms, service, backend,
                    state & STATE_MASK, bool(state & GOES_UP), not state & BARE,
-                   bool(state & SYN_SEEN))
+                   bool(state & SYN_SEEN), bool(state & REPEATED))
 
 
 @cache

@@ -199,11 +199,11 @@ class MapStore:
         else:
             flow.noted_seq = entry.number
         flow.seen_ms, flow.state, flow.goes_up = entry.seen_ms, entry.state, entry.goes_up
-        flow.syn_seen = entry.syn_seen
+        flow.syn_seen, flow.is_repeated = entry.syn_seen, entry.is_repeated
         return flow
 
     def _octets(self, flow: BackendFlow) -> bytes:
         number = flow.ts_shift if flow.has_timestamps else flow.noted_seq
         return Entry(flow.key, flow.client_isn, number, flow.created_ms, flow.seen_ms,
                      flow.backend.service.number, flow.backend.id, flow.state, flow.goes_up,
-                     flow.has_timestamps, flow.syn_seen).pack()
+                     flow.has_timestamps, flow.syn_seen, flow.is_repeated).pack()

@@ -190,7 +190,7 @@ class Program:
         """What the program has sent to a backend, by the names of its counters."""
         per_cpu = self.traffic.lookup(place_of(service, backend_id))
         return {name: sum(getattr(each, name) for each in per_cpu)
-                for name in ("packets", "octets", "handoffs")}
+                for name in ("packets", "octets", "handoffs", "unanswered")}
 
     def _write_backend(self, place: int, hop: NextHop) -> None:
         address, dscp = self._backends[place]

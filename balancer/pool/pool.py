@@ -29,12 +29,13 @@ class Backend:
     address: as on the wire. way: how the VIP's packets get there.
     service:  whose it is; nothing here looks into it.
     ts_start: its id, as timestamps carry it (balancer/modes/split/takeover.py).
+    unanswered: handoffs that a client has repeated, having heard nothing.
     standing: what its share of new flows is by, besides its weight. is_cut: its flows are reset.
     first_acks: how long after their handoff clients first acknowledge something.
     """
 
     __slots__ = ("address", "first_acks", "handoffs", "id", "is_cut", "octets", "packets",
-                 "service", "standing", "state", "ts_start", "way", "weight")
+                 "service", "standing", "state", "ts_start", "unanswered", "way", "weight")
 
     def __init__(
         self, service: Any, backend: config.Backend, way: Way, id_shift: int
@@ -48,7 +49,7 @@ class Backend:
         self.state = State.SERVING
         self.standing = Standing()
         self.is_cut = False
-        self.handoffs = self.packets = self.octets = 0
+        self.handoffs = self.packets = self.octets = self.unanswered = 0
         self.first_acks = Histogram()
 
     def become(self, made: "Backend") -> None:

@@ -50,7 +50,7 @@ CONSTANTS = {
             "WRAP_SLACK_MS", "VOUCHED_COUNT", "REACH", "KEPT_MS", "PREFIXES",
             "PREFIX_LEN", "PREFIX_SHARE")),
         ("balancer/offload/flow_map.py", "", (
-            "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "BARE", "SYN_SEEN",
+            "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "BARE", "SYN_SEEN", "REPEATED",
             "STATE_MASK", "CREATED_BITS")),
         ("balancer/offload/maps.py", "", (
             "MAX_BACKENDS", "CANDIDATES", "SNAP_MAX", "RING_OCTETS")),

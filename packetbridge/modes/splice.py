@@ -225,7 +225,9 @@ class Splice:
         self._flows.insert(flow)
         self.unknown.forget(key)
         heapq.heappush(self._due, (flow.replay.due_ms, key))
-        return send(Event.REPLAYED, flow.replay.syn)
+        timestamps = segment.timestamps
+        is_check = timestamps is not None and timestamps[0] == stamps.check_mark(proof)
+        return send(Event.CHECK if is_check else Event.REPLAYED, flow.replay.syn)
 
     def _on_known(self, segment: Segment, flow: BridgeFlow, now_ms: int) -> Verdict:
         """A packet of a flow that there is."""

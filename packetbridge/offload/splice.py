@@ -207,7 +207,8 @@ class Splice:
         self.tell_time()
         self._secrets.keep_time()
         self.add_counts(counters)
-        start_s, replayed = time.monotonic(), counters.get(Event.REPLAYED, 0)
+        start_s = time.monotonic()
+        replayed = counters.get(Event.REPLAYED, 0) + counters.get(Event.CHECK, 0)
         if start_s >= self._next_sweep_s and (self.count or replayed != self._replayed):
             self._replayed = replayed
             self.sweep()

@@ -52,12 +52,12 @@ class StandIn:
             if server_end is not None:
                 octets = _from_server(segment, *server_end)
         verdict = self._datapath.on_packet(octets, now_ms)
-        if verdict.reason is not Event.REPLAYED:
+        if verdict.reason not in (Event.REPLAYED, Event.CHECK):
             return verdict
         self.answers += 1
         answer = self._answer(tcp.checked(octets), tcp.checked(verdict.packets[-1]))
         opened = self._datapath.on_packet(answer, now_ms)
-        return send(Event.REPLAYED, *verdict.packets, *opened.packets)
+        return send(verdict.reason, *verdict.packets, *opened.packets)
 
     def _answer(self, handoff: Segment, syn: Segment) -> bytes:
         """A SYN-ACK with the numbers that the client was promised, so that nothing is shifted."""

@@ -88,12 +88,13 @@ class Twins:
     def _flows_differ(self, key: bytes) -> str:
         octets, flow = self.loaded.flows.lookup(key), self.datapath.flows.get(key)
         expected = flow and (flow.client_isn, flow.ts_shift or flow.noted_seq, flow.backend.id,
-                             flow.state, flow.created_ms, flow.has_timestamps, flow.syn_seen)
+                             flow.state, flow.created_ms, flow.has_timestamps, flow.syn_seen,
+                             flow.is_repeated)
         found = None
         if octets:
             entry = Entry.unpack(octets, NOW_MS)
             found = (entry.client_isn, entry.number, entry.backend, entry.state, entry.created_ms,
-                     entry.has_timestamps, entry.syn_seen)
+                     entry.has_timestamps, entry.syn_seen, entry.is_repeated)
         return "" if found == expected else f"entered {found}, not {expected}"
 
 
@@ -187,6 +188,39 @@ def test_first_payloads_choose_alike(twins: Twins, random: Random, times: int) -
 
     assert not differences
     assert twins.datapath.counters[Event.HANDOFF] > 1500  # so many were decided by the program
+
+
+def test_handoffs_that_nobody_answers_are_counted_alike(
+    twins: Twins, random: Random, times: int
+) -> None:
+    """Once each, if nothing but the first payload has come since, and echoes no server."""
+    before = unanswered(twins)
+    differences = []
+    for _ in range(3000 * times):
+        ends, isn = five_tuple(random), random.randrange(2**32)
+        made = Handshake(SECRETS, ends, isn, NOW_MS)
+        is_bare = random.random() < 0.3
+        for story in range(random.randrange(2, 6)):
+            off, flags = random.choice([(0, 24)] * 6 + [(18, 16), (18, 17), (0, 28), (18, 24)])
+            echo = random.choice([made.t0] * 9 + [random.randrange(1, 8) << 24 | 500])
+            packet = tcp.emit(
+                ends, isn + 1 + off * bool(story), made.cookie_isn + 1, flags if story else 24,
+                option_octets=b"" if is_bare else options.emit(Options(timestamps=(5, echo))),
+                payload=b"" if off and flags < 24 else b"GET / HTTP/1.1\r\n\r\n")
+
+            differences += [(packet, found)] if (found := twins.differ(packet)) else []
+
+    programs, specifications = (now - then for now, then in zip(
+        unanswered(twins), before, strict=True))
+    assert not differences
+    assert programs == specifications > 300
+
+
+def unanswered(twins: Twins) -> tuple[int, int]:
+    """As the program counts, and as the data path does."""
+    backends = list(twins.datapath.services.backends())
+    return (sum(twins.loaded.traffic_of(each.service.number, each.id)["unanswered"]
+                for each in backends), sum(each.unanswered for each in backends))
 
 
 def test_syns_are_answered_alike(twins: Twins, random: Random, times: int) -> None:
@@ -323,6 +357,6 @@ def _agree(twins: Twins, key: bytes) -> None:
     backend = service.pool.get(entry.backend)
     made = BackendFlow(key, backend, entry.client_isn, 0, entry.created_ms, entry.has_timestamps)
     setattr(made, "ts_shift" if entry.has_timestamps else "noted_seq", entry.number)
-    made.syn_seen = entry.syn_seen
+    made.syn_seen, made.is_repeated = entry.syn_seen, entry.is_repeated
     twins.datapath.flows.insert(made)
     twins.datapath.flows.move(made, entry.state, NOW_MS)

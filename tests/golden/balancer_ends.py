@@ -1,7 +1,15 @@
 """How flows end, and how others begin where they were: on their ports, and in their place."""
 
 from tests.golden.case import Book, Case
-from tests.golden.stacks import CLIENT_CLOCK, REQUEST, Client, balancer_config, named
+from tests.golden.stacks import (
+    CLIENT_CLOCK,
+    NOP,
+    REQUEST,
+    SACK_OK,
+    Client,
+    balancer_config,
+    named,
+)
 from tests.golden.steps import forwards, opens, syn
 
 book = Book("balancer", balancer_config)
@@ -82,6 +90,24 @@ def a_client_that_has_timestamps_all_of_a_sudden_may_begin_anew(case: Case) -> N
     forwards(case, another.segment("PA", payload=REQUEST))
     syn(case, another)
     opens(case, another)
+
+
+@book.case(backends=(1, 2), services=[{"key": "http.path"}], weights={1: 1, 2: 0})
+def a_client_that_agreed_on_timestamps_and_shows_none_is_the_old_one(case: Case) -> None:
+    """Its SYN had timestamps, its first payload has none, which RFC 7323 forbids: over an open flow
+    that has none either it opens nothing, until that is said to be over."""
+    old, agreed = Client(timestamps=False), Client(isn=0x2000_0000)
+    shows_none = Client(timestamps=False, isn=0x2000_0000)  # the same handshake's
+
+    opens(case, old)
+    offered = [("MSS", 1460), SACK_OK, ("Timestamp", (CLIENT_CLOCK, 0)), NOP, ("WScale", 7)]
+    answered = [("MSS", 1460), SACK_OK, ("Timestamp", (agreed.t0, CLIENT_CLOCK)), NOP,
+                ("WScale", 7)]
+    case.sends("syn_answered", agreed.syn(offered), agreed.syn_ack(answered))
+    forwards(case, shows_none.segment("PA", payload=REQUEST), old.segment("FA", 500, 900))
+    case.wait(2_000)
+    opens(case, shows_none)
+    forwards(case, shows_none.segment("A", 500, 900))
 
 
 @book.case(services=[{"scheduler": "least-flows"}], backends=(1, 2, 3))

@@ -90,6 +90,21 @@ def the_replayed_syn_offers_what_the_client_offered(case: Case) -> None:
 
 
 @book.case()
+def a_health_check_is_told_from_a_clients_handoff(case: Case) -> None:
+    """By a TSval that is made with the secret: whoever has another one, be it by a bit, is a
+    client."""
+    for port, reason, wrong in [(40001, "check", 0), (40002, "replayed", 1)]:
+        splice = Splice(Client(port))
+        mark = splice.client.check_mark ^ wrong
+        case.sends(reason,
+                   splice.at_bridge("PA", payload=REQUEST, ms=(mark - CLIENT_CLOCK, 0)),
+                   splice.syn([("MSS", 1460), SACK_OK, ("Timestamp", (mark, 0)), NOP,
+                               ("WScale", 7)]))
+        case.sends("opened", splice.syn_ack(),
+                   splice.at_server("PA", payload=REQUEST, ms=(mark - CLIENT_CLOCK, 0)))
+
+
+@book.case()
 def the_replayed_syn_has_the_mss_of_the_cookie(case: Case) -> None:
     """Each entry of the cookie's table becomes an MSS option, the largest bounded by what the
     bridge's packet queue can carry."""

@@ -93,6 +93,11 @@ class Client:
         product = (self.hash >> 38) * 64 * (number + 1 - number % 2) % (1 << 32)
         return product // (1 << 18) * 1024
 
+    @property
+    def check_mark(self) -> int:
+        """A health check's TSval, which no client can know."""
+        return self.hash >> 38
+
     def syn(self, options: Options | None = None, payload: bytes = b"", **fields: Any) -> Packet:
         """Its SYN."""
         return whole(

@@ -40,10 +40,12 @@ def checks(running: Process, backend: int, result: str = "passed") -> float:
 def test_a_dead_server_gets_no_new_flows_until_it_is_back(kind: str) -> None:
     with Lab(pair=kind) as lab:
         servers = [lab.start_nginx(backend) for backend in lab.backends]
-        for backend in lab.backends:
-            lab.start_bridge(backend)
+        bridges = [lab.start_bridge(backend) for backend in lab.backends]
         running = balancer(lab)
         wait_until(lambda: min(checks(running, 1), checks(running, 2)) > 2, PATIENCE_S, "checked")
+        wait_until(lambda: counted(bridges[0], "check") > 2, PATIENCE_S, "counted as checks")
+        assert not counted(bridges[0], "replayed")  # as handoffs are, spliced
+        assert "adopt" not in kind or not counted(bridges[0], "opened")
         urls = [f"/{number}" for number in range(12)]
         before = answers(lab, urls)
 
@@ -58,6 +60,10 @@ def test_a_dead_server_gets_no_new_flows_until_it_is_back(kind: str) -> None:
         assert set(before.values()) == {"backend1", "backend2"}
         assert set(meanwhile.values()) == {"backend2"}
         assert checks(running, 2, "failed") == 0
+
+
+def counted(bridge: Process, reason: str) -> float:
+    return bridge.metrics().get(f'l3dsr_packetbridge_packets_total{{reason="{reason}"}}', 0)
 
 
 def answers(lab: Lab, urls: list[str]) -> dict[str, str]:
@@ -127,6 +133,33 @@ def test_open_flows_of_a_backend_that_is_down_are_reset_where_that_is_wanted(kin
             client.close()
 
         assert set(found) == {b"backend1", b"backend2"}
+
+
+@pytest.mark.parametrize("kind", ["portable", "adopt"])
+def test_clients_that_hear_nothing_have_a_backend_checked_at_once(kind: str) -> None:
+    """Checks are an hour apart: nothing else would find out that its host is dead."""
+    with Lab(pair=kind) as lab:
+        for backend in lab.backends:
+            lab.start_nginx(backend)
+            lab.start_bridge(backend)
+        running = balancer(lab, "interval = 3600\ntimeout = 0.2\nfall = 1\non_down = \"reset\"")
+        wait_until(lambda: min(checks(running, 1), checks(running, 2)) > 0, PATIENCE_S, "checked")
+        assert answers(lab, ["/1"])
+        assert not any("unanswered" in name and value for name, value in running.metrics().items())
+
+        lab.backend1.run(["ip", "link", "set", "eth1", "down"])
+        clients = [connect(lab.client) for _ in range(24)]
+        for number, client in enumerate(clients):
+            client.sendall(request(f"/{number}"))
+        running.wait_for("backend 1 of web .* is suspect: most clients repeat", 2 * PATIENCE_S)
+        running.wait_for("backend 1 of web .* is down", PATIENCE_S)
+        metrics = running.metrics()
+        for client in clients:
+            client.close()
+
+        name = 'l3dsr_balancer_backend_%s_total{backend="%d",service="web"}'
+        assert 3 <= metrics[name % ("unanswered", 1)] <= metrics[name % ("handoffs", 1)]
+        assert metrics[name % ("unanswered", 2)] == 0
 
 
 @pytest.mark.parametrize("kind", ONE_EACH)

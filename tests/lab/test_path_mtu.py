@@ -39,6 +39,30 @@ def test_a_narrow_path_to_the_backends_takes_requests_longer_than_it(kind: str) 
         assert uploaded == [sent]
 
 
+@pytest.mark.parametrize("kind", ["portable", "adopt", "splice"])
+def test_a_narrow_path_of_which_nobody_says_anything_is_found_by_padded_checks(kind: str) -> None:
+    """A router that sends no ICMP errors: long packets vanish there."""
+    with Lab(backends=1, hub=True, backend_mtu=1400, pair=kind) as lab:
+        lab.router.run(["iptables", "-A", "OUTPUT", "-p", "icmp", "-j", "DROP"])
+        backend = lab.backend1
+        lab.start_nginx(backend)
+        lab.start_bridge(backend)
+        path = lab.directory / "balancer.toml"
+        path.write_text(
+            f'[[service]]\nvip = "{VIP}"\nport = 80\n'
+            "[service.check]\ninterval = 0.3\ntimeout = 0.2\n"
+            f'[[service.backend]]\nid = 1\naddress = "{backend.address}"\n')
+        balancer = lab.start_balancer("--config", str(path), defaults=False)
+        balancer.wait_for("longer than 1400 bytes vanish, and nobody says so", 30)
+        sent = os.urandom(200_000)
+
+        uploaded = upload(lab, "it", sent, "--max-time", "20")
+
+        assert uploaded == [sent]
+        assert balancer.metrics()['l3dsr_balancer_mss{service="192.168.33.10:80"}'] == 1360
+        assert " is down" not in balancer.log()
+
+
 @pytest.mark.parametrize("kind", ["portable", "adopt"])
 def test_an_error_about_a_forwarded_packet_that_comes_by_the_balancer_reaches_the_client(
     kind: str,

@@ -9,8 +9,10 @@ from test_pool import NOW_MS, SECRETS, VIP, backend, balancer
 
 from balancer.health.monitor import Monitor
 from balancer.health.settings import Check
+from balancer.health.suspicion import Suspicion
+from balancer.paths import UNKNOWN, Route
 from balancer.pool.share import RAMP_STEPS, Operator, Standing
-from common.cluster import cookie
+from common.cluster import cookie, stamps
 from common.cluster.secrets import Secrets
 from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
@@ -30,12 +32,18 @@ class Network:
         self.datapath = balancer(*(backend(number + 1) for number in range(backends)), check=check)
         (self.service,) = self.datapath.services
         self.answers = {int(name[1:]): answer for name, answer in answers.items()}
-        self.source = OWN
+        self.routes(OWN)
+        self.paths_ms = 1  # the clock that paths have
         self.monitor = Monitor(self.datapath.services, lambda: self.datapath.secrets,
-                               lambda address: self.source, Random(1))
+                               self.datapath.paths, lambda: self.paths_ms, Random(1))
         self.now_ms = 0.0
         self.handoffs: list[Segment] = []
         self.resets: list[Segment] = []
+
+    def routes(self, source: bytes, mtu: int = 0) -> None:
+        """Ways to all backends. source: empty: there is none. mtu: 0: not known."""
+        paths = self.datapath.paths
+        paths.set_routes({address: Route(source, mtu, UNKNOWN) for address in paths})
 
     def run(self, for_ms: int) -> None:
         for _ in range(for_ms // 10):
@@ -97,11 +105,12 @@ def test_a_check_is_the_handoff_that_a_bridge_takes_and_a_reset_ends_it() -> Non
 
     first, reset = network.handoffs[0], network.resets[0]
     ends = OWN + VIP.packed + first.five_tuple[8:]
-    assert cookie.check(SECRETS, ends, delta(first.seq, 1), delta(first.ack, 1),
-                        NOW_MS + 1000) is not None
+    proven = cookie.check(SECRETS, ends, delta(first.seq, 1), delta(first.ack, 1), NOW_MS + 1000)
+    assert proven is not None
     assert first.payload.startswith(b"GET / HTTP/1.1\r\n")
     assert first.timestamps is not None
     assert first.timestamps[1] >> 24 == 1  # names the backend
+    assert first.timestamps[0] == stamps.check_mark(proven)  # bridges know it by that
     assert reset.seq == add(first.seq, first.payload_len)
     assert reset.five_tuple == first.five_tuple
     assert network.counts(1)[0] in (1, 2)
@@ -237,7 +246,7 @@ def test_a_late_answer_is_nobodys() -> None:
 
 def test_without_a_way_there_is_no_check_to_send() -> None:
     network = Network(backends=1)
-    network.source = b""
+    network.routes(b"")
     network.run(3000)
 
     assert network.handoffs == []
@@ -283,6 +292,7 @@ def test_backends_that_come_are_checked_and_those_that_go_are_not() -> None:
     assert network.states() == [True, False]
 
     network.datapath.update(network.service, [backend(1), backend(3)])
+    network.routes(OWN)
     network.run(3000)
     network.handoffs.clear()
     network.run(3000)
@@ -301,3 +311,51 @@ def test_the_secret_of_now_is_used() -> None:
                         NOW_MS) is not None
 
 
+
+
+def test_a_backend_whose_clients_repeat_themselves_is_checked_at_once(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    network = Network(Check(kind="http", interval_ms=60_000, timeout_ms=300))
+    first, second = network.service.pool
+    network.run(2000)
+    sent = len(network.handoffs)
+
+    first.handoffs += 100
+    second.handoffs += 5
+    second.unanswered += 3
+    with caplog.at_level(logging.WARNING):
+        network.run(1100)
+
+    assert [segment.packet.dst[3] - 20 for segment in network.handoffs[sent:]] == [2]
+    assert "backend 2 of web (192.168.33.22) is suspect: most clients repeat" in caplog.text
+    assert network.states() == [True, True]  # the check was passed
+    caplog.clear()
+    second.handoffs += 5
+    second.unanswered += 5
+    network.run(1100)
+    assert len(network.handoffs) == sent + 2
+    assert not caplog.text  # clients could fill the log
+
+
+@pytest.mark.parametrize(("growth", "expected"), [
+    ([(3, 3)], True),
+    ([(2, 2)], False),  # too few
+    ([(6, 3)], False),  # no more than half
+    ([(2, 2), (1, 1)], True),  # together
+    ([(100, 0), (4, 0), (0, 3)], True),  # what is said late
+    ([(100, 0), (0, 3)], True),
+    ([(1, 1), (0, 0), (0, 0), (0, 0), (2, 2)], False),  # longer ago than is looked at
+    ([(1000, 300)] * 4, False),  # a lossy network
+])
+def test_several_and_more_than_half_make_a_backend_suspect(
+    growth: list[tuple[int, int]], expected: bool
+) -> None:
+    suspicion = Suspicion(70, 30)
+    handoffs, unanswered = 70, 30
+    found = []
+    for more, silent in growth:
+        handoffs, unanswered = handoffs + more, unanswered + silent
+        found.append(suspicion.look(handoffs, unanswered))
+
+    assert found == [False] * (len(growth) - 1) + [expected]

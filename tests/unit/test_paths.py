@@ -1,6 +1,11 @@
 """What is believed of the paths to the backends, and for how long."""
 
+from test_pool import NOW_MS, VIP, backend, balancer, ends, handoff, where
+
 from balancer.paths import LEARNT_MS, LEAST_MTU, UNKNOWN, NextHop, Paths, Route
+from common.wire import icmp, tcp
+from common.wire.family import look
+from common.wire.tcp import ACK
 
 FIRST, SECOND = b"\x0a\0\0\1", b"\x0a\0\0\2"
 HOP = NextHop(7, 1500, b"\2" * 6, b"\4" * 6)
@@ -87,3 +92,22 @@ def test_the_version_tells_changes_and_nothing_else() -> None:
     paths.learn(FIRST, 1400, NOW)
 
     assert (same, paths.version > before) == (before, True)
+
+
+def test_what_is_longer_than_its_path_is_answered_in_the_vips_name() -> None:
+    """Also of a flow that began before that was known, whatever the kernel knows of the path."""
+    datapath = balancer(backend(1))
+    (one,) = datapath.services.backends()
+    where(handoff(datapath, 1))
+    long = tcp.emit(ends(1), 5000, 6000, ACK, payload=bytes(1400))
+    assert where(datapath.on_packet(long, NOW_MS)) == 1
+
+    datapath.learn_path_mtu(one, 1400, NOW_MS)
+    verdict = datapath.on_packet(long, NOW_MS)
+    shorter = tcp.emit(ends(1), 5000, 6000, ACK, payload=bytes(1360))
+
+    (answer,) = verdict.packets
+    told = look(answer)
+    assert (told.src, told.dst) == (VIP.packed, ends(1)[:4])
+    assert icmp.Quote(told).next_hop_mtu == 1400
+    assert where(datapath.on_packet(shorter, NOW_MS)) == 1

@@ -349,6 +349,8 @@ class Split:
             return _reset(segment)
         if flow.goes_up:
             self._watch(segment, flow)
+        if flow.state == NEW and flow.is_unanswered(segment):
+            self._note_unanswered(flow)
         state = after(flow, segment)
         if flow.state == NEW and state == OPEN and not segment.payload_len:
             flow.backend.first_acks.note(now_ms - flow.created_ms)
@@ -360,6 +362,12 @@ class Split:
             self.flows.touch(flow, now_ms)
         return send(Event.FORWARDED, _to_backend(
             segment, flow.backend, self._shift(flow, now_ms), flow.client_isn))
+
+    def _note_unanswered(self, flow: BackendFlow) -> None:
+        """Count a handoff that nobody has answered; once, however often it is repeated."""
+        flow.is_repeated = True
+        flow.backend.unanswered += 1
+        self.flows.update(flow)
 
     def _shift(self, flow: BackendFlow, now_ms: int) -> int:
         """For echoes of T0; none are left when the server's clock has wrapped."""
@@ -394,6 +402,8 @@ class Split:
             if flow is None or not flow.goes_up:
                 self.deliveries.settle(key)  # it had to make room, or is another connection's
                 continue
+            if flow.state == NEW and not flow.is_repeated:
+                self._note_unanswered(flow)  # its client has been told, and will not repeat it
             packets += delivery.packets
             if delivery.is_last:
                 self._end_delivery(flow)

@@ -24,6 +24,29 @@ static __always_inline __u8 state_after(const struct flow *flow, const struct se
 	return OPEN;
 }
 
+/* Whether a segment says for the first time that nobody has answered the flow's handoff.
+ *
+ * Twin: balancer/flows.py:BackendFlow.is_unanswered
+ */
+static __always_inline bool is_unanswered(const struct flow *flow, const struct segment *segment)
+{
+	return (flow->tag.state & (STATE_MASK | REPEATED)) == NEW && payload_len(segment) &&
+	       segment->seq - 1 == flow->client_isn && !(segment->flags & (RST | FIN)) &&
+	       (!segment->has_timestamps || segment->tsecr <= T0_MASK);
+}
+
+/* Count a handoff that nobody has answered; whoever marks its flow does. */
+static __always_inline void note_unanswered(struct flow *flow)
+{
+	union tag before = tag_of(flow), after = before;
+	__u32 place = place_of(before.service, before.backend);
+	struct traffic *sent = bpf_map_lookup_elem(&traffic, &place);
+
+	after.state |= REPEATED;
+	if (sent && before.backend && !(before.state & REPEATED) && change_tag(flow, before, after))
+		sent->unanswered++;
+}
+
 /* Note a packet that may change the flow. Not inlined: most of them change nothing. */
 static __noinline int live_on(struct flow *flow, const struct segment *segment, __u64 now_ms)
 {
@@ -32,6 +55,8 @@ static __noinline int live_on(struct flow *flow, const struct segment *segment, 
 
 	if (state_of(flow) == NEW && state == OPEN && !payload_len(segment))
 		note_first_ack(flow->tag.service, flow->tag.backend, age_ms(flow, now_ms));
+	if (is_unanswered(flow, segment))
+		note_unanswered(flow);
 	if (ends && (flow->tag.state & (BARE | SYN_SEEN)) == BARE)
 		flow->number = segment->seq + payload_len(segment) + !!(segment->flags & FIN);
 	if (ends || state != state_of(flow)) {

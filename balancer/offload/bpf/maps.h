@@ -72,6 +72,7 @@ struct traffic {
 	__u64 packets;
 	__u64 octets;
 	__u64 handoffs;
+	__u64 unanswered;
 };
 
 struct {

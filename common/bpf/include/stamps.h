@@ -31,6 +31,12 @@ static __always_inline __u32 handoff_mac(__u64 hash, __be32 bridge)
 	return secret * (bpf_ntohl(bridge) * (__u32)SPREAD | 1) >> 18 << CLOCK_BITS;
 }
 
+/* A health check's TSval: what of the hash no client ever sees. */
+static __always_inline __u32 check_mark(__u64 hash)
+{
+	return hash >> SECRET_SHIFT;
+}
+
 /* A handoff's TSecr without its MAC. */
 static __always_inline __u32 stripped(__u32 tsecr)
 {

@@ -196,7 +196,7 @@ static __noinline int on_follower(const struct service *service, const struct se
 /* The first data segment of a new connection. */
 static __always_inline int on_handoff(struct __sk_buff *skb, struct service *service,
 				      const struct segment *segment, const struct stack *stack,
-				      const struct flow_key *key)
+				      const struct flow_key *key, int proof)
 {
 	__u8 yes = 1;
 	int error;
@@ -212,7 +212,8 @@ static __always_inline int on_handoff(struct __sk_buff *skb, struct service *ser
 		bpf_clone_redirect(skb, skb->ifindex, BPF_F_INGRESS);
 		skb->tc_index = 0;
 		strip_echo(skb, segment);
-		return to_stack(skb, service, REASON_OPENED);
+		return to_stack(skb, service,
+				proof == PROVEN_CHECK ? REASON_CHECK : REASON_OPENED);
 	}
 	if (error != NO_LISTENER) { /* else the portable engine's SYN is refused as well */
 		service->has_refused = 1;
@@ -248,8 +249,8 @@ static __noinline int on_other(struct __sk_buff *skb, struct service *service,
 		return up(UP_FLOW);
 	if (has_payload(segment) && (segment->flags & (SYN | RST | ACK)) == ACK)
 		proof = proof_of(skb, service, segment);
-	if (proof == PROVEN)
-		return on_handoff(skb, service, segment, stack, &key);
+	if (is_proven(proof))
+		return on_handoff(skb, service, segment, stack, &key, proof);
 	if (proof == SPENT || proof == BAD_ECHO || (proof == TOO_MANY && stack->state != ODD)) {
 		count(reason_of(proof));
 		return DROP;

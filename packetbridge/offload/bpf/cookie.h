@@ -26,11 +26,17 @@ struct {
 	__type(value, struct cookie_settings);
 } secrets SEC(".maps");
 
-/* What a segment with payload proves. PROVEN: it is a handoff for this bridge. BAD_ECHO: its cookie
+/* What a segment with payload proves. PROVEN: it is a handoff for this bridge; PROVEN_CHECK: and the
+ * balancer's own, a health check. BAD_ECHO: its cookie
  * is good, but its timestamps prove nothing. TOO_MANY: it was not looked at, as it has nothing but a
  * cookie to show, and too many of these were wrong. SPENT: it has been one before.
  */
-enum proof { NOTHING, PROVEN, BAD_ECHO, TOO_MANY, SPENT };
+enum proof { NOTHING, PROVEN, PROVEN_CHECK, BAD_ECHO, TOO_MANY, SPENT };
+
+static __always_inline bool is_proven(int proof)
+{
+	return proof == PROVEN || proof == PROVEN_CHECK;
+}
 
 static __always_inline __u32 reason_of(int proof)
 {
@@ -72,7 +78,9 @@ static __noinline int proof_of(struct __sk_buff *skb, const struct service *serv
 	told = timestamps.tsecr & STAMP_MAC_MASK;
 	if (!timestamps.found || told == handoff_mac(hash, service->bridge) ||
 	    (accepts_version_1 && !told))
-		return is_spent(hash) ? SPENT : PROVEN;
+		return is_spent(hash) ? SPENT
+		       : timestamps.found && timestamps.tsval == check_mark(hash) ? PROVEN_CHECK
+										  : PROVEN;
 	return BAD_ECHO;
 }
 

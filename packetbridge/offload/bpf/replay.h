@@ -133,12 +133,13 @@ static __always_inline void make_syn(struct syn *syn, const struct service *serv
 }
 
 /* Send the server the client's SYN, then let the handoff come in again. NEXT: it is as it was.
+ * reason: by which that is counted.
  *
  * The rest of the handoff lies behind the SYN, where the stack cuts it off by the header's length.
  */
 static __noinline int send_syn(struct __sk_buff *skb, const struct service *service,
 			       const struct segment *segment,
-			       const struct timestamps *timestamps)
+			       const struct timestamps *timestamps, __u32 reason)
 {
 	__u32 zero = 0, mark;
 	/* not on the stack, of which Linux 6.1 counts the unused parts, too */
@@ -156,7 +157,7 @@ static __noinline int send_syn(struct __sk_buff *skb, const struct service *serv
 	skb->mark = mark;
 	if (bpf_skb_store_bytes(skb, IP_OFF, handoff, sizeof(*handoff), BPF_F_RECOMPUTE_CSUM))
 		return DROP; /* the client sends it again */
-	count(REASON_REPLAYED);
+	count(reason);
 	return requeue(skb);
 }
 

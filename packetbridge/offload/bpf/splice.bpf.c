@@ -129,8 +129,8 @@ static __always_inline void note_server(struct flow *flow, const struct segment 
 	flow->seen_s = current_s;
 }
 
-/* Beside the DSCP, which saves an argument: no flow was found, or that of a copy. */
-enum { IS_FIRST = 1 << 8, IS_COPY = 1 << 9 };
+/* Beside the DSCP, which saves an argument: no flow was found, or that of a copy; a health check. */
+enum { IS_FIRST = 1 << 8, IS_COPY = 1 << 9, IS_CHECK = 1 << 10 };
 
 /* The segment that opens a flow, over whatever flow of this service was there (a reused port).
  *
@@ -140,6 +140,7 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 				 const struct segment *segment, __u32 how)
 {
 	struct flow_key key = key_of(service, segment);
+	__u32 reason = how & IS_CHECK ? REASON_CHECK : REASON_REPLAYED;
 	int error;
 	struct timestamps timestamps = read_timestamps(skb, segment);
 	struct flow flow = {
@@ -163,12 +164,12 @@ static __noinline int on_handoff(struct __sk_buff *skb, const struct service *se
 		return DROP;
 	}
 	if (how & IS_COPY)
-		return send_syn(skb, service, segment, &timestamps);
+		return send_syn(skb, service, segment, &timestamps, reason);
 	/* another processor may have had a copy just now, and its flow may be open already */
 	error = bpf_map_update_elem(&flows, &key, &flow, how & IS_FIRST ? BPF_NOEXIST : BPF_ANY);
 	if (error)
 		return error == -EEXIST ? requeue(skb) : up(UP_FIRST);
-	return send_syn(skb, service, segment, &timestamps);
+	return send_syn(skb, service, segment, &timestamps, reason);
 }
 
 /* A segment that no open flow has. flow: one that waits for its server, or has other numbers.
@@ -201,7 +202,7 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 		count(reason_of(proof));
 		return DROP;
 	}
-	if (proof == PROVEN) {
+	if (is_proven(proof)) {
 		/* one that ends the connection as well is the portable engine's, too */
 		if (is_others || segment.flags & FIN || (is_again && !flow))
 			return up(UP_FIRST);
@@ -209,6 +210,8 @@ static __noinline int on_other(struct __sk_buff *skb, const struct service *serv
 			dscp |= IS_FIRST;
 		else if (flow->client_isn == segment.seq - 1)
 			dscp |= IS_COPY;
+		if (proof == PROVEN_CHECK)
+			dscp |= IS_CHECK;
 		return on_handoff(skb, service, &segment, dscp);
 	}
 	if (!is_waiting)
