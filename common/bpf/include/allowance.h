@@ -17,6 +17,7 @@
 #include "common/bpf/include/verdict.h"
 
 #define TENTH_MS 100
+#define REST 4 /* of a budget, one in so many is for those who have not had their share */
 
 /* In the order of the reasons REASON_LIMITED_*, by which what exceeds a budget is counted. */
 enum way_up {
@@ -57,8 +58,11 @@ static __always_inline __u64 current_tenth(void)
 	return (bpf_jiffies64() * tick_length >> 20) / TENTH_MS;
 }
 
-/* Whether one more of a class may; if not, it has been counted. Each program calls it in one place. */
-static __always_inline bool may_go_up(__u32 way)
+/* Whether one more of a class may; if not, it has been counted. Each program calls it in one place.
+ *
+ * has_had_share: whether it has to leave the rest of the budget to others.
+ */
+static __always_inline bool may_go_up(__u32 way, bool has_had_share)
 {
 	struct allowance *allowance;
 	__u64 tenth, before;
@@ -67,6 +71,8 @@ static __always_inline bool may_go_up(__u32 way)
 	if (way >= WAYS_UP)
 		return false;
 	most = budgets[way]; /* at once: Linux 6.1 soon forgets the bound */
+	if (has_had_share)
+		most -= most / REST;
 	allowance = bpf_map_lookup_elem(&allowances, &way);
 	if (!allowance)
 		return false;
