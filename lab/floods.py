@@ -36,6 +36,7 @@ _SOURCE = "10.66.255.1"  # of real connections: another network than the clients
 _BURST_S = 0.05  # each burst takes the kernel some ms to set up
 _MOST = 10_000_000  # frames a second: more than the machine can send
 _CONNECTIONS = 2000
+_GIVE_UP_MS = 1500  # with what is not acknowledged
 _HELD_RATE = 8000  # packets a second: 4 Mbit/s
 _HELD_PACKETS = 4000  # of one connection
 _SYN_OPTIONS = options.emit(Options(1460, True, (1, 0), 7))
@@ -171,13 +172,17 @@ def as_icmp_error(packet: bytes) -> bytes:
 
 
 def leave_open(payload: bytes) -> Callable[[Lab, Contender, Event], int]:
-    """Real connections, one after the other, whose first payload stays as it is."""
+    """Real connections, one after the other, whose first payload stays as it is.
+
+    In the end the kernel gives all of them up, so that none is left beside the next attack.
+    """
     def attack(lab: Lab, contender: Contender, stop: Event) -> int:
         connections: list[socket.socket] = []
         made = 0
         while not stop.is_set():
             connection = socket.socket()
             connection.settimeout(1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GIVE_UP_MS)
             connection.bind((_SOURCE, 0))
             try:
                 connection.connect((contender.address, contender.port))
@@ -190,7 +195,8 @@ def leave_open(payload: bytes) -> Callable[[Lab, Contender, Event], int]:
             if len(connections) > _CONNECTIONS:
                 connections.pop(0).close()
         for connection in connections:
-            connection.close()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+            connection.close()  # by a reset
         return made
 
     return attack

@@ -41,8 +41,8 @@ static __always_inline bool is_ahead(const __u64 *entry, __u64 hash)
 	       (__u16)(ahead_time() - *entry) <= AHEAD_MAX;
 }
 
-/* Whether a network owes too many. */
-static __always_inline bool owes(struct network *network)
+/* A first payload is about to go up. Returns: whether its network owes too many. */
+static __always_inline bool note_first(struct network *network, const __u64 *entry, __u64 hash)
 {
 	__u32 now = ahead_time(), passed = now - network->owed_time;
 
@@ -50,19 +50,14 @@ static __always_inline bool owes(struct network *network)
 		network->owed = passed < 16 && network->owed > 0 ? network->owed >> passed : 0;
 		network->owed_time = now;
 	}
+	if (!is_ahead(entry, hash))
+		__sync_fetch_and_add(&network->owed, 1);
 	return network->owed > MAX_OWED;
 }
 
-/* A first payload has gone up. */
-static __always_inline void note_ahead(__u64 hash, __be32 saddr, __u64 seed)
+/* It has gone up. */
+static __always_inline void note_ahead(__u64 *entry, __u64 hash)
 {
-	struct network *network = network_of(saddr, seed);
-	__u64 *entry = ahead_at(hash);
-
-	if (!network || !entry)
-		return;
-	if (!is_ahead(entry, hash))
-		__sync_fetch_and_add(&network->owed, 1);
 	*entry = (hash & ~0xffffULL) | (__u16)ahead_time();
 }
 

@@ -15,7 +15,7 @@
 #define NETWORK_SHARE 8 /* of a budget, one in so many is a network's */
 #define MAX_OWED 256 /* first payloads of a network that wait at once */
 
-/* owed: first payloads that have gone up and become no flow; halved with time. owed_time: in 1.6 s.
+/* owed: first payloads that have become no flow; halved with time. owed_time: in 1.6 s.
  * used: packets in that tenth of a second, of all classes in which networks have shares.
  */
 struct network {
@@ -44,13 +44,15 @@ static __always_inline struct network *network_of(__be32 saddr, __u64 seed)
 /* A packet of a class is about to go up. Returns: whether its network has had its share already. */
 static __always_inline bool has_had_share(struct network *network, __u32 way)
 {
-	__u32 tenth = current_tenth();
+	__u32 tenth, share;
 
 	if (way >= WAYS_UP)
 		return false;
+	share = budgets[way] / NETWORK_SHARE; /* at once: Linux 6.1 soon forgets the bound */
+	tenth = current_tenth();
 	if (network->tenth != tenth) {
 		network->tenth = tenth;
 		network->used = 0;
 	}
-	return __sync_fetch_and_add(&network->used, 1) >= budgets[way] / NETWORK_SHARE;
+	return __sync_fetch_and_add(&network->used, 1) >= share;
 }

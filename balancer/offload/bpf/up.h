@@ -53,10 +53,14 @@ static __noinline int first_up(const struct settings *settings, const struct seg
 {
 	__be32 saddr = segment->five_tuple.saddr;
 	struct network *network = network_of(saddr, settings->flow_seed);
-	int verdict = up_from(saddr, network && owes(network) ? UP_UNFINISHED : UP_FIRST);
+	__u64 *entry = ahead_at(hash);
+	int verdict;
 
+	if (!network || !entry)
+		return XDP_DROP;
+	verdict = up_from(saddr, note_first(network, entry, hash) ? UP_UNFINISHED : UP_FIRST);
 	if (verdict == XDP_PASS) /* of others nothing is held: their rest is a stranger's */
-		note_ahead(hash, saddr, settings->flow_seed);
+		note_ahead(entry, hash);
 	return verdict;
 }
 

@@ -51,6 +51,8 @@ struct {
 } allowances SEC(".maps");
 
 const volatile __u32 budgets[WAYS_UP]; /* packets in a tenth of a second */
+const volatile __u32 busy_budgets[WAYS_UP]; /* while the portable engine is busy */
+volatile __u32 is_busy; /* written by the daemon */
 const volatile __u32 tick_length; /* of the kernel's tick, in 2^-20 ms */
 
 static __always_inline __u64 current_tenth(void)
@@ -66,11 +68,14 @@ static __always_inline bool may_go_up(__u32 way, bool has_had_share)
 {
 	struct allowance *allowance;
 	__u64 tenth, before;
-	__u32 most;
+	__u32 most, busy;
 
 	if (way >= WAYS_UP)
 		return false;
-	most = budgets[way]; /* at once: Linux 6.1 soon forgets the bound */
+	most = budgets[way]; /* both at once: Linux 6.1 soon forgets the bound */
+	busy = busy_budgets[way];
+	if (is_busy)
+		most = busy;
 	if (has_had_share)
 		most -= most / REST;
 	allowance = bpf_map_lookup_elem(&allowances, &way);
