@@ -20,8 +20,8 @@ BUDGETS = {
     "UP_TAKEOVER": 10_000,
     "UP_NO_WAY": 50_000, "UP_UNKNOWN": 5_000, "UP_ODD": 2_000, "UP_IP": 1_000, "UP_ICMP": 1_000,
 }
-# While the portable engine is busy, what nothing vouches for has one of so many parts of its budget,
-# and so have those who leave first payloads unfinished.
+# While the portable engine is busy, what nothing vouches for has one of so many parts of its
+# budget, and so have those who leave first payloads unfinished.
 BUSY_PART = 8
 YIELDING = ("UP_UNFINISHED", "UP_TAKEOVER", "UP_UNKNOWN", "UP_ODD", "UP_IP", "UP_ICMP")
 # A bridge serves whole flows so, those that a listener refuses; of others it hears from balancers.
