@@ -40,7 +40,7 @@ class ProgramOffload:
         self._services = services
         self._flows = flows
         self._mode = Mode.GENERIC
-        self._pressure = Pressure()
+        self.pressure = Pressure()
         self._lossy: set[str] = set()  # interfaces of which it has been said
         self._paths_told = -1
         self._old_flows_go = True
@@ -56,7 +56,7 @@ class ProgramOffload:
         self.tell_paths(paths)
         if not self.is_live:
             return
-        self.program.set_busy(self._pressure.is_high(now_ms))
+        self.program.set_busy(self.pressure.is_high(now_ms))
         if not 0 <= self._next_refresh_ms - now_ms <= REFRESH_MS:
             self._next_refresh_ms = now_ms + REFRESH_MS
             self.program.keep_time(now_ms)
