@@ -74,7 +74,12 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--packets", action="store_true",
                         help="the data paths alone, without traffic (about three minutes)")
     parser.add_argument("--attacks", action="store_true",
-                        help="real traffic beside floods (about twenty minutes)")
+                        help="real traffic beside floods (about 45 minutes)")
+    parser.add_argument("--row", action="append", default=[], metavar="TEXT", dest="rows",
+                        help="of --attacks, those with this in their name; may be repeated")
+    parser.add_argument("--contender", action="append", default=[], metavar="NAME", dest="names",
+                        choices=("direct", "haproxy", *contenders.OURS),
+                        help="of --attacks, for this one alone (%(choices)s); may be repeated")
     parser.add_argument("--checks", action="store_true",
                         help="health checks, and a backend that dies (about four minutes)")
     parser.add_argument("--changes", action="store_true",
@@ -106,7 +111,7 @@ def _run(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
     if options.attacks:
         from lab import attacks
 
-        found = attacks.measure(options.rounds, options.seconds, _say)
+        found = attacks.measure(options.rounds, options.seconds, _say, options.rows, options.names)
         return found, list(attacks.table(found))
     if options.checks:
         from lab import checks

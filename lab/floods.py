@@ -8,7 +8,7 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import count
 from threading import Event
 from typing import NamedTuple
@@ -36,6 +36,7 @@ _SOURCE = "10.66.255.1"  # of real connections: another network than the clients
 _BURST_S = 0.05  # each burst takes the kernel some ms to set up
 _MOST = 10_000_000  # frames a second: more than the machine can send
 _CONNECTIONS = 2000
+_GIVE_UP_MS = 1500  # with what is not acknowledged
 _HELD_RATE = 8000  # packets a second: 4 Mbit/s
 _HELD_PACKETS = 4000  # of one connection
 _SYN_OPTIONS = options.emit(Options(1460, True, (1, 0), 7))
@@ -46,6 +47,7 @@ class Attack(NamedTuple):
 
     alter: what is done to a packet. net: where sources are; network and mask of what varies.
     is_unfinished: whether the checksum is left to others. by_hand: sends in place of the kernel.
+    after_s: how long it takes until nothing is left of it.
     """
 
     name: str
@@ -57,7 +59,8 @@ class Attack(NamedTuple):
     alter: Callable[[bytes], bytes] = bytes
     net: tuple[int, int] = (0x0A420000, 0xFFFF)
     is_unfinished: bool = False
-    by_hand: Callable[[Lab, Contender, Event], int] | None = None
+    by_hand: Callable[[Lab, Contender, Event, bool], int] | None = None
+    after_s: int = 0
 
 
 # --- the attacker ---
@@ -70,15 +73,37 @@ class Attacker:
         self._lab = lab
         self._flood = program_file.program("flood")
         self._variables = {name: program_file.shared_variable(name)
-                           for name in ("net", "mask", "is_unfinished")}
+                           for name in ("net", "mask", "is_unfinished", "is_aside")}
 
-    def run(self, attack: Attack, contender: Contender, seconds: int, stop: Event) -> float:
+    def run(
+        self, attack: Attack, contender: Contender, seconds: int, stop: Event,
+        is_aside: bool = False,
+    ) -> float:
         """Attack until stopped, or for so long. Returns: packets or connections a second."""
+        with self._kept_aside(contender) if is_aside else nullcontext():
+            return self._run(attack, contender, seconds, stop, is_aside)
+
+    @contextmanager
+    def _kept_aside(self, contender: Contender) -> Iterator[None]:
+        """Nothing that the attacker sends gets far, nor need anybody say where the address is."""
+        neighbour = [contender.address, "dev", "eth1"]
+        self._lab.client2.run(["ip", "neighbour", "replace", *neighbour,
+                               "lladdr", "02:00:00:00:00:01"])
+        self._variables["is_aside"][:] = (1).to_bytes(4, "little")
+        try:
+            yield
+        finally:
+            self._variables["is_aside"][:] = bytes(4)
+            self._lab.client2.run(["ip", "neighbour", "del", *neighbour])
+
+    def _run(
+        self, attack: Attack, contender: Contender, seconds: int, stop: Event, is_aside: bool
+    ) -> float:
         start = time.monotonic()
         netns.pushns(self._lab.client2.namespace)
         try:
             if attack.by_hand:
-                sent = attack.by_hand(self._lab, contender, stop)
+                sent = attack.by_hand(self._lab, contender, stop, is_aside)
             elif attack.rate:
                 sent = self._send(attack, contender, start + seconds, stop)
             else:
@@ -170,33 +195,51 @@ def as_icmp_error(packet: bytes) -> bytes:
 # --- by hand ---
 
 
-def leave_open(payload: bytes) -> Callable[[Lab, Contender, Event], int]:
-    """Real connections, one after the other, whose first payload stays as it is."""
-    def attack(lab: Lab, contender: Contender, stop: Event) -> int:
+def leave_open(payload: bytes) -> Callable[[Lab, Contender, Event, bool], int]:
+    """Real connections, one after the other, whose first payload stays as it is.
+
+    In the end the kernel gives all of them up, so that none is left beside the next attack.
+    """
+    def attack(lab: Lab, contender: Contender, stop: Event, is_aside: bool) -> int:
         connections: list[socket.socket] = []
         made = 0
-        while not stop.is_set():
-            connection = socket.socket()
-            connection.settimeout(1)
-            connection.bind((_SOURCE, 0))
-            try:
-                connection.connect((contender.address, contender.port))
-                connection.send(payload)
-            except OSError:
-                connection.close()
-                continue
-            connections.append(connection)
-            made += 1
-            if len(connections) > _CONNECTIONS:
-                connections.pop(0).close()
+        with socket.create_server((_SOURCE, 0), backlog=4096) as server:
+            server.setblocking(False)
+            where = server.getsockname() if is_aside else (contender.address, contender.port)
+            while not stop.is_set():
+                connection = _connection(where, payload)
+                if connection is None:
+                    continue
+                connections.append(connection)
+                made += 1
+                if is_aside:
+                    connections.append(server.accept()[0])
+                while len(connections) > _CONNECTIONS:
+                    connections.pop(0).close()
         for connection in connections:
-            connection.close()
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("=ii", 1, 0))
+            connection.close()  # by a reset
         return made
 
     return attack
 
 
-def repeat_held(lab: Lab, contender: Contender, stop: Event) -> int:
+def _connection(where: tuple[str, int], payload: bytes) -> socket.socket | None:
+    """One that has sent this, if it can be had."""
+    connection = socket.socket()
+    connection.settimeout(1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, _GIVE_UP_MS)
+    try:
+        connection.bind((_SOURCE, 0))
+        connection.connect(where)
+        connection.send(payload)
+    except OSError:
+        connection.close()
+        return None
+    return connection
+
+
+def repeat_held(lab: Lab, contender: Contender, stop: Event, is_aside: bool) -> int:
     """One connection at a time whose key is never complete: a hole, octets behind it, and again."""
     secrets, sent = load_secrets(lab.secret_file), 0
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
@@ -233,8 +276,9 @@ def _paced(packets: Sequence[bytes]) -> Iterator[bytes]:
 _REQUEST = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 _ODD_OPTIONS = b"\x08\x0a" + bytes(8) + b"\1\1"  # timestamps before their padding
 _ECHO = options.emit(Options(timestamps=(1, (1 << 24) + 5000)))
+NONE = Attack("none")
 ATTACKS = (
-    Attack("none"),
+    NONE,
     Attack("SYNs, 200,000/s", 200_000, SYN, option_octets=_SYN_OPTIONS),
     Attack("SYNs, as many as go", _MOST, SYN, option_octets=_SYN_OPTIONS),
     Attack("ACKs with random cookies", 200_000),
@@ -250,6 +294,7 @@ ATTACKS = (
     Attack("TTL 1", 80_000, alter=lambda packet: with_header(packet, 8, b"\1")),
     Attack("ICMP errors", 80_000, alter=as_icmp_error),
     Attack("sources of 240.0.0.0/4", 80_000, net=(0xF0000000, 0x0FFFFFFF)),
-    Attack("first payloads that never complete", by_hand=leave_open(b"GET /unfinished")),
+    Attack("first payloads that never complete", by_hand=leave_open(b"GET /unfinished"),
+           after_s=11),  # as long as a request is held, and more
     Attack("a held connection that repeats itself", by_hand=repeat_held),
 )

@@ -24,6 +24,7 @@ from balancer.services import Plan, Services, ServiceState
 from common.bpf.links import Mode
 from common.cluster.cookie import Secrets
 from common.counters import Counters
+from common.engine.pressure import Pressure
 from common.histogram import Histogram
 
 REFRESH_MS = 1000
@@ -43,6 +44,7 @@ class ProgramOffload:
         self._services = services
         self._flows = flows
         self._mode = Mode.GENERIC
+        self.pressure = Pressure()
         self._lossy: set[str] = set()  # interfaces of which it has been said
         self._paths_told = -1
         self._old_flows_go = True
@@ -58,6 +60,7 @@ class ProgramOffload:
         self.tell_paths(paths)
         if not self.is_live:
             return
+        self.program.set_busy(self.pressure.is_high(now_ms))
         if not 0 <= self._next_refresh_ms - now_ms <= REFRESH_MS:
             self._next_refresh_ms = now_ms + REFRESH_MS
             self.program.keep_time(now_ms)

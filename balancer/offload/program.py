@@ -87,6 +87,7 @@ class Program:
         self.flows = FlowMap(self.object)
         self.marks = self.object.map("held")
         self.held_count = self.object.shared_variable("held_count")
+        self._is_busy = self.object.shared_variable("is_busy")
         self._test_ms = self.object.shared_variable("test_ms")
         self._last_reason = self.object.shared_variable("last_reason")
         self.reasons = ReasonCounts(self.object)
@@ -140,6 +141,10 @@ class Program:
         set_by_ms = clock.offset_ms() - self._clock_offset_ms
         if max(abs(told_ms - now_ms), abs(set_by_ms)) > _CLOCK_SLACK_MS:
             self.set_secrets(self._secrets)
+
+    def set_busy(self, is_busy: bool) -> None:
+        """Leave the portable engine less of what can wait, or all that it may have again."""
+        self._is_busy[:] = int(is_busy).to_bytes(4, sys.byteorder)
 
     def _tick(self) -> int:
         """The kernel's tick, as the program reads it; 32 bits."""

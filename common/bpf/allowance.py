@@ -20,6 +20,10 @@ BUDGETS = {
     "UP_TAKEOVER": 10_000,
     "UP_NO_WAY": 50_000, "UP_UNKNOWN": 5_000, "UP_ODD": 2_000, "UP_IP": 1_000, "UP_ICMP": 1_000,
 }
+# While the portable engine is busy, what nothing vouches for has one of so many parts of its
+# budget, and so have those who leave first payloads unfinished.
+BUSY_PART = 8
+YIELDING = ("UP_UNFINISHED", "UP_TAKEOVER", "UP_UNKNOWN", "UP_ODD", "UP_IP", "UP_ICMP")
 # A bridge serves whole flows so, those that a listener refuses; of others it hears from balancers.
 BRIDGE_BUDGETS = {**BUDGETS, "UP_FLOW": 50_000, "UP_UNKNOWN": 2_000}
 
@@ -29,8 +33,11 @@ def allow(program_file: Object, budgets: Mapping[str, int] | None = None) -> Non
 
     Raises: KeyError: of a class of the program's there is none.
     """
-    ways = [way for way in program_file.btf.enum("way_up") if way.name.startswith("UP_")]
+    ways = sorted(way for way in program_file.btf.enum("way_up") if way.name.startswith("UP_"))
     most = [UNLIMITED if budgets is None else max(budgets[way.name] // _TENTHS, 1)
-            for way in sorted(ways)]
-    program_file.set_variable("budgets", struct.pack(f"={len(most)}I", *most))
+            for way in ways]
+    busy = [max(each // BUSY_PART, 1) if way.name in YIELDING else each
+            for way, each in zip(ways, most, strict=True)]
+    for name, values in (("budgets", most), ("busy_budgets", busy)):
+        program_file.set_variable(name, struct.pack(f"={len(values)}I", *values))
     program_file.set_variable("tick_length", TICK_LENGTH)

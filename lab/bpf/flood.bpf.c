@@ -11,11 +11,13 @@ volatile __u32 net;
 volatile __u32 mask;
 volatile __u32 is_unfinished; /* checksums are of the pseudo-header alone */
 
-/* The far network's packets are passed on: an interface sends frames if its peer has a program. */
+volatile __u32 is_aside; /* what is sent goes no further than the other end of the attacker's wire */
+
+/* At that end: an interface sends frames if its peer has a program. */
 SEC("xdp")
 int pass(struct xdp_md *ctx)
 {
-	return XDP_PASS;
+	return is_aside ? XDP_DROP : XDP_PASS;
 }
 
 SEC("xdp")

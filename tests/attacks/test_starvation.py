@@ -278,7 +278,7 @@ def test_who_leaves_many_long_requests_unfinished_has_a_small_budget(program: On
 
 @pytest.mark.root
 def test_requests_that_end_leave_no_debt(program: OnDuty, loaded: Program) -> None:
-    for number in range(1000):
+    for number in range(600):
         packet = _first(f"10.79.1.{number % 250 + 1}", 1000 + number)
         now_ms = time.time_ns() // 1_000_000
         assert program.run(ETHERNET + packet).retval == XDP_PASS
@@ -295,3 +295,84 @@ def _first(source: str, sport: int) -> bytes:
     made = cookie.encode(SECRETS, ends, 6, cookie.epoch_at(time.time_ns() // 1_000_000),
                          Offer(1460, True, 7))
     return tcp.emit(ends, 7, made + 1, ACK | PSH, payload=b"GET / HTTP/1.1\r\n")
+
+
+def _rest(source: str, sport: int, first: bytes) -> bytes:
+    """What comes behind a first payload, of which it is not the end."""
+    return tcp.emit(_ends(source, sport), 23, int.from_bytes(first[28:32]), ACK | PSH,
+                    payload=b"Host: a")
+
+
+@pytest.mark.root
+def test_a_network_leaves_a_part_of_what_real_flows_have_to_others(
+    program: OnDuty, loaded: Program
+) -> None:
+    """It may have what nobody else wants, but for a quarter, of which others have an eighth."""
+    greedy, other = ("10.80.1.1", 1000), ("10.81.1.1", 1000)
+    most = BUDGETS["UP_HELD"] // 10
+    rests = []
+    for ends in (greedy, other):
+        first = _first(*ends)
+        assert program.run(ETHERNET + first).retval == XDP_PASS
+        rests.append(_rest(*ends, first))
+    tenths = loaded.object.map("allowances")
+    held = loaded.object.btf.enum("way_up")["UP_HELD"]
+
+    for _ in range(50):  # until all of it falls into one tenth of a second
+        first_passed, _ = program.flood(rests[0])
+        tenth = tenths.lookup(held).tenth
+        other_passed, _ = program.flood(rests[1])
+        again, _ = program.flood(rests[0])
+        if tenths.lookup(held).tenth == tenth and first_passed == most * 3 // 4:
+            break
+    tenths.close()
+
+    assert (first_passed, other_passed, again) == (most * 3 // 4, most // 8, 0)
+
+
+@pytest.mark.root
+def test_what_is_behind_a_first_payload_that_was_dropped_is_a_strangers(program: OnDuty) -> None:
+    """Else who leaves requests unfinished would have the budget of those that are held."""
+    verdicts = {}
+    for number in range(2000):
+        ends = f"10.82.1.{number % 250 + 1}", 1000 + number
+        first = _first(*ends)
+        verdicts[program.run(ETHERNET + first).retval] = _rest(*ends, first)
+    before = program.counted()
+
+    program.flood(verdicts[XDP_DROP])
+    strangers = set(program.counted()) - set(before)
+    program.flood(verdicts[XDP_PASS])
+
+    assert strangers == {DropReason.LIMITED_UNKNOWN}
+    assert DropReason.LIMITED_HELD in program.counted()
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("name", list(WAYS_UP))
+def test_while_the_portable_engine_is_busy_strangers_have_an_eighth(
+    program: OnDuty, loaded: Program, name: str
+) -> None:
+    way, make = WAYS_UP[name]
+    loaded.set_busy(True)
+    try:
+        passed, elapsed_s = program.flood(make(VIP))
+    finally:
+        loaded.set_busy(False)
+
+    most = BUDGETS[f"UP_{way}"] // 10 // 8
+    assert most <= passed <= most * (elapsed_s * 10 + 2)
+
+
+@pytest.mark.root
+def test_the_portable_engine_being_busy_takes_nothing_from_real_flows(
+    program: OnDuty, loaded: Program
+) -> None:
+    first = _first("10.83.1.1", 1000)
+    loaded.set_busy(True)
+    try:
+        passed, _ = program.flood(first)
+    finally:
+        loaded.set_busy(False)
+
+    assert passed >= BUDGETS["UP_FIRST"] // 10 * 3 // 4

@@ -1,5 +1,6 @@
 """A program beside the data path: told of every change of the backends while its flows go on."""
 
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
 from common.cluster.service import Endpoint
 from common.engine import clock
+from common.engine.pressure import Pressure
 from common.wire import tcp
 from common.wire.tcp import ACK, PSH
 
@@ -305,4 +307,20 @@ def test_both_choose_alike_whoever_is_up(scheduler: str) -> None:
         asked = [next(numbers) for _ in range(60)]
         wanted = [pair.service.pool.pick(b"/%d" % each, lambda _: 0) for each in asked]
         assert [pair.hand_over(each) for each in asked] == [each.id for each in wanted if each]
+    pair.program.close()
+
+
+def test_the_program_is_told_when_the_engine_is_busy() -> None:
+    pair = Pair(backend(1))
+    wanted_ms = iter([0, 90, 100, 100, 100])
+    pair.offload.pressure = Pressure(lambda: next(wanted_ms) * 1_000_000)
+    pair.offload.is_live = True
+    told = pair.program.object.shared_variable("is_busy")
+
+    said = []
+    for after_ms in (0, 100, 200, 1100, 1200):
+        pair.tick(after_ms)
+        said.append(bool(int.from_bytes(told, sys.byteorder)))
+
+    assert said == [False, True, True, False, False]
     pair.program.close()

@@ -6,16 +6,11 @@
  */
 #pragma once
 
-#include "maps.h"
-
-#include "common/bpf/include/allowance.h"
+#include "networks.h"
 
 #define MAX_AHEAD 65536
 #define AHEAD_SHIFT 4 /* times are in 1.6 s */
 #define AHEAD_MAX 10 /* for longer than a flow is held by default */
-#define MAX_DEBTORS 4096
-#define DEBTORS_BITS 12
-#define MAX_DEBT 256 /* first payloads of a network that wait at once */
 
 /* By the hash of a flow's five-tuple, whose upper bits each has, and in place of the lower ones a
  * time. A later flow takes the place.
@@ -26,19 +21,6 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } ahead SEC(".maps");
-
-/* How many first payloads of a network's have gone up and become no flow; halved with time. */
-struct debt {
-	__s32 count;
-	__u32 time;
-};
-
-struct {
-	__uint(type, BPF_MAP_TYPE_ARRAY);
-	__uint(max_entries, MAX_DEBTORS);
-	__type(key, __u32);
-	__type(value, struct debt);
-} debts SEC(".maps");
 
 static __always_inline __u32 ahead_time(void)
 {
@@ -59,43 +41,34 @@ static __always_inline bool is_ahead(const __u64 *entry, __u64 hash)
 	       (__u16)(ahead_time() - *entry) <= AHEAD_MAX;
 }
 
-/* The debt of a source's network, /24. seed: secret, so that nobody chooses whom to share it with. */
-static __always_inline struct debt *debt_of(__be32 saddr, __u64 seed)
+/* A first payload is about to go up. Returns: whether its network owes too many. */
+static __always_inline bool note_first(struct network *network, const __u64 *entry, __u64 hash)
 {
-	__u64 network = bpf_ntohl(saddr) >> 8;
-	__u32 place = (network ^ seed) * 0x9e3779b97f4a7c15ULL >> (64 - DEBTORS_BITS);
+	__u32 now = ahead_time(), passed = now - network->owed_time;
 
-	return bpf_map_lookup_elem(&debts, &place);
-}
-
-/* A first payload goes up. Returns: whether its network owes too many. */
-static __always_inline bool note_ahead(__u64 hash, __be32 saddr, __u64 seed)
-{
-	struct debt *debt = debt_of(saddr, seed);
-	__u64 *entry = ahead_at(hash);
-	__u32 now = ahead_time(), passed;
-
-	if (!debt || !entry)
-		return false;
-	passed = now - debt->time;
 	if (passed) {
-		debt->count = passed < 16 && debt->count > 0 ? debt->count >> passed : 0;
-		debt->time = now;
+		network->owed = passed < 16 && network->owed > 0 ? network->owed >> passed : 0;
+		network->owed_time = now;
 	}
 	if (!is_ahead(entry, hash))
-		__sync_fetch_and_add(&debt->count, 1);
-	*entry = (hash & ~0xffffULL) | (__u16)now;
-	return debt->count > MAX_DEBT;
+		__sync_fetch_and_add(&network->owed, 1);
+	return network->owed > MAX_OWED;
+}
+
+/* It has gone up. */
+static __always_inline void note_ahead(__u64 *entry, __u64 hash)
+{
+	*entry = (hash & ~0xffffULL) | (__u16)ahead_time();
 }
 
 /* A flow has been entered: what there was ahead of it has come to its end. */
 static __always_inline void settle_ahead(__u64 hash, __be32 saddr, __u64 seed)
 {
-	struct debt *debt = debt_of(saddr, seed);
+	struct network *network = network_of(saddr, seed);
 	__u64 *entry = ahead_at(hash);
 
-	if (!debt || !is_ahead(entry, hash))
+	if (!network || !is_ahead(entry, hash))
 		return;
 	*entry = 0;
-	__sync_fetch_and_add(&debt->count, -1);
+	__sync_fetch_and_add(&network->owed, -1);
 }

@@ -30,11 +30,11 @@ static __always_inline int forward_flow(struct xdp_md *ctx, const struct segment
 	int verdict;
 
 	if (!backend || flow->tag.state & GOES_UP)
-		return up(UP_FLOW);
+		return up_from(segment->five_tuple.saddr, UP_FLOW);
 	verdict = forward(ctx, segment, backend, place, shift, flow->client_isn,
 			  REASON_FORWARDED);
 	if (verdict == XDP_PASS)
-		return up(backend->index ? UP_FLOW : UP_NO_WAY);
+		return up_from(segment->five_tuple.saddr, backend->index ? UP_FLOW : UP_NO_WAY);
 	if (segment->flags & (RST | FIN) || state_of(flow) != OPEN)
 		live_on(flow, segment, now_ms);
 	else if ((__s32)((__u32)now_ms - flow->seen_ms) >= SEEN_MS)
@@ -148,9 +148,9 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 	    state_of(flow) != TAKEN_OVER)
 		return forward_flow(ctx, segment, flow, backend, shift, now_ms);
 	if (held_count && bpf_map_lookup_elem(&held, &segment->five_tuple))
-		return up(UP_HELD);
+		return up_from(segment->five_tuple.saddr, UP_HELD);
 	if (is_guess && !flow && is_ahead(ahead_at(hash), hash))
-		return up(UP_HELD); /* it is none */
+		return up_from(segment->five_tuple.saddr, UP_HELD); /* it is none */
 	if (is_guess && !may_guess(service, now_ms)) {
 		if (flow && !(flow->tag.state & SYN_SEEN))
 			return forward_flow(ctx, segment, flow, backend, shift, now_ms);
@@ -171,14 +171,14 @@ static __always_inline int on_unnamed(struct xdp_md *ctx, const struct settings 
 			return first_up(settings, segment, hash);
 		}
 		if (segment->flags & (RST | FIN))
-			return up(UP_FIRST);
+			return up_from(segment->five_tuple.saddr, UP_FIRST);
 		note(REASON_HANDSHAKE_ACK);
 		return XDP_DROP;
 	}
 	if (is_guess && !proven)
 		note_guess(service, now_ms);
 	return flow ? forward_flow(ctx, segment, flow, backend, shift, now_ms)
-		    : unknown_up(hash);
+		    : unknown_up(segment, hash);
 }
 
 static __noinline int on_syn(struct xdp_md *ctx, const struct settings *settings,
@@ -238,7 +238,8 @@ static __always_inline int decide(struct xdp_md *ctx)
 	if (segment.packet.ttl <= 1)
 		return drop(REASON_TTL_EXPIRED);
 	if (!read_timestamps(ctx, &segment))
-		return flow ? up(UP_FLOW) : odd_up(settings, &segment, hash);
+		return flow ? up_from(segment.five_tuple.saddr, UP_FLOW)
+			    : odd_up(settings, &segment, hash);
 	id = segment.has_timestamps && segment.flags & ACK
 		     ? segment.tsecr >> (settings->id_shift & 31)
 		     : 0;

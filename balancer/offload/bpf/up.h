@@ -21,28 +21,54 @@ static __always_inline int drop(__u32 reason)
 	return XDP_DROP;
 }
 
-/* Leave a packet of that class (enum way_up) to the portable engine, or drop it. */
-static __noinline int up(__u32 way)
+/* Leave a packet of that class (enum way_up) to the portable engine, or drop it.
+ *
+ * saddr: of a source that is real, as far as one can know, or 0: then no network has shares.
+ */
+static __noinline int up_from(__be32 saddr, __u32 way)
 {
-	if (may_go_up(way))
+	const struct settings *settings = get_settings();
+	struct network *network = NULL;
+	bool may;
+
+	if (saddr && settings)
+		network = network_of(saddr, settings->flow_seed);
+	may = may_go_up(way, network && has_had_share(network, way));
+	if (may)
 		return XDP_PASS;
 	if (is_watched)
 		tell(REASON_LIMITED_FLOW + way, 0);
 	return XDP_DROP;
 }
 
+/* The same for what anybody can send. */
+static __always_inline int up(__u32 way)
+{
+	return up_from(0, way);
+}
+
 /* A first payload goes up, and more of its flow may come. hash: of its five-tuple. */
 static __noinline int first_up(const struct settings *settings, const struct segment *segment,
 			       __u64 hash)
 {
-	return up(note_ahead(hash, segment->five_tuple.saddr, settings->flow_seed) ? UP_UNFINISHED
-										    : UP_FIRST);
+	__be32 saddr = segment->five_tuple.saddr;
+	struct network *network = network_of(saddr, settings->flow_seed);
+	__u64 *entry = ahead_at(hash);
+	int verdict;
+
+	if (!network || !entry)
+		return XDP_DROP;
+	verdict = up_from(saddr, note_first(network, entry, hash) ? UP_UNFINISHED : UP_FIRST);
+	if (verdict == XDP_PASS) /* of others nothing is held: their rest is a stranger's */
+		note_ahead(entry, hash);
+	return verdict;
 }
 
 /* A segment of no flow: it may have overtaken the one that opens it, or wants a reset in time. */
-static __noinline int unknown_up(__u64 hash)
+static __noinline int unknown_up(const struct segment *segment, __u64 hash)
 {
-	return up(is_ahead(ahead_at(hash), hash) ? UP_HELD : UP_UNKNOWN);
+	return is_ahead(ahead_at(hash), hash) ? up_from(segment->five_tuple.saddr, UP_HELD)
+					      : up(UP_UNKNOWN);
 }
 
 /* A segment of no flow with unusual options, or an unusual checksum. */
@@ -51,7 +77,7 @@ static __noinline int odd_up(const struct settings *settings, const struct segme
 {
 	if (is_ahead(ahead_at(hash), hash) ||
 	    bpf_map_lookup_elem(&held, &segment->five_tuple))
-		return up(UP_HELD);
+		return up_from(segment->five_tuple.saddr, UP_HELD);
 	if (!(segment->flags & SYN) &&
 	    follows_cookie(settings, segment, unix_ms(settings, clock_ms(settings))))
 		return first_up(settings, segment, hash);
@@ -74,8 +100,9 @@ static __always_inline int on_unfinished(const struct settings *settings,
 {
 	__u64 hash = hash_of(&segment->five_tuple, settings->flow_seed);
 
-	return look_up(&segment->five_tuple, hash) ? up(UP_FLOW)
-						   : odd_up(settings, segment, hash);
+	return look_up(&segment->five_tuple, hash)
+		       ? up_from(segment->five_tuple.saddr, UP_FLOW)
+		       : odd_up(settings, segment, hash);
 }
 
 /* A packet that is no plain segment. Twin: balancer/daemon.py:rules, which tell what would go up. */

@@ -17,6 +17,7 @@
 #include "common/bpf/include/verdict.h"
 
 #define TENTH_MS 100
+#define REST 4 /* of a budget, one in so many is for those who have not had their share */
 
 /* In the order of the reasons REASON_LIMITED_*, by which what exceeds a budget is counted. */
 enum way_up {
@@ -50,6 +51,8 @@ struct {
 } allowances SEC(".maps");
 
 const volatile __u32 budgets[WAYS_UP]; /* packets in a tenth of a second */
+const volatile __u32 busy_budgets[WAYS_UP]; /* while the portable engine is busy */
+volatile __u32 is_busy; /* written by the daemon */
 const volatile __u32 tick_length; /* of the kernel's tick, in 2^-20 ms */
 
 static __always_inline __u64 current_tenth(void)
@@ -57,16 +60,24 @@ static __always_inline __u64 current_tenth(void)
 	return (bpf_jiffies64() * tick_length >> 20) / TENTH_MS;
 }
 
-/* Whether one more of a class may; if not, it has been counted. Each program calls it in one place. */
-static __always_inline bool may_go_up(__u32 way)
+/* Whether one more of a class may; if not, it has been counted. Each program calls it in one place.
+ *
+ * has_had_share: whether it has to leave the rest of the budget to others.
+ */
+static __always_inline bool may_go_up(__u32 way, bool has_had_share)
 {
 	struct allowance *allowance;
 	__u64 tenth, before;
-	__u32 most;
+	__u32 most, busy;
 
 	if (way >= WAYS_UP)
 		return false;
-	most = budgets[way]; /* at once: Linux 6.1 soon forgets the bound */
+	most = budgets[way]; /* both at once: Linux 6.1 soon forgets the bound */
+	busy = busy_budgets[way];
+	if (is_busy)
+		most = busy;
+	if (has_had_share)
+		most -= most / REST;
 	allowance = bpf_map_lookup_elem(&allowances, &way);
 	if (!allowance)
 		return false;

@@ -11,7 +11,7 @@
 /* Leave a packet of that class (enum way_up) to the portable engine, or drop it. */
 static __noinline int up(__u32 way)
 {
-	return may_go_up(way) ? NEXT : DROP;
+	return may_go_up(way, false) ? NEXT : DROP;
 }
 
 /* A tagged packet that is no plain segment for its service's port. What would not come to the portable
