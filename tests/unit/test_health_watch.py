@@ -15,6 +15,7 @@ from balancer.health.settings import Check
 from balancer.paths import NO_ROUTE, UNKNOWN, Route
 from balancer.pool.schedule import BackendLike, Scheduler
 from balancer.pool.share import State, state_of
+from balancer.reckoner import Reckoner
 
 PATIENCE_S = 20
 HOURLY = Check(kind="http", interval_ms=3_600_000, timeout_ms=60_000)
@@ -39,7 +40,7 @@ def test_127_backends_change_and_no_packet_waits_for_their_tables(
               and found.id == 1]
     heard, _other = socket.socketpair()
     heard.setblocking(False)
-    monkeypatch.setattr(watch, "_listen", lambda vips: heard)
+    monkeypatch.setattr(watch, "answers_from", lambda vips: heard)
     makers: list[threading.Thread] = []
     may_go_on = threading.Event()
     schedule = service.schedule
@@ -50,7 +51,8 @@ def test_127_backends_change_and_no_packet_waits_for_their_tables(
         return schedule(backends)
 
     service.schedule = slowly  # type: ignore[assignment]
-    made = watch.HealthWatch(datapath, Silence(), Random(1))
+    worker = Reckoner(datapath)
+    made = watch.HealthWatch(datapath, Silence(), Random(1), worker)
     one = service.pool.get(1)
     assert one
     datapath.paths.set_routes({
@@ -64,7 +66,6 @@ def test_127_backends_change_and_no_packet_waits_for_their_tables(
 
     meanwhile = [where(handoff(datapath, number)) for number in of_one[:10]]
     may_go_on.set()
-    worker = made.sources[1]
     assert select.select([worker], [], [], PATIENCE_S)[0]
     worker.on_ready()
     after = {where(handoff(datapath, number)) for number in of_one[10:]}
