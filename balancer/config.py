@@ -149,7 +149,7 @@ class Config(Shared):
         choice("auto", "native", "generic"), "where the fast engine's program runs",
         "In the interface's driver (`native`), or in the kernel after it (`generic`). `auto` "
         "takes the driver if that is possible and no backend is behind an interface that takes no "
-        "redirected frames.", metavar="auto|native|generic",
+        "redirected frames.", metavar="auto|native|generic", restart=True,
     )] = "auto"
     hold_octets_total: Annotated[int, Setting(
         whole(0, 1 << 40, "octets"),
@@ -161,7 +161,7 @@ class Config(Shared):
         whole(1, MAX_ID_BITS), "bits of a backend's id",
         "Ids go up to 2^`id_bits` − 1, and packets name their backend for 2^(31 − `id_bits`) ms "
         "after its handshake: 4.6 hours with 7 bits, 37 hours with 4. The same on all balancers of "
-        "a cluster.", metavar="N",
+        "a cluster.", metavar="N", restart=True,
     )] = MAX_ID_BITS
     takeover_rate: Annotated[int, Setting(
         whole(0, 100_000_000, "packets a second"),

@@ -1,31 +1,31 @@
 """The balancer's effects: the VIP, the rules, the queue, the socket."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from random import SystemRandom
 
 from balancer.config import Config
 from balancer.datapath import Datapath
 from balancer.health.watch import HealthWatch
+from balancer.live import LiveBalancer, claim_of
 from balancer.measure import Measurement
 from balancer.offload import instance
 from balancer.offload.offload import ProgramOffload, beside
 from balancer.routes import Routes, RouteWatch
-from common.bpf.allowance import BUDGETS
+from balancer.rules import rules
 from common.engine import daemon, log
-from common.engine.daemon import Claim
-from common.engine.firewall import Rule
 from common.engine.host import Host
 from common.engine.queue import RawSender
 from common.settings.host import check_secret
-from common.wire import icmp
 
 PROGRAM = "balancer"
-_IMPOSSIBLE_SOURCES = ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")  # as common/wire/ipv4.py
 
 
-def run(config: Config) -> int:
+def run(config: Config, load: Callable[[], Config]) -> int:
     """Serve until SIGTERM or SIGINT. Returns: the exit code.
+
+    load: the configuration, as it is written whenever it is called; in a thread.
 
     Raises: ConfigError, before anything on the host is changed.
     """
@@ -48,9 +48,7 @@ def run(config: Config) -> int:
 
     watch = RouteWatch(datapath.paths, on_routes, config.interface)
     sender = RawSender(config.mark)
-    sources = [*watch.sources, measurement]
-    if any(service.check.kind != "none" for service in config.services):
-        sources += HealthWatch(datapath, sender, SystemRandom()).sources
+    health = HealthWatch(datapath, sender, SystemRandom())
 
     def change(host: Host) -> str:
         # Rules first: once the VIP is ours, its packets must not reach the host's stack.
@@ -67,10 +65,10 @@ def run(config: Config) -> int:
         instance.detach(config)  # of an earlier start
         return f"{ready} ({reason})"
 
-    claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
-    return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
-                        lasting=instance.Lasting(config) if program else None,
-                        sources=sources)
+    live = LiveBalancer(config, load, datapath, watch, health)
+    return daemon.serve(PROGRAM, config, datapath, sender, [claim_of(vip) for vip in vips], change,
+                        live, lasting=instance.Lasting(config) if program else None,
+                        sources=[*watch.sources, measurement, *health.sources])
 
 
 def detach(config: Config) -> int:
@@ -79,32 +77,3 @@ def detach(config: Config) -> int:
     Raises: ConfigError while an instance runs.
     """
     return daemon.undo(PROGRAM, config, instance.Lasting(config))
-
-
-def rules(config: Config) -> list[Rule]:
-    """Everything for a service, and ICMP errors and fragments for its VIP, to the queue.
-
-    And whatever is told of a narrow path, wherever it comes in: it may be about a forwarded packet.
-    It may as well be about the host's own, which must not miss it while nobody listens, nor while
-    more comes than the queue gets.
-    """
-    made = []
-    for service in config.services:
-        vip = Rule("prerouting", config.queue, config.interface, destination=str(service.vip))
-        served = replace(vip, protocol="tcp", dport=service.port)
-        limited = [
-            replace(vip, protocol="tcp", fragment=True, limit=BUDGETS["UP_IP"]),
-            *(replace(vip, protocol="icmp", icmp_type=error, limit=BUDGETS["UP_ICMP"])
-              for error in icmp.ERRORS),
-        ]
-        made += [
-            *(replace(served, source=source, drop=True)
-              for source in (*_IMPOSSIBLE_SOURCES, str(service.vip))),
-            served,
-            *(each for rule in limited for each in (rule, replace(rule, limit=None, drop=True))),
-        ]
-    made.append(Rule("prerouting", config.queue, protocol="icmp", bypass=True,
-                     icmp_type=icmp.DEST_UNREACHABLE, icmp_code=icmp.FRAGMENTATION_NEEDED,
-                     limit=BUDGETS["UP_ICMP"]))
-    made.append(Rule("output", None, mark=config.mark))
-    return list(dict.fromkeys(made))

@@ -74,7 +74,7 @@ class Config(Shared):
 
     address: Annotated[IPv4Address | None, Setting(
         ipv4("balancers send to it by the port of the VIP"),
-        "the bridge's own, which balancers send to", metavar="ADDR",
+        "the bridge's own, which balancers send to", metavar="ADDR", restart=True,
         default="the interface's first that is neither VIP nor server",
     )] = None
     mode: Annotated[str, Setting(
@@ -83,7 +83,7 @@ class Config(Shared):
         "bridge no longer touches them; it needs Linux 6.9, and a server that listens on this "
         "host and not with MPTCP. `splice`: the bridge translates every packet. `auto` adopts "
         "where it can, decided for each service; where it cannot, the line with `ready` says why.",
-        metavar="auto|splice|adopt",
+        metavar="auto|splice|adopt", restart=True,
     )] = "auto"
     queue: Queue = 34
     mark: Mark = 0x332

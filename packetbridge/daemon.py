@@ -2,14 +2,14 @@
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from ipaddress import IPv4Address
 from random import SystemRandom
 
 from common.bpf.allowance import BUDGETS
 from common.engine import daemon, host, log
-from common.engine.daemon import Claim
+from common.engine.claims import Claim
 from common.engine.firewall import Rule
 from common.engine.host import Host
 from common.engine.queue import RawSender
@@ -19,6 +19,7 @@ from common.wire import icmp
 from common.wire.family import dst_of
 from packetbridge.config import Config, Service, first_own
 from packetbridge.datapath import Datapath
+from packetbridge.live import LiveBridge
 from packetbridge.offload import fast
 from packetbridge.offload.beside import Beside
 
@@ -57,8 +58,10 @@ class Senders:
         self._to_client.say_failures()
 
 
-def run(config: Config) -> int:
+def run(config: Config, load: Callable[[], Config]) -> int:
     """Serve until SIGTERM or SIGINT. Returns: the exit code.
+
+    load: the configuration, as it is written whenever it is called; in a thread.
 
     Raises: ConfigError, before anything on the host is changed.
     """
@@ -88,7 +91,7 @@ def run(config: Config) -> int:
     servers = frozenset(service.server.packed for service in config.services)
     return daemon.serve(
         PROGRAM, config, datapath, Senders(config.mark, servers), _claims(config), change,
-        datapath.on_shutdown, engine if engine.parts else None,
+        LiveBridge(config, load), datapath.on_shutdown, engine if engine.parts else None,
     )
 
 

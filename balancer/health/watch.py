@@ -56,7 +56,10 @@ class HealthWatch:
         self._monitor = Monitor(
             datapath.services, lambda: datapath.secrets,
             lambda address: paths[address].own_address, random)
-        self._socket = _listen(service.config.vip.packed for service in datapath.services)
+        self._socket = socket.socket(  # of no protocol: it hears nothing yet
+            socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
+        self._vips: set[bytes] = set()
+        self._listen()
         self._buffer = bytearray(_PACKET_LEN)
         self._worker: Worker[Reckoned] = Worker("reckoning shares", self._on_reckoned)
         self._reckoning: set[ServiceState] = set()
@@ -64,6 +67,13 @@ class HealthWatch:
         datapath.observers.append(self._monitor.samples)
         # whoever has a packet must not wait for the thread that makes a table
         sys.setswitchinterval(_SWITCH_S)
+
+    def follow(self, changed: Iterable[ServiceState]) -> None:
+        """Some services are new, or configured in another way."""
+        self._monitor.follow(self._datapath.services)
+        self._listen()
+        self._monitor.changed.update(changed)
+        self._follow()
 
     @property
     def sources(self) -> Sequence[Source]:
@@ -113,6 +123,12 @@ class HealthWatch:
             self._reckoning.add(service)
             self._worker.start(partial(_reckon, service, self._datapath.plan(service)))
 
+    def _listen(self) -> None:
+        """Hear TCP from the VIPs of services that are checked."""
+        if self._vips != self._monitor.vips:
+            self._vips = self._monitor.vips
+            _listen(self._socket, self._vips)
+
     def _on_reckoned(self, reckoned: Reckoned) -> None:
         self._reckoning.discard(reckoned.service)
         if reckoned.plan and not self._datapath.follow(reckoned.service, reckoned.plan):
@@ -128,10 +144,8 @@ def _reckon(service: ServiceState, make: Callable[[], Plan]) -> Reckoned:
         return Reckoned(service, None)
 
 
-def _listen(vips: Iterable[bytes]) -> socket.socket:
-    """A socket that hears TCP from the VIPs, on all interfaces. Raises: OSError."""
-    made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK,
-                         socket.htons(_ETH_P_IP))
+def _listen(made: socket.socket, vips: Iterable[bytes]) -> None:
+    """Let a packet socket hear TCP from the VIPs, on all interfaces. Raises: OSError."""
     sources = sorted(set(vips))
     steps = [
         (_LOAD_OCTET, 0, 0, _PROTOCOL_OFF), (_EQUALS, 0, len(sources) + 1, TCP),
@@ -143,8 +157,8 @@ def _listen(vips: Iterable[bytes]) -> socket.socket:
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
     made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                     struct.pack("@HP", len(steps), ctypes.addressof(code)))
+    made.bind(("", _ETH_P_IP))
     try:
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_OCTETS)
     except PermissionError:  # in a container
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_OCTETS)
-    return made

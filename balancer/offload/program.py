@@ -5,7 +5,7 @@ Program and tables are pinned, so they go on when the daemon has ended.
 
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from balancer.config import Config, Service
 from balancer.flows import timeouts_ms
@@ -24,6 +24,7 @@ from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
 from common.bpf.reasons import ReasonCounts
 from common.cluster.cookie import Secrets
+from common.cluster.service import Endpoint
 from common.engine import clock
 from common.flow import guesses
 from common.verdict import DropReason, Event
@@ -54,7 +55,7 @@ class Program:
         self._backends: dict[int, tuple[bytes, int]] = {}  # by place: address and DSCP
         self._next_hops: dict[int, NextHop] = {}
         self._cut: set[int] = set()  # places of backends whose packets go up
-        self._mss: dict[int, int] = {}
+        self._offers: dict[int, dict[str, int]] = {}  # what SYN-ACKs say, by a service's number
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
         self.object.set_variable("max_guesses", guesses.MAX_GUESSES)
@@ -77,6 +78,7 @@ class Program:
         self.settings = self.object.map("settings_map")
         self.services = self.object.map("services")
         self.backends = self.object.map("backends")
+        self.vips = self.object.map("vips")
         self.flows = FlowMap(self.object)
         self.marks = self.object.map("held")
         self.held_count = self.object.shared_variable("held_count")
@@ -96,7 +98,7 @@ class Program:
 
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
-        for each in (self.settings, self.services, self.backends, self.flows, self.marks,
+        for each in (self.settings, self.services, self.backends, self.vips, self.flows, self.marks,
                      self.reasons, self.traffic, self.numbers_kept):
             each.close()
         self.object.close()
@@ -137,14 +139,22 @@ class Program:
         """The kernel's tick, as the program reads it; 32 bits."""
         return self.object.program("read_tick").test_run(bytes(64)).retval & 0xFFFFFFFF
 
-    def set_backend(self, service: int, backend_id: int, address: bytes, dscp: int) -> None:
+    def configure(self, config: Config) -> None:
+        """Go by these settings from now on; sizes stay."""
+        self._config = config
+        self.set_secrets(self._secrets)
+
+    def set_backend(
+        self, service: int, backend_id: int, address: bytes, dscp: int, hop: NextHop = UNKNOWN
+    ) -> None:
         """Let the service of that number have a backend, or give it another address.
 
-        address: 4 octets.
+        address: 4 octets. hop: how to reach it.
         """
         place = place_of(service, backend_id)
-        self._backends[place] = address, dscp
-        self._write_backend(place, UNKNOWN)
+        if self._backends.get(place) != (address, dscp) or self._next_hops[place] != hop:
+            self._backends[place] = address, dscp
+            self._write_backend(place, hop)
 
     def set_next_hop(self, service: int, backend_id: int, hop: NextHop) -> None:
         """How to reach a backend of the service of that number."""
@@ -195,15 +205,25 @@ class Program:
 
     def set_mss(self, number: int, service: Service, mss: int) -> None:
         """What the SYN-ACKs of the service of that number offer from now on."""
-        if self._mss.get(number) == mss:
+        offer = {"mss": mss, "wscale": service.wscale, "sack": service.sack,
+                 "timestamps": service.timestamps}
+        if self._offers.get(number) == offer:
             return
-        self._mss[number] = mss
-        endpoint = service.endpoint
-        self.services.update(
-            {"vip": endpoint.address, "port": endpoint.port_octets},
-            {"number": number, "mss": mss, "wscale": service.wscale, "sack": service.sack,
-             "timestamps": service.timestamps},
-        )
+        self._offers[number] = offer
+        self.vips.update(service.vip.packed, b"\1")
+        self.services.update(_key_of(service), {"number": number, **offer})
+
+    def number(self, configured: Sequence[Endpoint], endpoint: Endpoint) -> int:
+        """The number of one of these services; a new one gets one. Raises: ValueError."""
+        self.numbers = self.numbers_kept.assign(configured, self.flows.forget_service)
+        return self.numbers[endpoint]
+
+    def remove_service(self, service: Service, is_last: bool) -> None:
+        """Answer no more for a service. is_last: whether no other has its VIP."""
+        self.services.delete(_key_of(service))
+        if is_last:
+            self.vips.delete(service.vip.packed)
+        self._offers.pop(self.numbers.pop(service.endpoint), None)
 
     def attach(self, wanted: Mode | None) -> Mode:
         """Let the program have the packets. wanted: None takes the first that can be had.
@@ -225,10 +245,13 @@ class Program:
         self.numbers_kept.release(self.numbers)
 
     def _fill_services(self, numbered: Iterable[tuple[int, Service]]) -> None:
-        vips = self.object.map("vips")
         for number, service in numbered:
-            vips.update(service.vip.packed, b"\1")
             self.set_mss(number, service, service.mss)
             for backend in service.backends:
                 self.set_backend(number, backend.id, backend.address.packed, service.dscp)
-        vips.close()
+
+
+def _key_of(service: Service) -> dict[str, bytes]:
+    """As balancer/offload/bpf/maps.h:service_key."""
+    endpoint = service.endpoint
+    return {"vip": endpoint.address, "port": endpoint.port_octets}

@@ -51,7 +51,7 @@ CONSTANTS = {
         ("balancer/offload/flow_map.py", "", (
             "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "BARE", "SYN_SEEN",
             "STATE_MASK", "CREATED_BITS")),
-        ("balancer/offload/maps.py", "", ("MAX_BACKENDS", "CANDIDATES")),
+        ("balancer/offload/maps.py", "", ("MAX_SERVICES", "MAX_BACKENDS", "CANDIDATES")),
         ("balancer/pool/schedule.py", "", ("TABLE_SIZE",)),
     ),
     "packetbridge/offload/bpf/constants.h": (

@@ -7,16 +7,18 @@ import logging
 import resource
 import sys
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from common.engine import clock, secrets
+from common.engine import claims, clock, secrets
+from common.engine.claims import Claim
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
-from common.engine.lock import DIRECTORY, Locks, Taken
+from common.engine.lock import Locks
 from common.engine.loop import Datapath, Engine, Sender
 from common.engine.queue import QueueError
+from common.engine.reload import Live, Reloader
 from common.engine.secrets import SecretReader
 from common.engine.signals import Signals
 from common.engine.sources import Source
@@ -34,15 +36,6 @@ class Config(secrets.Config, Protocol):
     def metrics(self) -> tuple[str, int] | None: ...
 
 
-class Claim(NamedTuple):
-    """Something that one instance on a host may have: the name of its lock, and how to say so."""
-
-    lock: str
-    key: str
-    value: object
-    expected: str
-
-
 class Lasting(Protocol):
     """What goes on handling packets when this process has ended."""
 
@@ -54,13 +47,15 @@ class Lasting(Protocol):
 
 
 def serve(
-    program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
-    change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
+    program: str, config: Config, datapath: Datapath, sender: Sender, needed: Sequence[Claim],
+    change: Callable[[Host], str], live: Live,
+    last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
     lasting: Lasting | None = None, sources: Sequence[Source] = (),
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
     change:     makes the changes to the host, and returns the line to log when they are made.
+    live:       what can change while it runs.
     last_words: packets to send before they are undone; now_ms: of the engine's clock.
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
     sources:    what happens besides packets.
@@ -71,15 +66,17 @@ def serve(
     host, locks = Host(program, config.queue), Locks()
     own = Claim(host.owner_name, "queue", config.queue, "a queue number of its own")
     try:
-        for claim in (*claims, own):
-            _lock(program, config.file, claim, locks)
-        engine = _make_engine(config, datapath, sender, signals, sources)
+        for claim in (*needed, own):
+            claims.take(program, config.file, claim, locks)
+        reader = SecretReader(config, datapath)
+        reloader = Reloader(program, host, locks, live, reader)
+        engine = _make_engine(config, datapath, sender, signals, reloader, [reader, *sources])
         if config.metrics:
             # most of the program's memory, where nobody asks for them
             from common.engine import metrics
 
             metrics.serve(program, engine, config.file, *config.metrics)
-        return _run(host, engine, signals, change, last_words, lasting)
+        return _run(host, engine, signals, change, last_words, lasting, reloader)
     finally:
         locks.release()
 
@@ -90,8 +87,8 @@ def undo(program: str, config: Config, lasting: Lasting) -> int:
     Raises: ConfigError while the instance runs.
     """
     host, locks = Host(program, config.queue), Locks()
-    _lock(program, config.file, Claim(host.owner_name, "queue", config.queue,
-                                      "that of an instance that has ended"), locks)
+    claims.take(program, config.file, Claim(host.owner_name, "queue", config.queue,
+                                            "that of an instance that has ended"), locks)
     try:
         lasting.detach()
         host.recover()
@@ -106,12 +103,14 @@ def undo(program: str, config: Config, lasting: Lasting) -> int:
 
 def _run(
     host: Host, engine: Engine, signals: Signals, change: Callable[[Host], str],
-    last_words: Callable[[int], list[bytes]], lasting: Lasting | None,
+    last_words: Callable[[int], list[bytes]], lasting: Lasting | None, reloader: Reloader,
 ) -> int:
     stays = False
     try:
         host.recover(lasting.keeps if lasting else lambda change: False)
-        engine.run(change(host))
+        ready = change(host)
+        reloader.begin()
+        engine.run(ready)
         stays = lasting is not None and signals.hands_over
         if lasting and not stays:
             lasting.detach()
@@ -120,7 +119,9 @@ def _run(
         log.error("%s", error)
         return 1
     finally:
+        reloader.close()
         if stays:
+            host.leave()
             log.info("connections continue without this process; `%s detach` stops that",
                      host.program)
         else:
@@ -131,28 +132,13 @@ def _run(
     return 0
 
 
-def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
-    try:
-        locks.take(claim.lock)
-    except Taken as taken:
-        which = f"another {program}" + (f" (pid {taken.pid})" if taken.pid else "")
-        raise ConfigError(
-            file, claim.key, claim.value, f"{claim.expected}: {which} has it; stop that one first"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            file, claim.key, claim.value, f"the right to lock it in {DIRECTORY} ({error})"
-        ) from None
-
-
 def _make_engine(
-    config: Config, datapath: Datapath, sender: Sender, signals: Signals,
+    config: Config, datapath: Datapath, sender: Sender, signals: Signals, reloader: Reloader,
     sources: Sequence[Source],
 ) -> Engine:
-    reader = SecretReader(config, datapath)
     try:
-        return Engine(datapath, config.queue, sender, signals, reader.read,
-                      [reader, *sources])
+        return Engine(datapath, config.queue, sender, signals, reloader.reload,
+                      [*reloader.sources, *sources], [reloader.samples])
     except QueueError as error:
         raise ConfigError(
             config.file, "queue", config.queue, f"the number of a queue that is free: {error}"

@@ -15,6 +15,7 @@ import logging
 import os
 import socket
 import struct
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,13 +34,18 @@ log = logging.getLogger(__name__)
 
 
 class Host:
-    """The changes of one program that has the lock of its `owner_name`."""
+    """The changes of one program that has the lock of its `owner_name`; one thread at a time.
+
+    When all is undone, nothing is changed any more.
+    """
 
     def __init__(self, program: str, queue_number: int) -> None:
         self.program = program
         self.owner_name = f"{program}-{queue_number}"
         self._path = RUN / f"{self.owner_name}.{netns.inode()}.json"
         self._changes: list[Change] = []
+        self._turn = threading.RLock()
+        self._is_over = False
 
     def recover(self, keep: Callable[[Change], bool] = lambda change: False) -> None:
         """Undo what instances that were killed left behind in this network namespace.
@@ -63,7 +69,9 @@ class Host:
 
     def add_address(self, interface: str, address: str) -> None:
         """Give `address` (/32) to `interface` unless it is there, and tell the neighbours."""
-        with IPRoute() as netlink:
+        with self._turn, IPRoute() as netlink:
+            if self._is_over:
+                return
             index = _index(netlink, interface)
             change = {"kind": "address", "interface": interface, "address": address}
             if address in _addresses(netlink, index):
@@ -73,6 +81,12 @@ class Host:
             self._note(change)
             netlink.addr("add", index=index, address=address, prefixlen=32)
         _announce(interface, socket.inet_aton(address))
+
+    def remove_address(self, interface: str, address: str) -> None:
+        """Take back an address that was given; one that was there before stays."""
+        change = {"kind": "address", "interface": interface, "address": address}
+        with self._turn:
+            self._undo_all(lambda made: made == change)
 
     def set_sysctl(self, name: str, value: str) -> None:
         """Set the sysctl `name`, given as a path under /proc/sys. Raises: OSError."""
@@ -90,6 +104,10 @@ class Host:
 
         Returns: the name of the first way that works.
         """
+        with self._turn:
+            return self._install_rules(rules) if not self._is_over else ""
+
+    def _install_rules(self, rules: Sequence[Rule]) -> str:
         refusals = {}
         for name, way in firewall.WAYS.items():
             change = {"kind": "firewall", "owner": self.owner_name, "way": name}
@@ -108,9 +126,16 @@ class Host:
         )
         return name
 
+    def leave(self) -> None:
+        """Leave everything as it is, to whoever takes it over."""
+        with self._turn:
+            self._is_over = True
+
     def undo(self) -> None:
         """Put everything back, the last change first."""
-        self._undo_all(lambda change: True)
+        with self._turn:
+            self._is_over = True
+            self._undo_all(lambda change: True)
 
     def _undo_all(self, is_meant: Callable[[Change], bool]) -> None:
         """Undo changes. Those that cannot be are kept in the journal, for the next try."""

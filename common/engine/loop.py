@@ -58,16 +58,19 @@ class Engine:
     def __init__(
         self, datapath: Datapath, queue_number: int, sender: Sender, signals: Signals,
         reload: Callable[[], None] = lambda: None, sources: Sequence[Source] = (),
+        observers: Sequence[Callable[[], list[Sample]]] = (),
     ) -> None:
-        """reload: called when it is asked to read its secrets anew. Raises: queue.QueueError.
+        """reload: called when it is asked to read its configuration anew.
 
-        sources: what else happens, besides packets.
+        sources: what else happens, besides packets. observers: what else there is to be seen.
+        Raises: queue.QueueError.
         """
         self.counters = datapath.counters
         self._datapath = datapath
         self._sender = sender
         self._signals = signals
         self._reload = reload
+        self._observers = observers
         self._tick = 0  # the number of the current tenth of a second
         self._next_log_ms = 0
         self._unlogged_faults = 0
@@ -121,6 +124,7 @@ class Engine:
             Sample("lost_packets", "counter", text, {"where": "socket"}, socket_full),
             Sample("send_failures", "counter", "Packets that the kernel refused to send", {},
                    self._sender.failures),
+            *(sample for observer in self._observers for sample in observer()),
         ]
 
     def log_counters(self) -> None:

@@ -1,5 +1,6 @@
 """Readers: from a value of TOML to what it means, or ValueError with what would be right."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ class Reader(Generic[T]):
 
 def quoted(value: object) -> str:
     """A text in TOML."""
-    return f'"{value}"'
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def whole(low: int, high: int, unit: str = "", show: Callable[[int], str] = str) -> Reader[int]:
@@ -51,7 +52,7 @@ def seconds(low: float, high: float) -> Reader[int]:
         if not number or not low <= value <= high:
             raise ValueError(f"seconds, from {low:.12g} to {high:.12g}")
         return round(value * 1000)
-    return Reader(read, f"{low:.12g} to {high:.12g} s", lambda value_ms: f"{value_ms / 1000:g}",
+    return Reader(read, f"{low:.12g} to {high:.12g} s", lambda value_ms: f"{value_ms / 1000:.12g}",
                   numeric=True)
 
 

@@ -16,7 +16,6 @@
 #include "common/bpf/include/tcp.h"
 #include "common/bpf/include/verdict.h"
 
-#define MAX_SERVICES 64
 #define MAX_HELD 65536
 #define MAX_STATES (STATE_MASK + 1)
 
