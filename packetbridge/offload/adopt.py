@@ -7,7 +7,7 @@ cookies allowed, and the TCP options that balancers promise switched on.
 import logging
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -117,10 +117,20 @@ class Adopt:
         self._pins.settle()
         self.is_attached = True
 
+    def serve(self, services: Sequence[Service]) -> None:
+        """As beside.Part."""
+        fast_maps.change_services(self._object, self._config, self._services, services)
+        self._services = services
+
+    def configure(self, config: Config) -> None:
+        """As beside.Part."""
+        self._config = config
+
     def detach(self) -> None:
         """As beside.Part."""
         self.is_attached = False
-        detach(self._config)
+        if pins.detach(owner(self._config)):
+            reset_clients(self._services)
 
     def on_tick(self, counters: Counters) -> None:
         """Keep the clock right, and add what has been counted since the last call."""
@@ -137,9 +147,13 @@ def detach(config: Config) -> None:
 
     Raises: BpfError.
     """
-    if not pins.detach(owner(config)):
-        return
-    for service in config.services:
+    if pins.detach(owner(config)):
+        reset_clients(config.services)
+
+
+def reset_clients(services: Iterable[Service]) -> None:
+    """Reset the connections that the host's own stack has from these services' clients."""
+    for service in services:
         words = ["ss", "-K", "-H", "-t", "src", str(service.vip), "sport", "=", f":{service.port}"]
         try:
             subprocess.run(words, check=True, capture_output=True, text=True)

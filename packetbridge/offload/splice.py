@@ -183,6 +183,15 @@ class Splice:
         self._pins.settle()
         self.is_attached = True
 
+    def serve(self, services: Sequence[Service]) -> None:
+        """As beside.Part."""
+        fast_maps.change_services(self._object, self._config, self.services, services)
+        self.services = frozenset(services)
+
+    def configure(self, config: Config) -> None:
+        """As beside.Part."""
+        self._config = config
+
     def detach(self) -> None:
         """As beside.Part."""
         self.is_attached = False

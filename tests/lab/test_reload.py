@@ -1,17 +1,14 @@
 """The configuration changes while packets flow: nothing that goes on notices it."""
 
-import os
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
-from netns import state
-from traffic import ALONE, PATIENCE_S, URL, connect, one_answer, request, until_end
+from traffic import ALONE, PATIENCE_S, connect, one_answer, request
 
-from lab.node import Process, wait_until
-from lab.topology import PAIRS, VIP, Lab, program
+from lab.node import wait_until
+from lab.topology import VIP, Lab, program
 
 DSCPS = {80: 3, 81: 7, 8080: 11}
 OTHER_VIP = "192.168.33.11"
