@@ -11,6 +11,7 @@ from random import Random
 from typing import Any
 
 from balancer import config
+from balancer.backends_file import BackendsFiles
 from balancer.plan import plan_of
 from balancer.tools import explain, keygen
 from common.cluster.secrets import KEEP_S
@@ -71,9 +72,19 @@ def _load(namespace: argparse.Namespace, view: host.HostView | None = None) -> c
                        cli.given(namespace, config.Config, config.Service), view)
 
 
+def _load_whole(
+    namespace: argparse.Namespace, view: host.HostView | None = None
+) -> config.Config:
+    """As `_load`, with the backends of its services' files; what is wrong there is warned of."""
+    loaded = _load(namespace, view)
+    whole, faults = BackendsFiles(loaded.state_directory, keeps=False).resolve(loaded)
+    cli.print_warnings(PROGRAM, faults)
+    return whole
+
+
 def _load_offline(namespace: argparse.Namespace) -> config.Config:
     """For what is tried without the host."""
-    loaded = _load(namespace)
+    loaded = _load_whole(namespace)
     cli.warn_of_lab(PROGRAM, loaded, config.Service, namespace, config.DEFAULT_FILE)
     return loaded
 
@@ -165,7 +176,7 @@ def _add_check(parsers: Any) -> None:
 
 def _check(namespace: argparse.Namespace) -> int:
     view = host.look(is_certain=False)
-    loaded = _load(namespace, view)
+    loaded = _load_whole(namespace, view)
     warnings = cli.warnings_of(loaded, view)
     if namespace.diff:
         cli.print_warnings(PROGRAM, warnings)

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from random import SystemRandom
 
+from balancer.backends_file import BackendsFiles
 from balancer.config import Config
 from balancer.datapath import Datapath
 from balancer.health.watch import HealthWatch
@@ -31,8 +32,10 @@ def run(config: Config, load: Callable[[], Config]) -> int:
     """
     secret = check_secret(config.file, config.secret_file)
     secrets = secret.keys_at(time.time())
-    config = replace(config, hash_seed=secret.seed)
     log.set_up(config.log_level, config.log_format)
+    configured, files = config, BackendsFiles(config.state_directory, keeps=True)
+    config, faults = files.resolve(configured)
+    config = replace(config, hash_seed=secret.seed)
     program, reason = instance.prepare(config, secrets)
     offload: ProgramOffload | None = None
     if program:
@@ -65,7 +68,8 @@ def run(config: Config, load: Callable[[], Config]) -> int:
         instance.detach(config)  # of an earlier start
         return f"{ready} ({reason})"
 
-    live = LiveBalancer(config, load, datapath, watch, health)
+    live = LiveBalancer(config, configured, load, files, datapath, watch, health)
+    live.say(faults)
     return daemon.serve(PROGRAM, config, datapath, sender, [claim_of(vip) for vip in vips], change,
                         live, lasting=instance.Lasting(config) if program else None,
                         sources=[*watch.sources, measurement, *health.sources])

@@ -5,11 +5,13 @@ with its flows, its counters and what checks have found. Schedulers' tables, whi
 are ready when the data path changes, and so are the ways to new backends.
 """
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
 from balancer import config
+from balancer.backends_file import BackendsFiles
 from balancer.config import Config
 from balancer.datapath import Datapath
 from balancer.health.watch import HealthWatch
@@ -26,6 +28,8 @@ from common.settings import COMMAND_LINE
 from common.settings.emit import emit
 from common.settings.host import check_secret
 from common.settings.plan import Change as Difference
+
+log = logging.getLogger(__name__)
 
 
 class Made(NamedTuple):
@@ -46,30 +50,43 @@ class LiveBalancer:
     """As reload.Live. running: the configuration that runs."""
 
     def __init__(
-        self, running: Config, load: Callable[[], Config], datapath: Datapath, watch: RouteWatch,
-        health: HealthWatch,
+        self, running: Config, configured: Config, load: Callable[[], Config],
+        files: BackendsFiles, datapath: Datapath, watch: RouteWatch, health: HealthWatch,
     ) -> None:
-        """load: the configuration, as it is written now."""
-        self.running = running
+        """configured: without what files of backends say. load: as it is written now."""
+        self.running, self.configured = running, configured
         self.datapath, self.watch, self.health = datapath, watch, health
         self.on_host = running.services  # whose packets come here
-        self._load = load
+        self._load, self._files = load, files
+        self._said: set[str] = set()  # of these files
 
     def read(self, whole: bool) -> "Change":
         """As reload.Live."""
-        loaded = replace(self._load(), hash_seed=self.running.hash_seed)
+        configured = self._load() if whole else self.configured
+        loaded, faults = self._files.resolve(configured, self.running)
+        self.say(faults)
+        loaded = replace(loaded, hash_seed=self.running.hash_seed)
         check_secret(loaded.file, loaded.secret_file)
         plan = plan_of(self.running, loaded)
         refused = [change for change in plan.restarts if not self._can_change(change)]
         if refused:
             raise Refused(tuple(map(str, refused)))
         self._check_room(loaded)
-        return Change(self, loaded, plan.lines, [self._make(each) for each in loaded.services])
+        return Change(self, loaded, configured, plan.lines,
+                      [self._make(each) for each in loaded.services])
+
+    def say(self, faults: Sequence[str]) -> None:
+        """Say once what is wrong in files of backends."""
+        for fault in faults:
+            if fault not in self._said:
+                log.warning("%s", fault)
+        self._said = set(faults)
 
     def watched(self) -> tuple[Sequence[str], Sequence[str]]:
         """As reload.Live."""
         is_watched = self.running.watch and self.running.file != COMMAND_LINE
-        return [self.running.file] if is_watched else [], []
+        return [self.running.file] if is_watched else [], [
+            service.backends_file for service in self.running.services if service.backends_file]
 
     def emit(self) -> str:
         """As reload.Live."""
@@ -116,12 +133,13 @@ class Change:
     """As reload.Change."""
 
     def __init__(
-        self, live: LiveBalancer, loaded: Config, lines: tuple[str, ...],
+        self, live: LiveBalancer, loaded: Config, configured: Config, lines: tuple[str, ...],
         made: Sequence[Made | None],
     ) -> None:
         self.lines = lines
         self.file, self.secret_file = loaded.file, loaded.secret_file
         self._live, self._datapath, self._loaded = live, live.datapath, loaded
+        self._configured = configured
         self._made = [each for each in made if each is not None]
         # what goes on for a while has its packets, too
         ends = {service.endpoint for service in loaded.services}
@@ -167,6 +185,7 @@ class Change:
         self._live.health.follow(
             state for each in self._made if (state := services.get(each.service.endpoint)))
         self._live.running, self._live.on_host = self._loaded, self._on_host
+        self._live.configured = self._configured
 
     def after(self, host: Host) -> None:
         """As reload.Change."""

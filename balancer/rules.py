@@ -4,6 +4,7 @@ from dataclasses import replace
 
 from balancer.config import Config
 from common.bpf.allowance import BUDGETS
+from common.engine import firewall
 from common.engine.firewall import Rule
 from common.wire import icmp
 
@@ -36,4 +37,4 @@ def rules(config: Config) -> list[Rule]:
                      icmp_type=icmp.DEST_UNREACHABLE, icmp_code=icmp.FRAGMENTATION_NEEDED,
                      limit=BUDGETS["UP_ICMP"]))
     made.append(Rule("output", None, mark=config.mark))
-    return list(dict.fromkeys(made))
+    return firewall.handed_over(made) if config.lifetime_ms else list(dict.fromkeys(made))

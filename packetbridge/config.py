@@ -9,7 +9,7 @@ from common.cluster.service import Endpoint
 from common.encap.dscp import DEFAULT as DSCP_DEFAULT
 from common.encap.dscp import MAX as DSCP_MAX
 from common.settings import raise_faults, schema, shared
-from common.settings.flags import Flags, described, filled, keys_of, number, top_table
+from common.settings.flags import Flags, described, filled, keys_of, names_of, number, top_table
 from common.settings.host import HostView
 from common.settings.readers import choice, ipv4, ipv4_port, seconds, text, whole
 from common.settings.schema import Draft, Setting, Tables
@@ -110,7 +110,7 @@ def read(
     given = dict(flags or {})
     of_service = {key: given.pop(key) for key in keys_of(Service) if key in given}
     top = schema.read(Config, table)
-    schema.override(top, Flags(given, faults=table.faults))
+    schema.override(top, Flags(given, names_of(Config), table.faults))
     services: list[Draft[Service]] = top.values["services"]
     services += [schema.read(Service, one) for one in
                  described(top, of_service, lambda: _describe(top, of_service, host))]

@@ -63,7 +63,8 @@ def run(config: Config, load: Callable[[], Config]) -> int:
         config.mark, frozenset(service.server.packed for service in config.services))
     return daemon.serve(
         PROGRAM, config, datapath, senders, claims_of(config.services), change,
-        LiveBridge(config, load, datapath, engine, senders), datapath.on_shutdown, engine if engine.parts else None,
+        LiveBridge(config, load, datapath, engine, senders), datapath.on_shutdown,
+        engine if engine.parts else None,
     )
 
 

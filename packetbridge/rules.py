@@ -5,7 +5,7 @@ from dataclasses import replace
 from ipaddress import IPv4Address
 
 from common.bpf.allowance import BUDGETS
-from common.engine import host
+from common.engine import firewall, host
 from common.engine.firewall import Rule
 from common.wire import icmp
 from packetbridge.config import Config, Service
@@ -58,4 +58,4 @@ def rules(
     for mark in (config.mark, config.mark + 1):
         made.append(Rule("output", None, mark=mark))
     made.append(Rule("prerouting", None, interface="lo", mark=config.mark))
-    return list(dict.fromkeys(made))
+    return firewall.handed_over(made) if config.lifetime_ms else list(dict.fromkeys(made))

@@ -16,7 +16,7 @@ from balancer.offload.numbers import ServiceNumbers
 from balancer.offload.requests import Encoder, Prepared, write
 from balancer.paths import UNKNOWN, NextHop
 from balancer.pool.schedule import Scheduler
-from common.bpf import allowance, build, pins, reasons
+from common.bpf import allowance, build, lifetime, pins, reasons
 from common.bpf import secrets as bpf_secrets
 from common.bpf.allowance import BUDGETS, TICK_LENGTH
 from common.bpf.links import Mode
@@ -60,6 +60,7 @@ class Program:
         self.object.set_variable("in_test", for_tests)
         self.object.set_variable("max_guesses", guesses.MAX_GUESSES)
         allowance.allow(self.object, None if for_tests else budgets)
+        lifetime.limit(self.object, config.lifetime_ms)
         if config.hash_seed:
             self.object.set_variable("has_seed", 1)
             self.object.set_variable("hash_seed", config.hash_seed)

@@ -15,6 +15,7 @@ from common.engine import claims, clock, secrets
 from common.engine.claims import Claim
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
+from common.engine.lifetime import Lifetime
 from common.engine.lock import Locks
 from common.engine.loop import Datapath, Engine, Sender
 from common.engine.queue import QueueError
@@ -34,6 +35,8 @@ class Config(secrets.Config, Protocol):
     def queue(self) -> int: ...
     @property
     def metrics(self) -> tuple[str, int] | None: ...
+    @property
+    def lifetime_ms(self) -> int | None: ...
 
 
 class Lasting(Protocol):
@@ -70,7 +73,9 @@ def serve(
             claims.take(program, config.file, claim, locks)
         reader = SecretReader(config, datapath)
         reloader = Reloader(program, host, locks, live, reader)
-        engine = _make_engine(config, datapath, sender, signals, reloader, [reader, *sources])
+        ends = [Lifetime(config.lifetime_ms, signals)] if config.lifetime_ms else []
+        engine = _make_engine(
+            config, datapath, sender, signals, reloader, [reader, *ends, *sources])
         if config.metrics:
             # most of the program's memory, where nobody asks for them
             from common.engine import metrics

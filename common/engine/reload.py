@@ -6,15 +6,14 @@ path, in one turn of the loop; addresses for what is new. What is configured no 
 when its flows have gone.
 
 It happens on SIGHUP, when somebody asks for it (`Reloader.reload`), and when a file that is watched
-has changed. Editors write a file in parts or put another in its place, so it is read when two looks,
-a second apart, have seen the same.
+has changed. Editors write a file in parts or put another in its place, so it is read when two
+looks, a second apart, have seen the same.
 """
 
 import logging
 import os
 import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
@@ -328,12 +327,13 @@ def _faults(error: Exception) -> tuple[str, ...]:
 
 
 def _signature(paths: Sequence[str]) -> Signature:
-    """What tells that files have changed; of those that are there."""
+    """What tells that files have changed, or are not there any more."""
     found = {}
     for path in paths:
         try:
-            status = os.stat(Path(path))
+            status = os.stat(path)
         except OSError:
-            continue
-        found[path] = status.st_ino, status.st_size, status.st_mtime_ns
+            found[path] = 0, 0, 0
+        else:
+            found[path] = status.st_ino, status.st_size, status.st_mtime_ns
     return found

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 from common.settings import COMMAND_LINE, ConfigError
 from common.settings.host import HostView
-from common.settings.readers import choice, flag, listen, seconds, text, whole
+from common.settings.readers import choice, duration, flag, listen, seconds, text, whole
 from common.settings.schema import Draft, Setting
 
 DIRECTORY = Path("/etc/l3dsr")
@@ -80,6 +80,11 @@ class Shared:
         seconds(0, 1e6), "how long the flows of what is configured no more may go on",
         "After that their clients are reset at their next packet.", metavar="SECONDS",
     )] = 300_000
+    lifetime_ms: Annotated[int | None, Setting(
+        duration, "a kill switch: how long after its start the program ends by itself",
+        "All is undone then; and if it has been killed, its programs leave all packets to the host "
+        "from then on. The flag is `--for`.", metavar="TIME", restart=True, flag="--for",
+    )] = None
     file: str = COMMAND_LINE
 
 

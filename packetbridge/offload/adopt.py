@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from pyroute2 import DiagSocket
 
-from common.bpf import BpfError, allowance, build, features, pins, reasons
+from common.bpf import BpfError, allowance, build, features, lifetime, pins, reasons
 from common.bpf.allowance import BRIDGE_BUDGETS
 from common.bpf.links import Direction
 from common.bpf.objects import Object, Program
@@ -76,6 +76,7 @@ class Adopt:
         self._pins = Pins(owner(config))
         self._object = Object(build.object_of("packetbridge", "adopt"))
         allowance.allow(self._object, budgets)
+        lifetime.limit(self._object, config.lifetime_ms)
         fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", 1)  # every kernel with the other one has it
         fast_maps.size_spent(self._object, config)

@@ -12,6 +12,7 @@
 
 #include "balancer/offload/bpf/constants.h"
 #include "common/bpf/include/guesses.h"
+#include "common/bpf/include/lifetime.h"
 #include "common/bpf/include/stamps.h"
 #include "common/bpf/include/tcp.h"
 #include "common/bpf/include/verdict.h"
