@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
+from netns import state
 from traffic import ALONE, PATIENCE_S, connect, one_answer, request
 
 from lab.node import wait_until
