@@ -138,6 +138,7 @@ class Change:
     ) -> None:
         self.lines = lines
         self.file, self.secret_file = loaded.file, loaded.secret_file
+        self.released: Sequence[str] = ()  # as long as something leaves, it is needed
         self._live, self._datapath, self._loaded = live, live.datapath, loaded
         self._configured = configured
         self._made = [each for each in made if each is not None]

@@ -141,6 +141,7 @@ class Change:
         held = {claim.lock for claim in claims_of(live.served)}
         self.claims: Sequence[Claim] = [
             claim for claim in claims_of(loaded.services) if claim.lock not in held]
+        self.released: Sequence[str] = ()
         self._left: Tidying | None = None
 
     def begin(self) -> None:
@@ -162,6 +163,7 @@ class Change:
         live = self._live
         live.running, live.leaving = self._loaded, self._leaving
         self._left = live.serve(self._choices)
+        self.released = self._left.locks
         live.datapath.configure(self._loaded)
         live.engine.configure(self._loaded)
 

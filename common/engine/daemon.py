@@ -15,6 +15,7 @@ from common.engine import claims, clock, secrets
 from common.engine.claims import Claim
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
+from common.engine.instances import Notes
 from common.engine.lifetime import Lifetime
 from common.engine.lock import Locks
 from common.engine.loop import Datapath, Engine, Sender
@@ -98,6 +99,7 @@ def undo(program: str, config: Config, lasting: Lasting) -> int:
         lasting.detach()
         host.recover()
         host.undo()
+        Notes(host.owner_name).remove()
     except (FirewallError, NetlinkError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1

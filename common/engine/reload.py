@@ -51,10 +51,12 @@ class Change(Protocol):
     """A configuration that has been read, and can be taken.
 
     lines: what it changes. claims: what it needs alone. secret_file: with the keys from now on.
+    released: once it is served, names of locks that are not needed any more.
     """
 
     lines: tuple[str, ...]
     claims: Sequence[Claim]
+    released: Sequence[str]
     file: str
     secret_file: str
 
@@ -254,6 +256,7 @@ class Reloader:
         except Exception as error:  # our bug: what has changed by then stays
             self._refusing(error)()
             return
+        self._locks.release(change.released)
         self._secrets.read(change.file, change.secret_file)
         self._worker.start(lambda: self._finish_host(change))
 

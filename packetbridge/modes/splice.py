@@ -154,8 +154,9 @@ class Splice:
     def end_flows(self, services: Collection[ServiceState]) -> list[bytes]:
         """Resets for both sides of every flow of these, which nobody will translate any more."""
         packets: list[bytes] = []
+        ended = set(services)
         for flow in self._flows:
-            if flow.service not in services:
+            if flow.service not in ended:
                 continue
             if flow.state in (OPEN, REPLAY):
                 packets += [self._reset_to_client(flow), *self._reset_to_server(flow)]

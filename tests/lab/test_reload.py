@@ -125,18 +125,18 @@ def test_backends_weights_and_schedulers_change_under_load(served: Lab) -> None:
 
 def test_services_come_and_go_under_load(served: Lab) -> None:
     lab = served
-    web = service(lab, 80, [1, 2])
+    web = "[timeouts]\nidle = 5\nhalf_closed = 1\nreset = 1\n" + service(lab, 80, [1, 2])
     running = Running(lab, web)
     before = state(lab.balancer)
 
     with requests(lab):
         assert f"service {VIP}:81 is added" in running.reload(web + service(lab, 81, [1, 2]))
         assert answerers(lab, 81) == {"backend1", "backend2"}
-        running.reload(service(lab, 8080, [1, 2], vip=OTHER_VIP) + web)
+        running.reload(web + service(lab, 8080, [1, 2], vip=OTHER_VIP))
         assert answerers(lab, 8080, OTHER_VIP) == {"backend1", "backend2"}
         with requests(lab, 8080, OTHER_VIP):
-            assert f"service {VIP}:81 is removed" not in running.reload(
-                service(lab, 8080, [2], vip=OTHER_VIP) + web)
+            assert f"service {OTHER_VIP}:8080, backend 1" in running.reload(
+                web + service(lab, 8080, [2], vip=OTHER_VIP))
         running.reload(web)
         # its flows have ended, and then nothing of it is left
         wait_until(lambda: state(lab.balancer) == before, PATIENCE_S, "the host is as before")
