@@ -48,6 +48,7 @@ CHECKED = """
   send = "a \\"quoted\\" \\u0001 ü\\r\\n"
   expect = "\\u007f"
   interval = 0.25
+  timeout = 0.2
   [service.hold]
   time = 12.345
 """
