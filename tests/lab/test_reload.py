@@ -1,12 +1,10 @@
 """The configuration changes while packets flow: nothing that goes on notices it."""
 
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 
 import pytest
 from netns import state
-from traffic import ALONE, PATIENCE_S, connect, one_answer, request
+from traffic import ALONE, PATIENCE_S, connect, one_answer, request, requests
 
 from lab.node import wait_until
 from lab.topology import VIP, Lab, program
@@ -57,34 +55,6 @@ def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
                 for port, dscp in DSCPS.items()))
             lab.start_bridge(backend, "--config", str(path), defaults=False)
         yield lab
-
-
-@contextmanager
-def requests(lab: Lab, port: int = 80, vip: str = VIP) -> Iterator[Callable[[], int]]:
-    """Requests, one after the other, each of which has to be served. Yields: how many were."""
-    done, count, faults = threading.Event(), [0], []
-
-    def ask() -> None:
-        while not done.is_set():
-            try:
-                for _ in range(5):
-                    lab.client.run(["curl", "-sS", "--fail", "--max-time", "20", *ALONE, *[
-                        f"http://{vip}:{port}/{number}" for number in range(20)]])
-                    count[0] += 20
-            except RuntimeError as error:
-                faults.append(str(error))
-                return
-
-    threads = [threading.Thread(target=ask) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    try:
-        yield lambda: count[0]
-    finally:
-        done.set()
-        for thread in threads:
-            thread.join()
-    assert not faults, faults
 
 
 def answerers(lab: Lab, port: int = 80, vip: str = VIP) -> set[str]:
