@@ -11,8 +11,11 @@ from random import Random
 from typing import Any
 
 from balancer import config
+from balancer.backends_file import BackendsFiles
+from balancer.plan import plan_of
 from balancer.tools import explain, keygen, operate
 from common.cluster.secrets import KEEP_S
+from common.engine import commands
 from common.settings import COMMAND_LINE, ConfigError, cli, host
 from common.settings.flags import flag_name, number
 from common.settings.readers import ipv4, port_number
@@ -53,15 +56,16 @@ def make_parser() -> cli.Parser:
     parser = cli.make_parser(PROGRAM, _DESCRIPTION, _EXAMPLES)
     _add_config_flags(parser)
     parser.set_defaults(act=_serve)
-    commands = cli.add_commands(parser)
-    _add_keygen(commands)
-    _add_detach(commands)
-    _add_check(commands)
-    _add_doctor(commands)
-    _add_explain(commands)
-    _add_replay(commands)
-    operate.add(commands, PROGRAM)
-    _add_trace(commands)
+    parsers = cli.add_commands(parser)
+    _add_keygen(parsers)
+    _add_detach(parsers)
+    _add_check(parsers)
+    commands.add_reload(parsers, PROGRAM)
+    _add_doctor(parsers)
+    _add_explain(parsers)
+    _add_replay(parsers)
+    operate.add(parsers, PROGRAM)
+    _add_trace(parsers)
     return parser
 
 
@@ -76,9 +80,19 @@ def _load(namespace: argparse.Namespace, view: host.HostView | None = None) -> c
                        cli.given(namespace, config.Config, config.Service), view)
 
 
+def _load_whole(
+    namespace: argparse.Namespace, view: host.HostView | None = None
+) -> config.Config:
+    """As `_load`, with the backends of its services' files; what is wrong there is warned of."""
+    loaded = _load(namespace, view)
+    whole, faults = BackendsFiles(loaded.state_directory, keeps=False).resolve(loaded)
+    cli.print_warnings(PROGRAM, faults)
+    return whole
+
+
 def _load_offline(namespace: argparse.Namespace) -> config.Config:
     """For what is tried without the host."""
-    loaded = _load(namespace)
+    loaded = _load_whole(namespace)
     cli.warn_of_lab(PROGRAM, loaded, config.Service, namespace, config.DEFAULT_FILE)
     return loaded
 
@@ -88,7 +102,7 @@ def _serve(namespace: argparse.Namespace) -> int:
     host.check_rights(PROGRAM)
     from balancer import daemon
 
-    return daemon.run(loaded)
+    return daemon.run(loaded, lambda: _load(namespace, host.look()))
 
 
 # --- detach ---
@@ -152,9 +166,9 @@ def _keygen(namespace: argparse.Namespace) -> int:
 # --- check ---
 
 
-def _add_check(commands: Any) -> None:
-    parser = commands.add_parser(
-        "check", usage=f"{PROGRAM} check [FLAG ...] [FILE]",
+def _add_check(parsers: Any) -> None:
+    parser = parsers.add_parser(
+        "check", usage=f"{PROGRAM} check [--diff] [FLAG ...] [FILE]",
         help="is this configuration right, and what does it say?",
         description="Validate a configuration and print its services, or all of its faults. "
                     "Needs no root and changes nothing; an interface that is not there is only "
@@ -163,14 +177,18 @@ def _add_check(commands: Any) -> None:
     parser.add_argument("config", metavar="FILE", nargs="?",
                         help=f"(default {config.DEFAULT_FILE}, where it exists)")
     _add_config_flags(parser)
+    commands.add_diff(parser, PROGRAM)
     cli.add_json(parser)
     parser.set_defaults(act=_check)
 
 
 def _check(namespace: argparse.Namespace) -> int:
     view = host.look(is_certain=False)
-    loaded = _load(namespace, view)
+    loaded = _load_whole(namespace, view)
     warnings = cli.warnings_of(loaded, view)
+    if namespace.diff:
+        cli.print_warnings(PROGRAM, warnings)
+        return commands.print_diff(PROGRAM, loaded, config.read, plan_of, namespace.json)
     if namespace.json:
         services = [_described(service) for service in loaded.services]
         cli.print_json({"file": loaded.file, "interface": loaded.interface,

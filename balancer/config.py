@@ -13,7 +13,7 @@ from common.cluster.service import Endpoint
 from common.encap.dscp import DEFAULT as DSCP_DEFAULT
 from common.encap.dscp import MAX as DSCP_MAX
 from common.settings import raise_faults, schema, shared
-from common.settings.flags import Flags, described, filled, keys_of, number, top_table
+from common.settings.flags import Flags, described, filled, keys_of, names_of, number, top_table
 from common.settings.host import HostView
 from common.settings.readers import Reader, choice, flag, ipv4, quoted, seconds, text, whole
 from common.settings.schema import Draft, Setting, Tables
@@ -118,6 +118,10 @@ class Service:
         "address of a backend's packetbridge, repeatable; ids must never change",
         metavar="ADDR[,id=N][,weight=W]", lab=("192.168.33.20,id=1", "192.168.33.21,id=2"),
     )]
+    backends_file: Annotated[str | None, Setting(
+        text, "a file with further backends, one a line",
+        "It is looked at each second; see [below](#backends-in-a-file).",
+    )] = None
     kind: str = "split"  # a name of balancer/modes/kinds.py: there is one, so no file need say it
 
     @property
@@ -149,7 +153,7 @@ class Config(Shared):
         choice("auto", "native", "generic"), "where the fast engine's program runs",
         "In the interface's driver (`native`), or in the kernel after it (`generic`). `auto` "
         "takes the driver if that is possible and no backend is behind an interface that takes no "
-        "redirected frames.", metavar="auto|native|generic",
+        "redirected frames.", metavar="auto|native|generic", restart=True,
     )] = "auto"
     hold_octets_total: Annotated[int, Setting(
         whole(0, 1 << 40, "octets"),
@@ -161,7 +165,7 @@ class Config(Shared):
         whole(1, MAX_ID_BITS), "bits of a backend's id",
         "Ids go up to 2^`id_bits` − 1, and packets name their backend for 2^(31 − `id_bits`) ms "
         "after its handshake: 4.6 hours with 7 bits, 37 hours with 4. The same on all balancers of "
-        "a cluster.", metavar="N",
+        "a cluster.", metavar="N", restart=True,
     )] = MAX_ID_BITS
     takeover_rate: Annotated[int, Setting(
         whole(0, 100_000_000, "packets a second"),
@@ -180,6 +184,11 @@ class Config(Shared):
         "If not, a VIP that another host on the network has already is refused, and one that "
         "another host takes later is defended.", metavar="true|false",
     )] = False
+    state_directory: Annotated[str, Setting(
+        text, "where is remembered what a restart must not forget",
+        "The ids that backends of a `backends_file` have, and what the operator wants kept.",
+        metavar="DIR", restart=True,
+    )] = "/var/lib/l3dsr"
     queue: Queue = 33
     mark: Mark = 0x330
     timeouts: Annotated[Timeouts, Tables("timeouts", Timeouts)] = field(default_factory=Timeouts)
@@ -206,7 +215,7 @@ def read(
     given = dict(flags or {})
     of_service = {key: given.pop(key) for key in keys_of(Service) if key in given}
     top = schema.read(Config, table)
-    schema.override(top, Flags(given, faults=table.faults))
+    schema.override(top, Flags(given, names_of(Config), table.faults))
     services: list[Draft[Service]] = top.values["services"]
     services += [schema.read(Service, one) for one in
                  described(top, of_service, lambda: _describe(top, of_service, host))]
@@ -260,8 +269,9 @@ def _check_backends(service: Draft[Service], id_max: int) -> None:
     ids: set[int] = set()
     addresses: set[IPv4Address] = set()
     backends: list[Draft[Backend]] = service.values["backends"]
-    if not backends and "backend" not in service.table.faulty:
-        service.table.refuse("backend", None, "at least one backend")
+    if (not backends and not service.get("backends_file")
+            and not {"backend", "backends_file"} & service.table.faulty):
+        service.table.refuse("backend", None, "at least one backend, or a `backends_file`")
     for backend in backends:
         number, address = backend.get("id"), backend.get("address")
         if number is not None and number > id_max:

@@ -1,10 +1,12 @@
 """The balancer's effects: the VIP, the rules, the queue, the socket."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from random import SystemRandom
 
+from balancer.backends_file import BackendsFiles
 from balancer.config import Config
 from balancer.control.history import History
 from balancer.control.kept import Kept, stand, weighed
@@ -14,44 +16,44 @@ from balancer.control.views import Shown, gets
 from balancer.datapath import Datapath
 from balancer.health.monitor import Monitor
 from balancer.health.watch import HealthWatch
+from balancer.live import LiveBalancer, claim_of
 from balancer.measure import Measurement
 from balancer.neighbours import NextHops
 from balancer.offload import instance
 from balancer.offload.offload import ProgramOffload, beside
 from balancer.reckoner import Reckoner
 from balancer.routes import Routes, RouteWatch
+from balancer.rules import rules
 from balancer.trace.server import TraceServer
 from balancer.vips import CONFLICT, Probe, VipWatch
-from common.bpf.allowance import BUDGETS
 from common.control.api import Views
 from common.control.inbox import Inbox
 from common.control.place import instance_of, kept_path
 from common.engine import clock, daemon, log
-from common.engine.daemon import Claim
-from common.engine.firewall import Rule
 from common.engine.guarding import Guarded
 from common.engine.host import Host
 from common.engine.observation import Observation
 from common.engine.queue import RawSender
 from common.engine.repairs import Repairs
-from common.engine.sources import Source
 from common.settings.host import check_secret
-from common.wire import icmp
 
 PROGRAM = "balancer"
-_IMPOSSIBLE_SOURCES = ("0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3")  # as common/wire/ipv4.py
 
 
-def run(config: Config) -> int:
+def run(config: Config, load: Callable[[], Config]) -> int:
     """Serve until SIGTERM or SIGINT. Returns: the exit code.
+
+    load: the configuration, as it is written whenever it is called; in a thread.
 
     Raises: ConfigError, before anything on the host is changed.
     """
     secret = check_secret(config.file, config.secret_file)
     secrets = secret.keys_at(time.time())
-    config = replace(config, hash_seed=secret.seed)
     log.set_up(config.log_level, config.log_format)
-    kept = Kept(kept_path(instance_of(PROGRAM, config)))
+    kept = Kept(kept_path(instance_of(PROGRAM, config), config.state_directory))
+    configured, files = config, BackendsFiles(config.state_directory, keeps=True)
+    config, faults = files.resolve(configured)
+    config = replace(config, hash_seed=secret.seed)
     vips = sorted({service.vip for service in config.services})
     probe = Probe(config.interface, () if config.vip_shared else vips)
     program, reason = instance.prepare(weighed(config, kept.standings), secrets)
@@ -71,16 +73,11 @@ def run(config: Config) -> int:
 
     watch = RouteWatch(datapath.paths, on_routes, config.interface)
     sender = RawSender(config.mark)
-    reckoner, monitor = Reckoner(datapath), None
-    sources: list[Source] = [*watch.sources, measurement, reckoner]
-    if any(service.check.kind != "none" for service in config.services):
-        health = HealthWatch(datapath, sender, SystemRandom(), reckoner)
-        sources.append(health)
-        monitor = health.monitor
+    reckoner = Reckoner(datapath)
+    health = HealthWatch(datapath, sender, SystemRandom(), reckoner)
     observation = Observation()
     traces = TraceServer(config.queue, datapath, observation, offload)
-    sources += traces.sources
-    views = make_views(config, datapath, reckoner, monitor, kept, offload)
+    views = make_views(config, datapath, reckoner, health.monitor, kept, offload)
     repairs, conflicts = Repairs([CONFLICT]), VipWatch(
         config.interface, () if config.vip_shared else vips, lambda: repairs.count(CONFLICT))
 
@@ -107,24 +104,28 @@ def run(config: Config) -> int:
         instance.detach(config)  # of an earlier start
         return f"{ready} ({reason})"
 
-    claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
     hooks = [program.hooks] if program and program.hooks else []
+    live = LiveBalancer(config, configured, load, files, datapath, watch, health, conflicts,
+                        lambda: stand(datapath.services, kept.standings))
+    live.say(faults)
     probe.check(config.file)
     try:
-        return daemon.serve(PROGRAM, config, datapath, sender, claims, change,
-                            lasting=instance.Lasting(config) if program else None,
-                            sources=[*sources, *conflicts.sources], views=views,
-                            guarded=Guarded(config.interface, repairs, hooks, on_rename),
-                            observation=observation)
+        return daemon.serve(
+            PROGRAM, config, datapath, sender, [claim_of(str(vip)) for vip in vips], change, live,
+            lasting=instance.Lasting(config) if program else None,
+            sources=[*watch.sources, measurement, reckoner, health, *traces.sources,
+                     *conflicts.sources],
+            views=views, guarded=Guarded(config.interface, repairs, hooks, on_rename),
+            observation=observation)
     finally:
         traces.close()
 
 
 def make_views(
-    config: Config, datapath: Datapath, reckoner: Reckoner, monitor: Monitor | None, kept: Kept,
+    config: Config, datapath: Datapath, reckoner: Reckoner, monitor: Monitor, kept: Kept,
     offload: ProgramOffload | None,
 ) -> Views:
-    """What is answered by HTTP. monitor: where backends are checked. offload: of a program."""
+    """What is answered by HTTP. offload: of a program."""
     inbox = Inbox()
     counted_ms = (lambda: offload.counted_ms) if offload else clock.now_ms
     shown = Shown(datapath, monitor, config.max_flows, counted_ms)
@@ -140,32 +141,3 @@ def detach(config: Config) -> int:
     Raises: ConfigError while an instance runs.
     """
     return daemon.undo(PROGRAM, config, instance.Lasting(config))
-
-
-def rules(config: Config) -> list[Rule]:
-    """Everything for a service, and ICMP errors and fragments for its VIP, to the queue.
-
-    And whatever is told of a narrow path, wherever it comes in: it may be about a forwarded packet.
-    It may as well be about the host's own, which must not miss it while nobody listens, nor while
-    more comes than the queue gets.
-    """
-    made = []
-    for service in config.services:
-        vip = Rule("prerouting", config.queue, config.interface, destination=str(service.vip))
-        served = replace(vip, protocol="tcp", dport=service.port)
-        limited = [
-            replace(vip, protocol="tcp", fragment=True, limit=BUDGETS["UP_IP"]),
-            *(replace(vip, protocol="icmp", icmp_type=error, limit=BUDGETS["UP_ICMP"])
-              for error in icmp.ERRORS),
-        ]
-        made += [
-            *(replace(served, source=source, drop=True)
-              for source in (*_IMPOSSIBLE_SOURCES, str(service.vip))),
-            served,
-            *(each for rule in limited for each in (rule, replace(rule, limit=None, drop=True))),
-        ]
-    made.append(Rule("prerouting", config.queue, protocol="icmp", bypass=True,
-                     icmp_type=icmp.DEST_UNREACHABLE, icmp_code=icmp.FRAGMENTATION_NEEDED,
-                     limit=BUDGETS["UP_ICMP"]))
-    made.append(Rule("output", None, mark=config.mark))
-    return list(dict.fromkeys(made))

@@ -22,7 +22,7 @@ from balancer.flows import BackendFlow, timeouts_ms
 from balancer.modes.kinds import MODES
 from balancer.modes.split.hold import Marks
 from balancer.paths import LEAST_MTU, Paths
-from balancer.pool.pool import Backend, Changes
+from balancer.pool.pool import Backend, Changes, State
 from balancer.pool.schedule import Scheduler
 from balancer.services import Plan, Services, ServiceState
 from common.cluster.cookie import Secrets
@@ -58,8 +58,22 @@ class Offload(Protocol):
     def add_counts(self, counters: Counters) -> None:
         """Add what the program has counted since the last time."""
 
-    def apply(self, service: ServiceState, changes: Changes) -> None:
-        """Tell the program of changes to a service's backends."""
+    def apply(
+        self, service: ServiceState, changes: Changes, paths: Paths, prepared: object = None
+    ) -> None:
+        """Tell the program of changes to a service's backends. prepared: as `prepare` made it."""
+
+    def add(self, service: ServiceState, paths: Paths, prepared: object) -> None:
+        """Let the program serve one more; it gets its number here."""
+
+    def remove(self, service: ServiceState) -> None:
+        """Let the program know a service no more."""
+
+    def cut(self, service: ServiceState, backend: Backend) -> None:
+        """Leave the packets of a backend to the data path."""
+
+    def configure(self, config: Config) -> None:
+        """Go by these settings from now on, as far as they are not fixed at the start."""
 
     def prepare(self, service: config.Service, scheduler: Scheduler) -> object:
         """What the program must know to choose among these shares; in any thread."""
@@ -99,10 +113,8 @@ class Datapath:
             kind: MODES[kind](config, secrets, self.flows, self.counters, marks)
             for kind in {service.kind for service in config.services}
         }
-        self._vips = self.services.vips
-        # by an endpoint's key: the service, and who handles its packets
-        self._serving = {key: (service, self.modes[service.config.kind])
-                         for key, service in self.services.items()}
+        self._drain_ms = config.drain_timeout_ms
+        self._index()
         self._at_bridges: dict[bytes, list[Backend]] = {}
         self._find_bridges()
         self._fitted, self._narrowest = self.paths.version, self.paths.narrowest
@@ -174,7 +186,7 @@ class Datapath:
         packets = [made for mode in self.modes.values() for made in mode.on_tick(now_ms)]
         for service in self.services:
             if service.pool.is_leaving:
-                self._apply(service, service.pool.release(self.flows.count))
+                self._drain(service, now_ms)
         if self.offload:
             self.offload.on_tick(self.counters, self.paths, now_ms)
         return packets
@@ -209,6 +221,47 @@ class Datapath:
         """Give a service other backends, or other weights, while packets flow."""
         self._apply(service, service.update(backends))
 
+    # --- another configuration, while packets flow ---
+
+    def configure(self, config: Config) -> None:
+        """Go by these settings from now on, as far as they are not fixed at the start."""
+        self._drain_ms = config.drain_timeout_ms
+        self.flows.set_bounds(config.max_flows, timeouts_ms(config.timeouts))
+        for mode in self.modes.values():
+            mode.configure(config)
+        if self.offload:
+            self.offload.configure(config)
+
+    def add(self, service: ServiceState, prepared: object = None) -> None:
+        """Serve one more. prepared: as the offload has prepared it."""
+        for backend in service.pool:
+            self.paths.add(backend.address)
+        if self.offload:
+            self.offload.add(service, self.paths, prepared)
+        else:
+            service.number = self.services.free_number
+        self.services.add(service)
+        self._index()
+        self._find_bridges()
+        self._fitted = -1
+        self.fit_mss()
+
+    def change(
+        self, service: ServiceState, configured: config.Service, scheduler: Scheduler,
+        prepared: object = None,
+    ) -> None:
+        """Let a service be configured like this. scheduler, prepared: made of its forecast."""
+        self._apply(service, service.become(configured, scheduler), prepared)
+        self._fitted = -1
+        self.fit_mss()
+
+    def drain(self, service: ServiceState) -> None:
+        """A service is configured no more: it goes when its flows have gone, or their time is over.
+
+        Its new connections are reset.
+        """
+        self._apply(service, service.leave())
+
     def plan(self, service: ServiceState) -> Callable[[], Plan]:
         """How to choose by the standing that the backends have now.
 
@@ -229,7 +282,8 @@ class Datapath:
         if plan.version != service.pool.version:
             return False
         for backend in service.pool:
-            backend.is_cut = backend.id in plan.shares.cut
+            if backend.state is State.SERVING:
+                backend.is_cut = backend.id in plan.shares.cut
         service.pool.scheduler = plan.scheduler
         if self.offload:
             self.offload.follow(service, plan)
@@ -327,14 +381,36 @@ class Datapath:
                 return send(Event.ICMP_FORWARDED, icmp.emit_retold(quote, vip, back))
         return PASS
 
-    def _apply(self, service: ServiceState, changes: Changes) -> None:
+    def _apply(
+        self, service: ServiceState, changes: Changes, prepared: object = None
+    ) -> None:
         for backend in (*changes.new, *changes.changed):
             self.paths.add(backend.address)
         if any(changes):
             self._find_bridges()
             self._fitted = -1
+        if self.offload and (any(changes) or prepared is not None):
+            self.offload.apply(service, changes, self.paths, prepared)
+        if changes.gone:
+            self.paths.keep(backend.address for backend in self.services.backends())
+
+    def _drain(self, service: ServiceState, now_ms: int) -> None:
+        """Let those go that are configured no more, as far as their flows and their time allow."""
+        for backend in service.pool.cut(now_ms, self._drain_ms):
             if self.offload:
-                self.offload.apply(service, changes)
+                self.offload.cut(service, backend)
+        self._apply(service, service.pool.release(self.flows.count, now_ms))
+        if service.is_leaving and not service.pool.is_leaving:
+            self.services.remove(service)
+            self._index()
+            if self.offload:
+                self.offload.remove(service)
+
+    def _index(self) -> None:
+        """Note the VIPs and, by an endpoint's key, the service and who handles its packets."""
+        self._vips = self.services.vips
+        self._serving = {key: (service, self.modes[service.config.kind])
+                         for key, service in self.services.items()}
 
     def _find_bridges(self) -> None:
         """Note whose packets go to each bridge, by the endpoint that they have on the way."""

@@ -131,6 +131,17 @@ class Paths:
         """Have a path to this address, too."""
         self._paths.setdefault(address, Path(address))
 
+    def is_known(self, address: bytes, to_hop: bool) -> bool:
+        """Whether there is a way to an address, and if `to_hop` its next hop is known."""
+        path = self._paths.get(address)
+        return path is not None and bool(path.hop.interface if to_hop else path.own_address)
+
+    def keep(self, addresses: Iterable[bytes]) -> None:
+        """Have no paths but those to these addresses."""
+        wanted = set(addresses)
+        self._paths = {address: path for address, path in self._paths.items() if address in wanted}
+        self._learnt &= wanted
+
     def set_routes(self, routes: dict[bytes, Route]) -> bool:
         """The kernel says these now. Returns: whether it said something else before."""
         changed = False
@@ -150,7 +161,9 @@ class Paths:
         This is the one place where a measured MTU comes in. A smaller one than every host must take
         is nobody's honest word.
         """
-        path = self._paths[address]
+        path = self._paths.get(address)
+        if path is None:
+            return  # it is no backend's any more
         before = path.mtu
         path.learn(max(mtu, LEAST_MTU), now_ms)
         self._learnt.add(address)
@@ -158,7 +171,9 @@ class Paths:
 
     def is_whole(self, address: bytes) -> None:
         """A packet as long as the route allows has arrived there, or may."""
-        path = self._paths[address]
+        path = self._paths.get(address)
+        if path is None:
+            return
         before = path.mtu
         path.forget()
         self._learnt.discard(address)

@@ -79,6 +79,11 @@ class RouteWatch:
         if routes is not None:
             self._on_routes(routes)
 
+    def soon(self) -> None:
+        """There are other addresses: look without waiting for news."""
+        self._is_stale = True
+        self._plan()
+
     # --- as sources.Source ---
 
     def fileno(self) -> int:

@@ -123,10 +123,18 @@ class VipWatch:
         """Raises: OSError."""
         self.interface = interface
         self._count = count
-        known = sorted(vip.packed for vip in vips)[:_MOST_VIPS]
-        self._conflicts = Conflicts(known)
-        self._socket = _listen(known)
+        self._socket = socket.socket(
+            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+        self._known: list[bytes] | None = None
+        self.follow(vips)
         self._worker: Worker[bool] = Worker("defending VIPs", self._on_done)
+
+    def follow(self, vips: Iterable[IPv4Address]) -> None:
+        """Defend these from now on. Raises: OSError."""
+        known = sorted(vip.packed for vip in vips)[:_MOST_VIPS]
+        if known != self._known:
+            self._known, self._conflicts = known, Conflicts(known)
+            _listen(self._socket, known)
 
     @property
     def sources(self) -> list[Source]:
@@ -176,13 +184,11 @@ def _own_macs() -> set[bytes]:
         devices.close()
 
 
-def _listen(vips: Collection[bytes]) -> socket.socket:
-    """A socket that hears ARP from the VIPs, on all interfaces. Raises: OSError.
+def _listen(made: socket.socket, vips: Collection[bytes]) -> None:
+    """Let a packet socket hear ARP from the VIPs, on all interfaces. Raises: OSError.
 
     One that is bound to an interface would hear no more when that has been made anew.
     """
-    made = socket.socket(socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK,
-                         socket.htons(arp.ETHERTYPE))
     steps = [
         (_LOAD_WORD, 0, 0, arp.SENDER_OFF),
         *((_EQUALS, len(vips) - place, 0, int.from_bytes(vip)) for place, vip in enumerate(vips)),
@@ -191,4 +197,4 @@ def _listen(vips: Collection[bytes]) -> socket.socket:
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
     made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                     struct.pack("@HP", len(steps), ctypes.addressof(code)))
-    return made
+    made.bind(("", arp.ETHERTYPE))

@@ -19,6 +19,9 @@ SEND_FAILURES = Metric(
 REPAIRS = Metric(
     "repairs", "counter", "What the program put right on its host", ("what",),
     "All kinds are there from the start; see [below](#what-it-repairs).")
+RELOADS = Metric(
+    "reloads", "counter", "Configurations that were read while running", ("result",),
+    "`taken` or `refused`; the log says why.")
 
 METRICS = (PACKETS, FLOWS, FLOWS_LIMIT, FLOWS_EVICTED, PACKETS_LOST, SEND_FAILURES,
-           REPAIRS)
+           REPAIRS, RELOADS)

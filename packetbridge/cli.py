@@ -9,12 +9,14 @@ from random import Random
 from typing import Any
 
 from common.encap import dscp
+from common.engine import commands
 from common.settings import COMMAND_LINE, ConfigError, cli, host
 from common.wire import Malformed
 from common.wire.family import look
 from common.wire.packet import TCP
 from common.wire.tcp import Segment
 from packetbridge import config
+from packetbridge.plan import plan_of
 from packetbridge.tools import operate
 
 PROGRAM = "packetbridge"
@@ -46,12 +48,13 @@ def make_parser() -> cli.Parser:
     parser = cli.make_parser(PROGRAM, _DESCRIPTION, _EXAMPLES)
     _add_config_flags(parser)
     parser.set_defaults(act=_serve)
-    commands = cli.add_commands(parser)
-    _add_check(commands)
-    _add_doctor(commands)
-    _add_replay(commands)
-    _add_detach(commands)
-    operate.add(commands, PROGRAM)
+    parsers = cli.add_commands(parser)
+    _add_check(parsers)
+    commands.add_reload(parsers, PROGRAM)
+    _add_doctor(parsers)
+    _add_replay(parsers)
+    _add_detach(parsers)
+    operate.add(parsers, PROGRAM)
     return parser
 
 
@@ -79,15 +82,15 @@ def _serve(namespace: argparse.Namespace) -> int:
     host.check_rights(PROGRAM)
     from packetbridge import daemon
 
-    return daemon.run(loaded)
+    return daemon.run(loaded, lambda: _load(namespace, host.look()))
 
 
 # --- check ---
 
 
-def _add_check(commands: Any) -> None:
-    parser = commands.add_parser(
-        "check", usage=f"{PROGRAM} check [FLAG ...] [FILE]",
+def _add_check(parsers: Any) -> None:
+    parser = parsers.add_parser(
+        "check", usage=f"{PROGRAM} check [--diff] [FLAG ...] [FILE]",
         help="is this configuration right, and what does it say?",
         description="Validate a configuration and print its services, or all of its faults. "
                     "Needs no root and changes nothing; an interface that is not there is only "
@@ -96,6 +99,7 @@ def _add_check(commands: Any) -> None:
     parser.add_argument("config", metavar="FILE", nargs="?",
                         help=f"(default {config.DEFAULT_FILE}, where it exists)")
     _add_config_flags(parser)
+    commands.add_diff(parser, PROGRAM)
     cli.add_json(parser)
     parser.set_defaults(act=_check)
 
@@ -104,6 +108,9 @@ def _check(namespace: argparse.Namespace) -> int:
     view = host.look(is_certain=False)
     loaded = _load(namespace, view)
     warnings = cli.warnings_of(loaded, view)
+    if namespace.diff:
+        cli.print_warnings(PROGRAM, warnings)
+        return commands.print_diff(PROGRAM, loaded, config.read, plan_of, namespace.json)
     if namespace.json:
         services = [_described(service) for service in loaded.services]
         cli.print_json({"file": loaded.file, "interface": loaded.interface,

@@ -9,7 +9,7 @@ from common.cluster.service import Endpoint
 from common.encap.dscp import DEFAULT as DSCP_DEFAULT
 from common.encap.dscp import MAX as DSCP_MAX
 from common.settings import raise_faults, schema, shared
-from common.settings.flags import Flags, described, filled, keys_of, number, top_table
+from common.settings.flags import Flags, described, filled, keys_of, names_of, number, top_table
 from common.settings.host import HostView
 from common.settings.readers import choice, ipv4, ipv4_port, seconds, text, whole
 from common.settings.schema import Draft, Setting, Tables
@@ -74,7 +74,7 @@ class Config(Shared):
 
     address: Annotated[IPv4Address | None, Setting(
         ipv4("balancers send to it by the port of the VIP"),
-        "the bridge's own, which balancers send to", metavar="ADDR",
+        "the bridge's own, which balancers send to", metavar="ADDR", restart=True,
         default="the interface's first that is neither VIP nor server",
     )] = None
     mode: Annotated[str, Setting(
@@ -83,7 +83,7 @@ class Config(Shared):
         "bridge no longer touches them; it needs Linux 6.9, and a server that listens on this "
         "host and not with MPTCP. `splice`: the bridge translates every packet. `auto` adopts "
         "where it can, decided for each service; where it cannot, the line with `ready` says why.",
-        metavar="auto|splice|adopt",
+        metavar="auto|splice|adopt", restart=True,
     )] = "auto"
     queue: Queue = 34
     mark: Mark = 0x332
@@ -110,7 +110,7 @@ def read(
     given = dict(flags or {})
     of_service = {key: given.pop(key) for key in keys_of(Service) if key in given}
     top = schema.read(Config, table)
-    schema.override(top, Flags(given, faults=table.faults))
+    schema.override(top, Flags(given, names_of(Config), table.faults))
     services: list[Draft[Service]] = top.values["services"]
     services += [schema.read(Service, one) for one in
                  described(top, of_service, lambda: _describe(top, of_service, host))]

@@ -1,7 +1,7 @@
 """What can be seen of a bridge, as JSON says it (docs/api.md)."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -16,7 +16,9 @@ from packetbridge.offload.fast import Choice
 class Shown:
     """Describes a bridge. choices: how its services are served."""
 
-    def __init__(self, config: Config, beside: Beside, choices: Sequence[Choice]) -> None:
+    def __init__(
+        self, config: Config, beside: Beside, choices: Callable[[], Sequence[Choice]]
+    ) -> None:
         self._max_flows = config.max_flows
         self._beside = beside
         self._choices = choices
@@ -25,7 +27,7 @@ class Shown:
         """The bridge's part of `status`."""
         flows, evicted = self._beside.totals()
         return {"flows": flows, "max_flows": self._max_flows, "evicted_flows": evicted,
-                "services": len(self._choices)}
+                "services": len(self._choices())}
 
     async def services(self, _: Asked) -> Mapping[str, Any]:
         """The services, and how each is served."""
@@ -34,12 +36,12 @@ class Shown:
              "dscp": service.dscp, "server": f"{service.server}:{service.server_port}",
              "wscale": service.wscale, "mode": choice.mode, "engine": choice.engine,
              "because": choice.reason}
-            for choice in self._choices for service in (choice.service,)]}
+            for choice in self._choices() for service in (choice.service,)]}
 
     async def flows(self, asked: Asked) -> Mapping[str, Any]:
         """The flows that it has; connections that were adopted are the host's own."""
         wants, name = FlowQuery(asked.query), asked.query.get("service")
-        names = [choice.service.name for choice in self._choices]
+        names = [choice.service.name for choice in self._choices()]
         if name not in (None, *names):
             raise Refused(404, f"there is no service {str(name)[:100]}; there are: "
                           + ", ".join(names))
@@ -55,7 +57,9 @@ class Shown:
              "state": each.state, "engine": each.engine} for each in found[:wants.limit]]}
 
 
-def make_views(config: Config, beside: Beside, choices: Sequence[Choice]) -> Views:
+def make_views(
+    config: Config, beside: Beside, choices: Callable[[], Sequence[Choice]]
+) -> Views:
     """What is answered by HTTP."""
     shown = Shown(config, beside, choices)
     return Views(Inbox(), shown.facts, {"services": shown.services, "flows": shown.flows})

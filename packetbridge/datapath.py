@@ -15,7 +15,7 @@ What still dissatisfies: without programs, state lives in this process, so when
 it is killed its flows end with a reset.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from random import Random
 from typing import Protocol
 
@@ -30,7 +30,7 @@ from common.wire import Malformed, five_tuple, icmp
 from common.wire.family import look
 from common.wire.packet import TCP, Packet
 from common.wire.tcp import Segment, dport_of, sport_of
-from packetbridge.config import Config
+from packetbridge.config import Config, Service, Timeouts
 from packetbridge.flows import BridgeFlow
 from packetbridge.modes.spent import MemoryBuckets, SpentCookies
 from packetbridge.modes.splice import Splice
@@ -61,6 +61,9 @@ class Offload(Protocol):
     def totals(self) -> tuple[int, int]:
         """Flows, and flows that had to make room: those of the store and the programs' together."""
 
+    def learn_all(self, now_ms: int) -> None:
+        """Let the flow store have all flows of the programs."""
+
     def on_shutdown(self, now_ms: int) -> None:
         """Before the data path ends its flows: take those out that the programs carry on."""
 
@@ -90,7 +93,7 @@ class Datapath:
         timeouts = config.timeouts
         self.flows: FlowStore[BridgeFlow] = MemoryStore(
             config.max_flows,
-            (timeouts.idle_ms, 2 * timeouts.replay_ms, timeouts.closing_ms, timeouts.reset_ms),
+            timeouts_ms(timeouts),
             self._forget_flow,
         )
         self._max_flows = config.max_flows
@@ -163,7 +166,47 @@ class Datapath:
         """The last packets, for flows that nobody will look after any more."""
         if self.offload is not None:
             self.offload.on_shutdown(now_ms)
-        return self.splice.on_shutdown()
+        return self.splice.end_flows(self.services.values())
+
+    # --- another configuration, while packets flow ---
+
+    def serve(
+        self, services: Iterable[Service], foreign_servers: frozenset[bytes], now_ms: int
+    ) -> list[bytes]:
+        """Have these services from now on.
+
+        Returns: packets to send, which end the flows of those that are gone, or have another
+                 server or DSCP.
+        """
+        services = list(services)
+        label = dscp.Label(
+            self._bridge, {service.dscp: service.endpoint.packed for service in services})
+        states = {}
+        for service in services:
+            state = self.services.get(service.endpoint.packed)
+            if state is None or not state.is_like(service):
+                state = ServiceState(service, label)
+            states[service.endpoint.packed] = state
+        gone = [state for state in self.services.values() if state not in states.values()]
+        packets = []
+        if gone:
+            if self.offload is not None:
+                self.offload.learn_all(now_ms)
+            packets = self.splice.end_flows(gone)
+        for service in services:
+            states[service.endpoint.packed].config = service
+        self.services.clear()
+        self.services.update(states)
+        self._label = label
+        self._server_ends = {state.server_end for state in states.values()}
+        self.splice.serve(list(states.values()), foreign_servers)
+        return packets
+
+    def configure(self, config: Config) -> None:
+        """Go by these settings from now on, as far as they are not fixed at the start."""
+        timeouts = config.timeouts
+        self.flows.set_bounds(config.max_flows, timeouts_ms(timeouts))
+        self.splice.set_patience(timeouts.replay_ms)
 
     def collect(self) -> None:
         """Let `counters` have all that is counted up to now."""
@@ -239,3 +282,8 @@ class Datapath:
         self.splice.forget(flow)
         if self.offload is not None:
             self.offload.forget(flow)
+
+
+def timeouts_ms(timeouts: Timeouts) -> tuple[int, ...]:
+    """After how long without a packet a flow leaves, by its state."""
+    return timeouts.idle_ms, 2 * timeouts.replay_ms, timeouts.closing_ms, timeouts.reset_ms

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from balancer.config import Config, Service
 from balancer.pool.share import Operator, Standing
-from balancer.services import Services
+from balancer.services import Services, ServiceState
 from common.engine.lock import check_directory
 
 log = logging.getLogger(__name__)
@@ -87,17 +87,21 @@ def weighed(config: Config, standings: Mapping[Name, Standing]) -> Config:
         for service in config.services))
 
 
-def stand(services: Services, standings: Mapping[Name, Standing]) -> None:
-    """Let the backends stand as is kept."""
+def stand(services: Services, standings: Mapping[Name, Standing]) -> list[ServiceState]:
+    """Let backends stand as is kept, of whom nothing else is wanted. Returns: whose some are."""
+    changed = []
     for service in services:
         for backend in service.pool:
             kept = standings.get(name_of(service.config, backend.id))
-            if kept:
-                backend.standing = backend.standing._replace(
-                    operator=kept.operator, weight=kept.weight)
-                log.warning("backend %d of %s: the operator has kept it %s%s", backend.id,
-                            service.config.name, kept.operator.value,
-                            "" if kept.weight is None else f", with weight {kept.weight}")
+            if kept is None or _is_special(backend.standing):
+                continue
+            backend.standing = backend.standing._replace(
+                operator=kept.operator, weight=kept.weight)
+            changed.append(service)
+            log.warning("backend %d of %s: the operator has kept it %s%s", backend.id,
+                        service.config.name, kept.operator.value,
+                        "" if kept.weight is None else f", with weight {kept.weight}")
+    return changed
 
 
 def _is_special(standing: Standing) -> bool:

@@ -83,16 +83,34 @@ class Monitor:
         self._paths = paths
         self._padded = PaddedChecks(paths, clock_ms, self._exchange)
         self._random = random
-        self._requests = {
-            service: request for service in services
-            if (request := request_of(service.config.check, service.config.vip))}
-        self._versions = dict.fromkeys(self._requests, -1)
+        self._requests: dict[ServiceState, Request] = {}
+        self._versions: dict[ServiceState, int] = {}
         self._targets: dict[Backend, Target] = {}
         self._due: list[tuple[float, int, Target]] = []
         self._order = count()
         self._running: dict[bytes, Target] = {}  # by the five-tuple of the answer
         self._ramping: set[Target] = set()
         self._sync_ms = 0.0
+        self.follow(services)
+
+    def follow(self, services: Iterable[ServiceState]) -> None:
+        """Check these from now on, as they are configured now. What is known of backends stays."""
+        self._requests = {
+            service: request for service in services
+            if (request := request_of(service.config.check, service.config.vip))}
+        self._versions = dict.fromkeys(self._requests, -1)
+        self._sync_ms = 0.0
+        for target in list(self._targets.values()):
+            request = self._requests.get(target.service)
+            if request is None:
+                self._leave(target)
+            else:
+                target.request, target.health.check = request, target.service.config.check
+
+    @property
+    def vips(self) -> set[bytes]:
+        """Where answers come from."""
+        return {service.config.vip.packed for service in self._requests}
 
     @property
     def due_ms(self) -> float:
@@ -178,14 +196,22 @@ class Monitor:
         serving = {each for each in service.pool if each.state is State.SERVING}
         for backend, target in list(self._targets.items()):
             if target.service is service and backend not in serving:
-                self._forget(target)
-                self._padded.forget(target)
-                self._ramping.discard(target)
-                del self._targets[backend]
+                self._leave(target)
         within_ms = min(service.config.check.interval_ms, _FIRST_WITHIN_MS)
         for backend in serving - self._targets.keys():
             target = self._targets[backend] = Target(service, backend, request)
             self._plan(target, now_ms + self._random.random() * within_ms)
+
+    def _leave(self, target: Target) -> None:
+        """Check a backend no more; nothing speaks against it from now on."""
+        self._forget(target)
+        self._padded.forget(target)
+        self._ramping.discard(target)
+        del self._targets[target.backend]
+        standing = target.backend.standing._replace(is_up=True, steps=RAMP_STEPS)
+        if standing != target.backend.standing:
+            target.backend.standing = standing
+            self.changed.add(target.service)
 
     def _suspect(self, target: Target, now_ms: float) -> None:
         """Clients do not hear from it: check it at once, unless that is under way."""

@@ -19,12 +19,13 @@ class Health:
     """Of one backend. Times are monotonic, in ms.
 
     is_up, since_ms: since when; None: from the start. in_doubt: whether results contradict it.
+    check: what it goes by, which may become another.
     """
 
-    __slots__ = ("_check", "_count", "_falls", "_is_ramping", "is_up", "since_ms")
+    __slots__ = ("_count", "_falls", "_is_ramping", "check", "is_up", "since_ms")
 
     def __init__(self, check: Check) -> None:
-        self._check = check
+        self.check = check
         # of results in a row that contradict the state; the first one of all decides alone
         self._count = check.fall - 1
         self._falls: deque[float] = deque(maxlen=_MOST_DOUBLED + 1)
@@ -43,12 +44,12 @@ class Health:
             self._count = 0
             return False
         self._count += 1
-        if self._count < (self._check.fall if self.is_up else self.needed(now_ms)):
+        if self._count < (self.check.fall if self.is_up else self.needed(now_ms)):
             return False
         self._count = 0
         self.is_up = not self.is_up
         self.since_ms = now_ms
-        self._is_ramping = self.is_up and self._check.ramp_ms > 0
+        self._is_ramping = self.is_up and self.check.ramp_ms > 0
         if not self.is_up:
             self._falls.append(now_ms)
         return True
@@ -56,13 +57,13 @@ class Health:
     def needed(self, now_ms: float) -> int:
         """How many checks in a row have to be passed to come up."""
         falls = sum(now_ms - fall_ms < _DAMPED_MS for fall_ms in self._falls)
-        return self._check.rise << min(max(falls - 1, 0), _MOST_DOUBLED)
+        return self.check.rise << min(max(falls - 1, 0), _MOST_DOUBLED)
 
     def steps(self, now_ms: float) -> int:
         """How far the ramp is, 1..RAMP_STEPS."""
         if not self._is_ramping or self.since_ms is None:
             return RAMP_STEPS
-        done = int((now_ms - self.since_ms) * RAMP_STEPS / self._check.ramp_ms) + 1
+        done = int((now_ms - self.since_ms) * RAMP_STEPS / self.check.ramp_ms) + 1
         if done >= RAMP_STEPS:
             self._is_ramping = False
         return min(done, RAMP_STEPS)

@@ -16,6 +16,7 @@ from random import Random
 from balancer.datapath import Datapath
 from balancer.health.monitor import Monitor
 from balancer.reckoner import Reckoner
+from balancer.services import ServiceState
 from common.engine import clock
 from common.engine.loop import Sender
 from common.wire.packet import TCP
@@ -43,10 +44,20 @@ class HealthWatch:
         self._sender = sender
         self.monitor = self._monitor = Monitor(
             datapath.services, lambda: datapath.secrets, datapath.paths, clock.now_ms, random)
-        self._socket = answers_from(service.config.vip.packed for service in datapath.services)
+        self._services = datapath.services
+        self._socket = _deaf()
+        self._vips: set[bytes] = set()
+        self._listen()
         self._buffer = bytearray(_PACKET_LEN)
         self._calm_ms = 0.0
         datapath.observers.append(self._monitor.samples)
+
+    def follow(self, changed: Iterable[ServiceState]) -> None:
+        """Some services are new, or configured in another way."""
+        self._monitor.follow(self._services)
+        self._listen()
+        self._monitor.changed.update(changed)
+        self._follow()
 
     # --- as sources.Source ---
 
@@ -89,11 +100,27 @@ class HealthWatch:
         while self._monitor.changed:
             self._reckoner.reckon(self._monitor.changed.pop())
 
+    def _listen(self) -> None:
+        """Hear TCP from the VIPs of services that are checked."""
+        if self._vips != self._monitor.vips:
+            self._vips = self._monitor.vips
+            _hear(self._socket, self._vips)
+
 
 def answers_from(vips: Iterable[bytes]) -> socket.socket:
     """A socket that hears TCP from the VIPs, on all interfaces. Raises: OSError."""
-    made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK,
-                         socket.htons(_ETH_P_IP))
+    made = _deaf()
+    _hear(made, vips)
+    return made
+
+
+def _deaf() -> socket.socket:
+    """A packet socket of no protocol: it hears nothing yet."""
+    return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
+
+
+def _hear(made: socket.socket, vips: Iterable[bytes]) -> None:
+    """Let a packet socket hear TCP from the VIPs, on all interfaces. Raises: OSError."""
     sources = sorted(set(vips))
     steps = [
         (_LOAD_OCTET, 0, 0, _PROTOCOL_OFF), (_EQUALS, 0, len(sources) + 1, TCP),
@@ -105,8 +132,8 @@ def answers_from(vips: Iterable[bytes]) -> socket.socket:
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
     made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                     struct.pack("@HP", len(steps), ctypes.addressof(code)))
+    made.bind(("", _ETH_P_IP))
     try:
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_OCTETS)
     except PermissionError:  # in a container
         made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_OCTETS)
-    return made

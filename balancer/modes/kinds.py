@@ -27,6 +27,9 @@ class Mode(Protocol):
     secrets: Secrets
     clock_offset_ms: int  # unix time − the times that are given
 
+    def configure(self, config: Config) -> None:
+        """Go by these settings from now on, as far as they are not fixed at the start."""
+
     def on_packet(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
         """Decide about a packet of a service."""
 

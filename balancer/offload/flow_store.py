@@ -45,6 +45,11 @@ class MapStore:
         self._full_until_ms = self._full_least = 0
         self._glance = table.row("seen_ms", "tag.service", "tag.backend", "tag.state")
 
+    def set_bounds(self, max_flows: int, timeouts_ms: Sequence[int]) -> None:
+        """As FlowStore; how many flows there is room for stays as it is."""
+        del max_flows
+        self._timeouts_ms = tuple(timeouts_ms)
+
     def __len__(self) -> int:
         return len(self._map)
 

@@ -1,5 +1,6 @@
 """Where the arrays that the balancer's program shares with the daemon have a backend."""
 
+MAX_SERVICES = 64  # that have numbers: also those whose flows go on
 MAX_BACKENDS = 128  # of a service; ids have 7 bits at most
 CANDIDATES = 1 << 18  # flows that are watched before they are taken over
 SNAP_MAX = 2048  # octets of a packet that are told of a decision; bind_snap in bpf/trace.h knows it

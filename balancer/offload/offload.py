@@ -17,7 +17,7 @@ from balancer.offload.flow_store import MapStore
 from balancer.offload.held_marks import HeldMarks
 from balancer.offload.program import Program
 from balancer.offload.requests import Prepared
-from balancer.paths import UNKNOWN, Paths
+from balancer.paths import UNKNOWN, NextHop, Paths
 from balancer.pool.pool import Backend, Changes
 from balancer.pool.schedule import Scheduler
 from balancer.services import Plan, Services, ServiceState
@@ -47,7 +47,7 @@ class ProgramOffload:
         self.pressure = Pressure()
         self._lossy: set[str] = set()  # interfaces of which it has been said
         self._paths_told = -1
-        self._old_flows_go = True
+        self._numbers_free_at: int | None = 2  # walks: see on_tick
         self._next_refresh_ms = self.counted_ms = 0
         self._counted: dict[Backend, dict[str, int]] = {}
 
@@ -66,24 +66,51 @@ class ProgramOffload:
             self.program.keep_time(now_ms)
             self.add_counts(counters)
             self.counted_ms = now_ms
-        if self._old_flows_go and self._flows.walks >= 2:
-            # one of the walks was whole since the program has its packets, so it has met all flows
-            self._old_flows_go = False
+        if self._numbers_free_at is not None and self._flows.walks >= self._numbers_free_at:
+            # one of the walks was whole since the service left, so it has met all its flows
+            self._numbers_free_at = None
             self.program.release_numbers()
 
-    def apply(self, service: ServiceState, changes: Changes) -> None:
-        """As datapath.Offload."""
-        self._paths_told = -1
+    def apply(
+        self, service: ServiceState, changes: Changes, paths: Paths, prepared: object = None
+    ) -> None:
+        """As datapath.Offload. What is chosen has its way before it is."""
         for backend in (*changes.new, *changes.changed):
-            self.program.set_backend(
-                service.number, backend.id, backend.address, service.config.dscp)
+            self._tell_backend(service, backend, paths)
         for backend in changes.new:  # another one may have had its number
             self._counted[backend] = self.program.traffic_of(service.number, backend.id)
             self.program.durations.forget(service.number, backend.id)
+        if prepared is not None:
+            assert isinstance(prepared, Prepared)
+            self.program.choose_by(service.number, prepared)
+        elif changes.new or changes.changed or changes.leaving:
+            self.program.set_scheduler(service.number, service.shared())
         for backend in changes.gone:
             self.program.remove_backend(service.number, backend.id)
             self._counted.pop(backend, None)
-        self.program.set_scheduler(service.number, service.shared())
+        self._paths_told = -1
+
+    def add(self, service: ServiceState, paths: Paths, prepared: object) -> None:
+        """As datapath.Offload."""
+        service.number = self.program.number(
+            [*(each.config.endpoint for each in self._services), service.config.endpoint],
+            service.config.endpoint)
+        self.apply(service, Changes(new=tuple(service.pool)), paths, prepared)
+        self.program.set_mss(service.number, service.config, service.mss)
+
+    def remove(self, service: ServiceState) -> None:
+        """As datapath.Offload."""
+        is_last = service.config.vip.packed not in self._services.vips
+        self.program.remove_service(service.config, is_last)
+        self._numbers_free_at = self._flows.walks + 2
+
+    def cut(self, service: ServiceState, backend: Backend) -> None:
+        """As datapath.Offload."""
+        self.program.cut(service.number, backend.id, backend.is_cut)
+
+    def configure(self, config: Config) -> None:
+        """As datapath.Offload."""
+        self.program.configure(config)
 
     def prepare(self, service: config.Service, scheduler: Scheduler) -> object:
         """As datapath.Offload."""
@@ -114,12 +141,8 @@ class ProgramOffload:
         if self._paths_told == paths.version:
             return
         for backend in self._services.backends():
-            path = paths[backend.address]
-            loses = self._mode is Mode.NATIVE and devices.loses_frames(path.route)
             self.program.set_next_hop(
-                backend.service.number, backend.id, UNKNOWN if loses else path.hop)
-            if loses and self.is_live:
-                self._say_lossy(path.route.device)
+                backend.service.number, backend.id, self._hop(backend, paths))
         for service in self._services:
             self.program.set_mss(service.number, service.config, service.mss)
         self._paths_told = paths.version
@@ -135,6 +158,21 @@ class ProgramOffload:
         self._paths_told = -1
         self.tell_paths(paths)
         return self._mode
+
+    def _tell_backend(self, service: ServiceState, backend: Backend, paths: Paths) -> None:
+        address, dscp = backend.end
+        self.program.set_backend(
+            service.number, backend.id, address, dscp, self._hop(backend, paths))
+        self.program.cut(service.number, backend.id, backend.is_cut)
+
+    def _hop(self, backend: Backend, paths: Paths) -> NextHop:
+        """How the program may reach a backend."""
+        path = paths[backend.address]
+        if self._mode is not Mode.NATIVE or not devices.loses_frames(path.route):
+            return path.hop
+        if self.is_live:
+            self._say_lossy(path.route.device)
+        return UNKNOWN
 
     def _say_lossy(self, device: str) -> None:
         """Say once that packets by an interface take the slow way."""

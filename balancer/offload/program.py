@@ -5,7 +5,7 @@ Program and tables are pinned, so they go on when the daemon has ended.
 
 import socket
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 
 from balancer.config import Config, Service
@@ -19,7 +19,7 @@ from balancer.offload.requests import Encoder, Prepared, write
 from balancer.offload.tracing import PROGRAM_NAME, TRACE_MAPS
 from balancer.paths import UNKNOWN, NextHop
 from balancer.pool.schedule import Scheduler
-from common.bpf import allowance, build, objects, pins, reasons
+from common.bpf import allowance, build, lifetime, objects, pins, reasons
 from common.bpf import secrets as bpf_secrets
 from common.bpf.allowance import BUDGETS, TICK_LENGTH
 from common.bpf.hooks import Hooks
@@ -28,6 +28,7 @@ from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
 from common.bpf.reasons import ReasonCounts
 from common.cluster.cookie import Secrets
+from common.cluster.service import Endpoint
 from common.engine import clock
 from common.flow import guesses
 from common.verdict import DropReason, Event
@@ -59,13 +60,14 @@ class Program:
         self._backends: dict[int, tuple[bytes, int]] = {}  # by place: address and DSCP
         self._next_hops: dict[int, NextHop] = {}
         self._cut: set[int] = set()  # places of backends whose packets go up
-        self._mss: dict[int, int] = {}
+        self._offers: dict[int, dict[str, int]] = {}  # what SYN-ACKs say, by a service's number
         self.object = Object(build.object_of("balancer", "balancer"))
         self.object.set_variable("in_test", for_tests)
         self.object.set_variable("is_watched", for_tests)
         self.object.omit_maps(*TRACE_MAPS)
         self.object.set_variable("max_guesses", guesses.MAX_GUESSES)
         allowance.allow(self.object, None if for_tests else budgets)
+        lifetime.limit(self.object, config.lifetime_ms)
         if config.hash_seed:
             self.object.set_variable("has_seed", 1)
             self.object.set_variable("hash_seed", config.hash_seed)
@@ -84,6 +86,7 @@ class Program:
         self.settings = self.object.map("settings_map")
         self.services = self.object.map("services")
         self.backends = self.object.map("backends")
+        self.vips = self.object.map("vips")
         self.flows = FlowMap(self.object)
         self.marks = self.object.map("held")
         self.held_count = self.object.shared_variable("held_count")
@@ -105,8 +108,8 @@ class Program:
 
     def close(self) -> None:
         """Let go of it; what is pinned goes on."""
-        for each in (self.settings, self.services, self.backends, self.flows, self.marks,
-                     self.reasons, self.traffic, self.durations, self.numbers_kept):
+        for each in (self.settings, self.services, self.backends, self.vips, self.flows,
+                     self.marks, self.reasons, self.traffic, self.durations, self.numbers_kept):
             each.close()
         self.object.close()
 
@@ -150,14 +153,22 @@ class Program:
         """The kernel's tick, as the program reads it; 32 bits."""
         return self.object.program("read_tick").test_run(bytes(64)).retval & 0xFFFFFFFF
 
-    def set_backend(self, service: int, backend_id: int, address: bytes, dscp: int) -> None:
+    def configure(self, config: Config) -> None:
+        """Go by these settings from now on; sizes stay."""
+        self._config = config
+        self.set_secrets(self._secrets)
+
+    def set_backend(
+        self, service: int, backend_id: int, address: bytes, dscp: int, hop: NextHop = UNKNOWN
+    ) -> None:
         """Let the service of that number have a backend, or give it another address.
 
-        address: 4 octets.
+        address: 4 octets. hop: how to reach it.
         """
         place = place_of(service, backend_id)
-        self._backends[place] = address, dscp
-        self._write_backend(place, UNKNOWN)
+        if self._backends.get(place) != (address, dscp) or self._next_hops[place] != hop:
+            self._backends[place] = address, dscp
+            self._write_backend(place, hop)
 
     def set_next_hop(self, service: int, backend_id: int, hop: NextHop) -> None:
         """How to reach a backend of the service of that number."""
@@ -208,15 +219,25 @@ class Program:
 
     def set_mss(self, number: int, service: Service, mss: int) -> None:
         """What the SYN-ACKs of the service of that number offer from now on."""
-        if self._mss.get(number) == mss:
+        offer = {"mss": mss, "wscale": service.wscale, "sack": service.sack,
+                 "timestamps": service.timestamps}
+        if self._offers.get(number) == offer:
             return
-        self._mss[number] = mss
-        endpoint = service.endpoint
-        self.services.update(
-            {"vip": endpoint.address, "port": endpoint.port_octets},
-            {"number": number, "mss": mss, "wscale": service.wscale, "sack": service.sack,
-             "timestamps": service.timestamps},
-        )
+        self._offers[number] = offer
+        self.vips.update(service.vip.packed, b"\1")
+        self.services.update(_key_of(service), {"number": number, **offer})
+
+    def number(self, configured: Sequence[Endpoint], endpoint: Endpoint) -> int:
+        """The number of one of these services; a new one gets one. Raises: ValueError."""
+        self.numbers = self.numbers_kept.assign(configured, self.flows.forget_service)
+        return self.numbers[endpoint]
+
+    def remove_service(self, service: Service, is_last: bool) -> None:
+        """Answer no more for a service. is_last: whether no other has its VIP."""
+        self.services.delete(_key_of(service))
+        if is_last:
+            self.vips.delete(service.vip.packed)
+        self._offers.pop(self.numbers.pop(service.endpoint), None)
 
     def attach(self, wanted: Mode | None) -> Mode:
         """Let the program have the packets. wanted: None takes the first that can be had.
@@ -251,10 +272,13 @@ class Program:
         self.numbers_kept.release(self.numbers)
 
     def _fill_services(self, numbered: Iterable[tuple[int, Service]]) -> None:
-        vips = self.object.map("vips")
         for number, service in numbered:
-            vips.update(service.vip.packed, b"\1")
             self.set_mss(number, service, service.mss)
             for backend in service.backends:
                 self.set_backend(number, backend.id, backend.address.packed, service.dscp)
-        vips.close()
+
+
+def _key_of(service: Service) -> dict[str, bytes]:
+    """As balancer/offload/bpf/maps.h:service_key."""
+    endpoint = service.endpoint
+    return {"vip": endpoint.address, "port": endpoint.port_octets}

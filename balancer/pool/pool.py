@@ -1,8 +1,9 @@
 """The backends of a service, their scheduler and their counters; they may change at any time.
 
 A backend that is configured no more is `LEAVING`: it gets no new flows, keeps those that it has,
-and goes when the last of them has gone. Whoever needs a backend asks for it by its id, which never
-changes.
+and goes when the last of them has gone, or when its time is over: then its flows are cut, and after
+CUT_MS it is forgotten with those that have said nothing. Whoever needs a backend asks for it by its
+id, which never changes.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -12,9 +13,10 @@ from typing import Any, NamedTuple
 from balancer import config
 from balancer.pool.schedule import BackendLike, Scheduler
 from balancer.pool.share import Policy, Share, Shares, Standing, shares_of
-from common.encap import Way
+from common.encap import dscp
 from common.histogram import Histogram
 
+CUT_MS = 60_000
 
 class State(Enum):
     """What becomes of a backend."""
@@ -32,13 +34,15 @@ class Backend:
     unanswered: handoffs that a client has repeated, having heard nothing.
     standing: what its share of new flows is by, besides its weight. is_cut: its flows are reset.
     first_acks: how long after their handoff clients first acknowledge something.
+    until_ms: while it is leaving, how long it keeps them; None: nobody has said that yet.
     """
 
     __slots__ = ("address", "first_acks", "handoffs", "id", "is_cut", "octets", "packets",
-                 "service", "standing", "state", "ts_start", "unanswered", "way", "weight")
+                 "service", "standing", "state", "ts_start", "unanswered", "until_ms", "way",
+                 "weight")
 
     def __init__(
-        self, service: Any, backend: config.Backend, way: Way, id_shift: int
+        self, service: Any, backend: config.Backend, way: dscp.Way, id_shift: int
     ) -> None:
         self.service = service
         self.id = backend.id
@@ -49,13 +53,21 @@ class Backend:
         self.state = State.SERVING
         self.standing = Standing()
         self.is_cut = False
+        self.until_ms: int | None = None
         self.handoffs = self.packets = self.octets = self.unanswered = 0
         self.first_acks = Histogram()
 
     def become(self, made: "Backend") -> None:
         """Be what the configuration says now; flows and counters stay."""
+        if self.state is State.LEAVING:
+            self.is_cut, self.until_ms = False, None
         self.weight, self.state = made.weight, made.state
         self.address, self.way = made.address, made.way
+
+    @property
+    def end(self) -> tuple[bytes, int]:
+        """Where its packets go: address and DSCP."""
+        return self.address, self.way.codepoint
 
     def leave(self) -> None:
         """Be configured no more."""
@@ -101,8 +113,19 @@ class Pool:
         backend_id = self.scheduler.pick(key, lambda backend_id: count(members[backend_id]))
         return None if backend_id is None else members[backend_id]
 
-    def update(self, backends: Sequence[config.Backend]) -> Changes:
-        """Have these backends from now on, with these weights."""
+    def choose_by(
+        self, schedule: Callable[[Sequence[BackendLike]], Scheduler], policy: Policy
+    ) -> None:
+        """Another scheduler, or policy, from the next update on."""
+        self._schedule, self._policy = schedule, policy
+
+    def update(
+        self, backends: Sequence[config.Backend], scheduler: Scheduler | None = None
+    ) -> Changes:
+        """Have these backends from now on, with these weights.
+
+        scheduler: the one over them, where it is at hand: to make it takes its time.
+        """
         members = dict(self._members)
         new, changed, leaving = [], [], []
         for backend in backends:
@@ -110,9 +133,7 @@ class Pool:
             if member is None:
                 members[backend.id] = made
                 new.append(made)
-            elif (member.weight, member.address, member.state) != (
-                made.weight, made.address, made.state
-            ):
+            elif (member.weight, member.end, member.state) != (made.weight, made.end, made.state):
                 member.become(made)
                 changed.append(member)
         wanted = {backend.id for backend in backends}
@@ -120,12 +141,32 @@ class Pool:
             if member.id not in wanted and member.state is not State.LEAVING:
                 member.leave()
                 leaving.append(member)
-        self._set(members)
+        self._set(members, scheduler)
         return Changes(tuple(new), tuple(changed), tuple(leaving))
 
-    def release(self, count: Callable[[Backend], int]) -> Changes:
-        """Let those go that are leaving and have no flows any more. count: as for `pick`."""
-        gone = [member for member in self if member.state is State.LEAVING and not count(member)]
+    def cut(self, now_ms: int, drain_ms: int) -> list[Backend]:
+        """Those that are leaving and whose time is over now; their flows are reset.
+
+        drain_ms: how long they have.
+        """
+        leaving = [member for member in self if member.state is State.LEAVING]
+        over = []
+        for member in leaving:
+            if member.until_ms is None:
+                member.until_ms = now_ms + drain_ms
+            if now_ms >= member.until_ms and not member.is_cut:
+                member.is_cut = True
+                over.append(member)
+        return over
+
+    def release(self, count: Callable[[Backend], int], now_ms: int = 0) -> Changes:
+        """Let those go that are leaving and have no flows any more, or have been cut for long.
+
+        count: as for `pick`.
+        """
+        gone = [member for member in self if member.state is State.LEAVING and (
+            not count(member)
+            or (member.until_ms is not None and now_ms >= member.until_ms + CUT_MS))]
         if gone:
             self._members = {member.id: member for member in self if member not in gone}
             self.get = self._members.get
@@ -140,12 +181,14 @@ class Pool:
         """Whether a backend is."""
         return len(self._members) > len(self._serving)
 
-    def _set(self, members: dict[int, Backend]) -> None:
+    def _set(self, members: dict[int, Backend], scheduler: Scheduler | None = None) -> None:
         # a new dictionary each time: metrics are read in a thread of their own
         self._members = members
         self.get = members.get
         self._serving = [
             member for member in members.values() if member.state is State.SERVING]
         self.version += 1
-        weights = self.shares().weights
-        self.scheduler = self._schedule([Share(id, share) for id, share in weights.items()])
+        if scheduler is None:
+            weights = self.shares().weights
+            scheduler = self._schedule([Share(id, share) for id, share in weights.items()])
+        self.scheduler = scheduler

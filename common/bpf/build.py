@@ -53,7 +53,7 @@ CONSTANTS = {
             "ENTERED", "TABLE_FULL", "CROWDED", "IDLE", "GOES_UP", "BARE", "SYN_SEEN", "REPEATED",
             "STATE_MASK", "CREATED_BITS")),
         ("balancer/offload/maps.py", "", (
-            "MAX_BACKENDS", "CANDIDATES", "SNAP_MAX", "RING_OCTETS")),
+            "MAX_SERVICES", "MAX_BACKENDS", "CANDIDATES", "SNAP_MAX", "RING_OCTETS")),
         ("balancer/pool/schedule.py", "", ("TABLE_SIZE",)),
     ),
     "packetbridge/offload/bpf/constants.h": (

@@ -16,7 +16,6 @@ from common.engine.lock import check_directory
 from common.settings import ConfigError
 
 RUN = Path("/run/l3dsr")
-STATE = Path("/var/lib/l3dsr")
 MODE = 0o660
 _BACKLOG = 128
 
@@ -39,9 +38,9 @@ def socket_path(name: str) -> Path:
     return RUN / f"{name}.sock"
 
 
-def kept_path(name: str) -> Path:
-    """Where is written what is to survive a restart."""
-    return STATE / f"{name}.json"
+def kept_path(name: str, directory: str) -> Path:
+    """Where is written what is to survive a restart. directory: the configured one."""
+    return Path(directory) / f"{name}.json"
 
 
 def listen(path: Path, file: str, value: object) -> socket.socket:

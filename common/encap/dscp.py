@@ -22,10 +22,11 @@ def of_tos(tos: int) -> int:
 class Way:
     """As encap.Way. codepoint: 0..63, unshifted."""
 
-    __slots__ = ("_apply", "changes")
+    __slots__ = ("_apply", "changes", "codepoint")
     overhead = OVERHEAD
 
     def __init__(self, vip: bytes, bridge: bytes, codepoint: int) -> None:
+        self.codepoint = codepoint
         rewrite = of_address(vip).rewrite_dst(
             vip, bridge, hops=1, tos_mask=ECN_MASK, tos_bits=codepoint << 2
         )

@@ -3,26 +3,33 @@
 Nothing on the host is changed before all that can be refused has been looked at.
 """
 
+import asyncio
 import logging
 import resource
 import sys
-from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from common.control.api import Views
+from common.control.api import Asked, Handler, Refused, Views, in_loop
 from common.control.inbox import Inbox
 from common.control.start import Answers
 from common.counters import Sample
-from common.engine import clock, secrets
+from common.engine import claims, clock, secrets
+from common.engine.claims import Claim
 from common.engine.firewall import FirewallError
 from common.engine.guarding import Guarded, HostGuard
 from common.engine.host import Change, Host
-from common.engine.lock import DIRECTORY, Locks, Taken
+from common.engine.instances import Notes, Outcome
+from common.engine.lifetime import Lifetime
+from common.engine.lock import Locks
 from common.engine.loop import Datapath, Engine, Sender
 from common.engine.observation import Observation
 from common.engine.queue import QueueError
+from common.engine.reload import Live, Reloader
 from common.engine.secrets import SecretReader
 from common.engine.signals import Signals
 from common.engine.sources import Source
@@ -40,15 +47,8 @@ class Config(secrets.Config, Protocol):
     def metrics(self) -> tuple[str, int] | None: ...
     @property
     def control(self) -> bool | str: ...
-
-
-class Claim(NamedTuple):
-    """Something that one instance on a host may have: the name of its lock, and how to say so."""
-
-    lock: str
-    key: str
-    value: object
-    expected: str
+    @property
+    def lifetime_ms(self) -> int | None: ...
 
 
 class Lasting(Protocol):
@@ -62,14 +62,16 @@ class Lasting(Protocol):
 
 
 def serve(
-    program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
-    change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
-    lasting: Lasting | None = None, sources: Sequence[Source] = (), views: Views | None = None, *,
+    program: str, config: Config, datapath: Datapath, sender: Sender, needed: Sequence[Claim],
+    change: Callable[[Host], str], live: Live, *,
+    last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
+    lasting: Lasting | None = None, sources: Sequence[Source] = (), views: Views | None = None,
     guarded: Guarded, observation: Observation | None = None,
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
     change:     makes the changes to the host, and returns the line to log when they are made.
+    live:       what can change while it runs.
     last_words: packets to send before they are undone; now_ms: of the engine's clock.
     lasting:    what SIGUSR2 leaves in place, with the changes, so that a restart is not noticed.
     sources:    what happens besides packets. guarded: what is watched besides the changes.
@@ -83,14 +85,20 @@ def serve(
     views, answers = views or Views(Inbox()), None
     own = Claim(host.owner_name, "queue", config.queue, "a queue number of its own")
     try:
-        for claim in (*claims, own):
-            _lock(program, config.file, claim, locks)
+        for claim in (*needed, own):
+            claims.take(program, config.file, claim, locks)
         guard = HostGuard(host, guarded)
-        engine = _make_engine(config, datapath, sender, signals,
-                              [*sources, views.inbox, *guard.sources], guarded.repairs.samples,
-                              observation)
+        reader = SecretReader(config, datapath)
+        reloader = Reloader(program, host, locks, live, reader)
+        ends = [Lifetime(config.lifetime_ms, signals)] if config.lifetime_ms else []
+        engine = _make_engine(
+            config, datapath, sender, signals, reloader,
+            [reader, *ends, *sources, views.inbox, *guard.sources],
+            [reloader.samples, guarded.repairs.samples], observation)
+        views = replace(views, posts={
+            **views.posts, "reload": _on_reload(views.inbox, reloader)})
         answers = Answers(program, config, engine, views)
-        return _run(host, engine, guard, signals, change, last_words, lasting)
+        return _run(host, engine, guard, signals, change, last_words, lasting, reloader)
     finally:
         if answers:
             answers.close()
@@ -103,12 +111,13 @@ def undo(program: str, config: Config, lasting: Lasting) -> int:
     Raises: ConfigError while the instance runs.
     """
     host, locks = Host(program, config.queue), Locks()
-    _lock(program, config.file, Claim(host.owner_name, "queue", config.queue,
-                                      "that of an instance that has ended"), locks)
+    claims.take(program, config.file, Claim(host.owner_name, "queue", config.queue,
+                                            "that of an instance that has ended"), locks)
     try:
         lasting.detach()
         host.recover()
         host.undo()
+        Notes(host.owner_name).remove()
     except (FirewallError, NetlinkError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
@@ -119,12 +128,13 @@ def undo(program: str, config: Config, lasting: Lasting) -> int:
 
 def _run(
     host: Host, engine: Engine, guard: HostGuard, signals: Signals, change: Callable[[Host], str],
-    last_words: Callable[[int], list[bytes]], lasting: Lasting | None,
+    last_words: Callable[[int], list[bytes]], lasting: Lasting | None, reloader: Reloader,
 ) -> int:
     stays = False
     try:
         host.recover(lasting.keeps if lasting else lambda change: False)
         ready = change(host)
+        reloader.begin()
         try:
             guard.begin()
             engine.run(ready)
@@ -138,7 +148,9 @@ def _run(
         log.error("%s", error)
         return 1
     finally:
+        reloader.close()
         if stays:
+            host.leave()
             log.info("connections continue without this process; `%s detach` stops that",
                      host.program)
         else:
@@ -149,29 +161,35 @@ def _run(
     return 0
 
 
-def _lock(program: str, file: str, claim: Claim, locks: Locks) -> None:
-    try:
-        locks.take(claim.lock)
-    except Taken as taken:
-        which = f"another {program}" + (f" (pid {taken.pid})" if taken.pid else "")
-        raise ConfigError(
-            file, claim.key, claim.value, f"{claim.expected}: {which} has it; stop that one first"
-        ) from None
-    except OSError as error:
-        raise ConfigError(
-            file, claim.key, claim.value, f"the right to lock it in {DIRECTORY} ({error})"
-        ) from None
+def _on_reload(inbox: Inbox, reloader: Reloader) -> Handler:
+    """What answers who asks for a reload: with what has changed, or why nothing has."""
+    def begin() -> "Future[Outcome]":
+        future: Future[Outcome] = Future()
+
+        def tell(outcome: Outcome) -> None:
+            if future.set_running_or_notify_cancel():
+                future.set_result(outcome)
+
+        reloader.reload(tell)
+        return future
+
+    async def handle(_: Asked) -> Mapping[str, Any]:
+        outcome = await asyncio.wrap_future(await in_loop(inbox, begin))
+        if not outcome.ok:
+            raise Refused(409, "; ".join(outcome.lines))
+        return {"changed": list(outcome.lines)}
+
+    return handle
 
 
 def _make_engine(
-    config: Config, datapath: Datapath, sender: Sender, signals: Signals,
-    sources: Sequence[Source], samples: Callable[[], list[Sample]],
+    config: Config, datapath: Datapath, sender: Sender, signals: Signals, reloader: Reloader,
+    sources: Sequence[Source], observers: Sequence[Callable[[], list[Sample]]],
     observation: Observation | None,
 ) -> Engine:
-    reader = SecretReader(config, datapath)
     try:
-        return Engine(datapath, config.queue, sender, signals, reader.read,
-                      [reader, *sources], samples, observation)
+        return Engine(datapath, config.queue, sender, signals, reloader.reload,
+                      [*reloader.sources, *sources], observers, observation)
     except QueueError as error:
         raise ConfigError(
             config.file, "queue", config.queue, f"the number of a queue that is free: {error}"

@@ -10,7 +10,7 @@ one set of rules follows another, no packet passes in between.
 import shutil
 import subprocess
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 _HOOKS = {"prerouting": "PREROUTING", "output": "OUTPUT"}
@@ -103,6 +103,16 @@ class Rule:
 
     def _icmp(self) -> str:
         return f"{self.icmp_type}" + (f"/{self.icmp_code}" if self.icmp_code is not None else "")
+
+
+def handed_over(rules: Sequence[Rule]) -> list[Rule]:
+    """Rules that leave packets to the host while nobody listens to their queue.
+
+    What would be dropped beyond a limit is the host's as well.
+    """
+    return list(dict.fromkeys(
+        replace(rule, bypass=rule.queue is not None and not rule.drop)
+        for rule in rules if not rule.drop or rule.source))
 
 
 class Way(Protocol):

@@ -70,7 +70,7 @@ class HostGuard:
         self._ear = _RulesEar(self._on_rules_changed)
         self._worker: Worker[str] = Worker("guarding the host", self._on_looked)
         self._pace = Pace()
-        self._index = 0
+        self._index = self._installed = 0
         self._wanted = Ground(guarded.interface, None)
         self._is_looking = self._is_stale = False
         self._looked_s = self._looked_at_rules_s = float("-inf")
@@ -87,6 +87,7 @@ class HostGuard:
         seen = self._look(with_rules=True)
         self._index = seen.link.ifindex if seen.link else 0
         self._wanted = self._with_changes(seen)
+        self._installed = self._host.installed
         self.deadline_s = time.monotonic() + EVERY_S
 
     def end(self) -> None:
@@ -144,6 +145,7 @@ class HostGuard:
         """Look, and mend what is wrong. Returns: the interface's new name, if it has one."""
         before = self._wanted.interface
         try:
+            self._learn()
             seen = self._look(with_rules)
             for finding in guard.findings(self._wanted, seen):
                 self._treat(finding, seen)
@@ -151,6 +153,14 @@ class HostGuard:
             log.exception("the host cannot be looked at")
         now = self._wanted.interface
         return now if now != before else ""
+
+    def _learn(self) -> None:
+        """The program may have changed the host since: for another configuration."""
+        self._wanted = self._with_changes(self._wanted)
+        installed = self._host.installed
+        if installed != self._installed:
+            self._installed = installed
+            self._wanted = self._wanted._replace(rules=self._host.rules_seen())
 
     def _treat(self, finding: Finding, seen: Ground) -> None:
         now_s = time.monotonic()

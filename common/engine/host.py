@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import socket
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -34,10 +35,11 @@ log = logging.getLogger(__name__)
 
 
 class Host:
-    """The changes of one program that has the lock of its `owner_name`.
+    """The changes of one program that has the lock of its `owner_name`; one thread at a time.
 
     addresses, sysctls: what it has put there; interface and address, path and value.
-    foreign: addresses that were there already.
+    foreign: addresses that were there already. installed: how often rules were.
+    When all is undone, nothing is changed any more.
     """
 
     def __init__(self, program: str, queue_number: int) -> None:
@@ -48,8 +50,11 @@ class Host:
         self.addresses: set[tuple[str, str]] = set()
         self.foreign: set[tuple[str, str]] = set()
         self.sysctls: dict[str, str] = {}
+        self.installed = 0
         self._rules: Sequence[Rule] = ()
         self._way: firewall.Way | None = None
+        self._turn = threading.RLock()
+        self._is_over = False
 
     def recover(self, keep: Callable[[Change], bool] = lambda change: False) -> None:
         """Undo what instances that were killed left behind in this network namespace.
@@ -73,7 +78,9 @@ class Host:
 
     def add_address(self, interface: str, address: str) -> None:
         """Give `address` (/32) to `interface` unless it is there, and tell the neighbours."""
-        with IPRoute() as netlink:
+        with self._turn, IPRoute() as netlink:
+            if self._is_over:
+                return
             index = _index(netlink, interface)
             change = {"kind": "address", "interface": interface, "address": address}
             is_there = address in _addresses(netlink, index)
@@ -88,6 +95,14 @@ class Host:
                 self._note(change)
             netlink.addr("add", index=index, address=address, prefixlen=32)
         announce(interface, address)
+
+    def remove_address(self, interface: str, address: str) -> None:
+        """Take back an address that was given; one that was there before stays."""
+        change = {"kind": "address", "interface": interface, "address": address}
+        with self._turn:
+            self.addresses.discard((interface, address))
+            self.foreign.discard((interface, address))
+            self._undo_all(lambda made: made == change)
 
     def set_sysctl(self, name: str, value: str) -> None:
         """Set the sysctl `name`, given as a path under /proc/sys. Raises: OSError."""
@@ -111,8 +126,13 @@ class Host:
 
         Returns: the name of the first way that works.
         """
+        with self._turn:
+            return self._install_rules(rules) if not self._is_over else ""
+
+    def _install_rules(self, rules: Sequence[Rule]) -> str:
         refusals = {}
         self._rules = rules
+        self.installed += 1
         for name, way in firewall.WAYS.items():
             change = {"kind": "firewall", "owner": self.owner_name, "way": name}
             if change not in self._changes:
@@ -133,39 +153,52 @@ class Host:
 
     def rules_seen(self) -> str:
         """The installed rules as they are now; empty if there are none."""
-        return self._way.seen(self.owner_name) if self._way else ""
+        with self._turn:
+            return self._way.seen(self.owner_name) if self._way else ""
 
     def install_again(self) -> None:
         """Install the same rules in the same way. Raises: FirewallError."""
-        if self._way:
-            self._way.install(self.owner_name, self._rules)
+        with self._turn:
+            if self._way and not self._is_over:
+                self._way.install(self.owner_name, self._rules)
 
     def restore_sysctl(self, name: str) -> None:
         """Give a sysctl of ours its value again. Raises: OSError."""
-        (_SYSCTLS / name).write_text(self.sysctls[name])
+        with self._turn:
+            if not self._is_over:
+                (_SYSCTLS / name).write_text(self.sysctls[name])
 
     def follow(self, old: str, new: str) -> None:
         """An interface has got a new name: what was changed there is known by that now.
 
         Raises: FirewallError.
         """
-        self._changes = [_renamed(change, old, new) for change in self._changes]
-        self._write()
-        for pairs in (self.addresses, self.foreign):
-            of_old = {pair for pair in pairs if pair[0] == old}
-            pairs -= of_old
-            pairs |= {(new, address) for _, address in of_old}
-        self.sysctls = {_sysctl_of(name, old, new): value for name, value in self.sysctls.items()}
-        self._rules = [
-            replace(rule, interface=new if rule.interface == old else rule.interface,
-                    other_than=new if rule.other_than == old else rule.other_than)
-            for rule in self._rules
-        ]
-        self.install_again()
+        with self._turn:
+            self._changes = [_renamed(change, old, new) for change in self._changes]
+            self._write()
+            for pairs in (self.addresses, self.foreign):
+                of_old = {pair for pair in pairs if pair[0] == old}
+                pairs -= of_old
+                pairs |= {(new, address) for _, address in of_old}
+            self.sysctls = {
+                _sysctl_of(name, old, new): value for name, value in self.sysctls.items()}
+            self._rules = [
+                replace(rule, interface=new if rule.interface == old else rule.interface,
+                        other_than=new if rule.other_than == old else rule.other_than)
+                for rule in self._rules
+            ]
+            self.install_again()
+
+    def leave(self) -> None:
+        """Leave everything as it is, to whoever takes it over."""
+        with self._turn:
+            self._is_over = True
 
     def undo(self) -> None:
         """Put everything back, the last change first."""
-        self._undo_all(lambda change: True)
+        with self._turn:
+            self._is_over = True
+            self._undo_all(lambda change: True)
 
     def _undo_all(self, is_meant: Callable[[Change], bool]) -> None:
         """Undo changes. Those that cannot be are kept in the journal, for the next try."""

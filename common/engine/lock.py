@@ -10,6 +10,7 @@ finds a file without a lock.
 import fcntl
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from urllib.parse import quote
 
@@ -44,12 +45,14 @@ class Locks:
                 return
         raise Taken(_pid_in(path))
 
-    def release(self) -> None:
-        """Let all names go."""
-        for path, descriptor in self._files.items():
-            path.unlink(missing_ok=True)
-            os.close(descriptor)
-        self._files.clear()
+    def release(self, names: Iterable[str] | None = None) -> None:
+        """Let names go, by default all."""
+        paths = list(self._files) if names is None else [_path(name) for name in names]
+        for path in paths:
+            descriptor = self._files.pop(path, None)
+            if descriptor is not None:
+                path.unlink(missing_ok=True)
+                os.close(descriptor)
 
     def _try(self, path: Path) -> bool:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
@@ -80,6 +83,11 @@ def is_taken(name: str) -> bool:
     finally:
         os.close(descriptor)
     return False
+
+
+def pid_of(name: str) -> int | None:
+    """The process that has the name, as far as that can be seen."""
+    return _pid_in(_path(name))
 
 
 def check_directory(directory: Path, mode: int) -> None:

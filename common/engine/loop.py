@@ -62,12 +62,13 @@ class Engine:
     def __init__(
         self, datapath: Datapath, queue_number: int, sender: Sender, signals: Signals,
         reload: Callable[[], None] = lambda: None, sources: Sequence[Source] = (),
-        samples: Callable[[], list[Sample]] = list, observation: Observation | None = None,
+        observers: Sequence[Callable[[], list[Sample]]] = (),
+        observation: Observation | None = None,
     ) -> None:
-        """reload: called when it is asked to read its secrets anew. Raises: queue.QueueError.
+        """reload: called when it is asked to read its configuration anew.
 
-        sources: what else happens, besides packets. samples: what else there is to be seen.
-        observation: who sees the verdicts.
+        sources: what else happens, besides packets. observers: what else there is to be seen.
+        observation: who sees the verdicts. Raises: queue.QueueError.
         """
         self.counters = datapath.counters
         self.state = "starting"  # then `ready`, `stopping`
@@ -76,7 +77,7 @@ class Engine:
         self._sender = sender
         self._signals = signals
         self._reload = reload
-        self._more_samples = samples
+        self._observers = observers
         self._tick = 0  # the number of the current tenth of a second
         self._next_log_ms = 0
         self._unlogged_faults = 0
@@ -132,10 +133,10 @@ class Engine:
         queue_full, socket_full = self._queue.losses()
         return [
             *self._datapath.samples(),
-            *self._more_samples(),
             PACKETS_LOST.at(queue_full, "queue"),
             PACKETS_LOST.at(socket_full, "socket"),
             SEND_FAILURES.at(self._sender.failures),
+            *(sample for observer in self._observers for sample in observer()),
         ]
 
     def log_counters(self) -> None:

@@ -34,13 +34,14 @@ class SecretReader(Worker[SecretFile | ConfigError]):
     def __init__(self, config: Config, keyed: Keyed) -> None:
         """Reads it once more, so that `keyed` has its previous key no longer than it holds."""
         super().__init__("reading the secrets", self._take)
-        self._config = config
+        self._file_name, self._path = config.file, config.secret_file
         self._keyed = keyed
         self._file: SecretFile | None = None
         self.read()
 
-    def read(self) -> None:
-        """Take what is in the file from now on."""
+    def read(self, file: str | None = None, path: str | None = None) -> None:
+        """Take what is in the file from now on. file: which names it. path: another one."""
+        self._file_name, self._path = file or self._file_name, path or self._path
         self.start(self._read)
 
     def on_deadline(self) -> None:
@@ -49,7 +50,7 @@ class SecretReader(Worker[SecretFile | ConfigError]):
 
     def _read(self) -> SecretFile | ConfigError:
         try:
-            return check_secret(self._config.file, self._config.secret_file)
+            return check_secret(self._file_name, self._path)
         except ConfigError as error:
             return error
 
@@ -60,10 +61,10 @@ class SecretReader(Worker[SecretFile | ConfigError]):
         before, self._file = self._file, found
         self._apply()
         if before is not None:
-            log.info("the secrets in %s are now in use", self._config.secret_file)
+            log.info("the secrets in %s are now in use", self._path)
             if before.seed != found.seed:
                 log.warning("the seed in %s is another one; a balancer takes it when it starts, "
-                            "and then most keys move", self._config.secret_file)
+                            "and then most keys move", self._path)
 
     def _apply(self) -> None:
         """Let those keys hold that do now, and look again in time."""
@@ -77,6 +78,6 @@ class SecretReader(Worker[SecretFile | ConfigError]):
         if file.until_s is None:
             return
         if keys.previous is None:
-            log.info("the previous key in %s is not accepted any more", self._config.secret_file)
+            log.info("the previous key in %s is not accepted any more", self._path)
             return
         self.deadline_s = time.monotonic() + min(file.until_s - now_s, _LOOK_S)

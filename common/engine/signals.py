@@ -13,7 +13,7 @@ class Signals:
     """What a daemon is asked by signals. Only noted here, acted on later.
 
     stop:   SIGTERM and SIGINT. hands_over: SIGUSR2 asks it to stop, but to leave in place what a
-            successor will take over. reload: SIGHUP, of its secrets. report: SIGUSR1.
+            successor will take over. reload: SIGHUP, of its configuration. report: SIGUSR1.
 
     From its making on, no such signal ends the process before its changes are undone.
     """

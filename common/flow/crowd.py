@@ -33,12 +33,16 @@ class Crowd(Generic[V]):
 
     def __init__(self, room: int) -> None:
         self.weight = 0
-        self._room = room
-        self._share = max(room // SHARES, 1)
+        self.set_room(room)
         self._entries: OrderedDict[bytes, V] = OrderedDict()
         self._groups: dict[int, _Group] = {}
         self.get = self._entries.get
         self.items = self._entries.items
+
+    def set_room(self, room: int) -> None:
+        """Hold as much as this from now on."""
+        self._room = room
+        self._share = max(room // SHARES, 1)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -38,6 +38,11 @@ class MemoryStore(Generic[F]):
         self.get = self._flows.get
         self.evicted = 0
 
+    def set_bounds(self, max_flows: int, timeouts_ms: Sequence[int]) -> None:
+        """Other ones from now on. What is too much leaves as new flows come."""
+        self._max_flows = max_flows
+        self._timeouts_ms = tuple(timeouts_ms)
+
     def __len__(self) -> int:
         return len(self._flows)
 

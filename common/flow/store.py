@@ -4,7 +4,7 @@ What is changed in a flow counts from `update` on, and nothing is written by any
 may make a flow anew for each `get`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol, TypeVar
 
 SEEN_MS = 1000  # to which a flow's time is exact: finer than any timeout
@@ -45,6 +45,9 @@ class FlowStore(Protocol[F]):
 
         least: a full store has room only where flows of this state can go, or of a later one.
         """
+
+    def set_bounds(self, max_flows: int, timeouts_ms: Sequence[int]) -> None:
+        """Have another size, as far as that can be, and other timeouts, by state."""
 
     def update(self, flow: F) -> None:
         """Keep what was changed in a flow's own fields."""

@@ -68,8 +68,13 @@ def add_flags(group: Any, shape: type) -> None:
             options["type"] = truth
         usage = entry.setting.usage if isinstance(entry, Entry) else ""
         text = f"{_of(entry).help}{usage}{_range_of(entry)}".replace("%", "%%")
-        group.add_argument(flag_name(_key(entry)), dest=_key(entry), metavar=_of(entry).metavar,
+        group.add_argument(_flag_of(entry), dest=_key(entry), metavar=_of(entry).metavar,
                            help=text, **options)
+
+
+def names_of(shape: type) -> dict[str, str]:
+    """The flags of a dataclass's settings, by key."""
+    return {_key(entry): _flag_of(entry) for entry in with_flag(shape)}
 
 
 def keys_of(shape: type) -> list[str]:
@@ -83,6 +88,10 @@ def _of(entry: Entry | Within) -> Any:
 
 def _key(entry: Entry | Within) -> str:
     return entry.key if isinstance(entry, Entry) else entry.tables.key
+
+
+def _flag_of(entry: Entry | Within) -> str:
+    return (isinstance(entry, Entry) and entry.setting.flag) or flag_name(_key(entry))
 
 
 def _range_of(entry: Entry | Within) -> str:

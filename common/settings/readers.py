@@ -1,5 +1,6 @@
 """Readers: from a value of TOML to what it means, or ValueError with what would be right."""
 
+import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,6 +10,9 @@ from typing import Any, Generic, TypeVar
 T = TypeVar("T")
 _SUN_LEN = 108  # linux/un.h: sun_path, with a zero at its end
 _NAME = re.compile(r"(?=.*[A-Za-z])[A-Za-z0-9._-]+\.?")
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)([smhd]?)")
+_DURATIONS = re.compile(r"\d+(?:\.\d+)?|(?:\d+(?:\.\d+)?[smhd])+")
+_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _WITH_PORT = re.compile(r"(.+):(\d+)")
 
 
@@ -33,7 +37,7 @@ class Reader(Generic[T]):
 
 def quoted(value: object) -> str:
     """A text in TOML."""
-    return f'"{value}"'
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def whole(low: int, high: int, unit: str = "", show: Callable[[int], str] = str) -> Reader[int]:
@@ -52,8 +56,22 @@ def seconds(low: float, high: float) -> Reader[int]:
         if not number or not low <= value <= high:
             raise ValueError(f"seconds, from {low:.12g} to {high:.12g}")
         return round(value * 1000)
-    return Reader(read, f"{low:.12g} to {high:.12g} s", lambda value_ms: f"{value_ms / 1000:g}",
+    return Reader(read, f"{low:.12g} to {high:.12g} s", lambda value_ms: f"{value_ms / 1000:.12g}",
                   numeric=True)
+
+
+def _read_duration(value: Any) -> int:
+    """A time in seconds, or as `1h30m`, returned in ms."""
+    if isinstance(value, str):
+        parts = _DURATION.findall(value) if _DURATIONS.fullmatch(value) else []
+        value = sum(float(number) * _UNITS[unit] for number, unit in parts) or None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 1 <= value <= 1e9:
+        raise ValueError('seconds, or a time such as "90s", "5m" or "1h30m", of a second at least')
+    return round(value * 1000)
+
+
+duration = Reader(_read_duration, '1 to 1000000000 s, or `"1h30m"`',
+                  lambda value_ms: f"{value_ms / 1000:.12g}")
 
 
 def choice(*names: str) -> Reader[str]:

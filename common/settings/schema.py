@@ -36,6 +36,8 @@ class Setting:
     flag_default: of the flag, where the file's key has none.
     lab:     what the flag is in the network of the Vagrantfile, if nothing is said.
     default: how the documentation shows one that is no constant. kind: as Reader.kind.
+    restart: whether another value takes a restart; all else can change while packets flow.
+    flag:    its flag, where that is not made of the key.
     """
 
     read: Reader[Any]
@@ -50,6 +52,8 @@ class Setting:
     lab: Any = None
     default: str = ""
     kind: str = ""
+    restart: bool = False
+    flag: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,16 @@ from typing import Annotated, Any
 
 from common.settings import COMMAND_LINE, ConfigError
 from common.settings.host import HostView
-from common.settings.readers import choice, flag, listen, text, unix_socket, whole
+from common.settings.readers import (
+    choice,
+    duration,
+    flag,
+    listen,
+    seconds,
+    text,
+    unix_socket,
+    whole,
+)
 from common.settings.schema import Draft, Setting
 
 DIRECTORY = Path("/etc/l3dsr")
@@ -18,16 +27,16 @@ LOOPBACK = "lo"
 Interface = Annotated[str, Setting(
     text, "where packets come in",
     "The balancer adds the VIPs to it while it runs. It needs another address of its own.",
-    metavar="NAME",
+    metavar="NAME", restart=True,
 )]
 Queue = Annotated[int, Setting(
-    whole(0, 65535), "NFQUEUE number, of this program alone", metavar="N",
+    whole(0, 65535), "NFQUEUE number, of this program alone", metavar="N", restart=True,
 )]
 Mark = Annotated[int, Setting(
     whole(1, 0xFFFFFFFE, show=hex), "firewall mark of the packets that the program sends",
     "It exempts them from connection tracking. The bridge marks packets to the server with it, "
     "and packets to clients with the next number. Change it if something else on the host uses "
-    "it.", metavar="N",
+    "it.", metavar="N", restart=True,
 )]
 
 
@@ -45,17 +54,18 @@ class Shared:
         "`fast` is eBPF in the kernel, with the portable engine behind it for unusual packets; "
         "`portable` is Python alone. `auto` takes the fast one if the kernel and the interface "
         "allow it; if not, the line with `ready` says why.",
-        metavar="auto|portable|fast",
+        metavar="auto|portable|fast", restart=True,
     )] = "auto"
     accept_version_1: Annotated[bool, Setting(
         flag, "whether to take what balancers of version 1 of the wire protocol send",
         "For as long as a cluster is being upgraded ([below](#upgrading)): it is far easier to "
-        "forge.", metavar="true|false",
+        "forge.", metavar="true|false", restart=True,
     )] = False
     max_flows: Annotated[int, Setting(
         whole(1, 100_000_000), "size of the flow table",
         "When it is full, a new flow evicts the one that is closest to its end. The fast engine "
         "takes 128 octets for each from the start, rounded up to a power of two.", metavar="N",
+        restart=True,
     )] = 1_000_000
     queue: Queue
     mark: Mark
@@ -65,7 +75,7 @@ class Shared:
         metavar="N",
     )] = 7733
     metrics: Annotated[tuple[str, int] | None, Setting(
-        listen, "where to answer Prometheus", metavar="ADDR:PORT",
+        listen, "where to answer Prometheus", metavar="ADDR:PORT", restart=True,
     )] = None
     control: Annotated[bool | str, Setting(
         unix_socket, "whether there is a control socket, or where",
@@ -75,11 +85,26 @@ class Shared:
     )] = True
     log_level: Annotated[str, Setting(
         choice("debug", "info", "warning", "error"), "how much is logged",
-        metavar="debug|info|warning|error",
+        metavar="debug|info|warning|error", restart=True,
     )] = "info"
     log_format: Annotated[str, Setting(
         choice("text", "json"), "form of the log, on stderr", metavar="text|json",
+        restart=True,
     )] = "text"
+    watch: Annotated[bool, Setting(
+        flag, "whether to take the file's changes as soon as it has changed",
+        "It is looked at each second; see [below](#changing-the-configuration).",
+        metavar="true|false",
+    )] = False
+    drain_timeout_ms: Annotated[int, Setting(
+        seconds(0, 1e6), "how long the flows of what is configured no more may go on",
+        "After that their clients are reset at their next packet.", metavar="SECONDS",
+    )] = 300_000
+    lifetime_ms: Annotated[int | None, Setting(
+        duration, "a kill switch: how long after its start the program ends by itself",
+        "All is undone then; and if it has been killed, its programs leave all packets to the host "
+        "from then on. The flag is `--for`.", metavar="TIME", restart=True, flag="--for",
+    )] = None
     file: str = COMMAND_LINE
 
 

@@ -28,6 +28,7 @@ other the server's stack decides what it is, and the flow lives on.
 """
 
 import heapq
+from collections.abc import Collection
 
 from common.cluster import cookie, stamps
 from common.cluster.cookie import Secrets
@@ -144,10 +145,23 @@ class Splice:
                 heapq.heappush(self._due, (flow.replay.due_ms, key))
         return packets
 
-    def on_shutdown(self) -> list[bytes]:
-        """Resets for both sides of every flow, which nobody will translate any more."""
+    def serve(
+        self, services: list[ServiceState], foreign_servers: frozenset[bytes]
+    ) -> None:
+        """Have these services from now on."""
+        self._services, self._foreign_servers = services, foreign_servers
+
+    def set_patience(self, patience_ms: int) -> None:
+        """How long a server may stay silent, from now on."""
+        self._patience_ms = patience_ms
+
+    def end_flows(self, services: Collection[ServiceState]) -> list[bytes]:
+        """Resets for both sides of every flow of these, which nobody will translate any more."""
         packets: list[bytes] = []
+        ended = set(services)
         for flow in self._flows:
+            if flow.service not in ended:
+                continue
             if flow.state in (OPEN, REPLAY):
                 packets += [self._reset_to_client(flow), *self._reset_to_server(flow)]
             self._flows.remove(flow)

@@ -57,6 +57,12 @@ class ServiceState:
             self.to_client.changes + change(config.server_port, config.port)
         )
 
+    def is_like(self, service: Service) -> bool:
+        """Whether flows need not notice if the service is configured like that."""
+        return (self.vip, self.config.port, self.config.dscp, self.server_end) == (
+            service.vip.packed, service.port, service.dscp,
+            service.server.packed + _U16.pack(service.server_port))
+
     def key_of(self, client: bytes, port: bytes) -> bytes:
         """The key of the flow of a client's address and port: the five-tuple to the server."""
         return client + self.server + port + self.server_port

@@ -7,13 +7,13 @@ cookies allowed, and the TCP options that balancers promise switched on.
 import logging
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 from pyroute2 import DiagSocket
 
-from common.bpf import BpfError, allowance, build, features, pins, reasons
+from common.bpf import BpfError, allowance, build, features, lifetime, pins, reasons
 from common.bpf.allowance import BRIDGE_BUDGETS
 from common.bpf.hooks import Hooks
 from common.bpf.links import Direction
@@ -78,6 +78,7 @@ class Adopt:
         self.hooks = Hooks(self._pins, self._attach)
         self._object = Object(build.object_of("packetbridge", "adopt"))
         allowance.allow(self._object, budgets)
+        lifetime.limit(self._object, config.lifetime_ms)
         fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", 1)  # every kernel with the other one has it
         fast_maps.size_spent(self._object, config)
@@ -122,10 +123,20 @@ class Adopt:
         self._pins.keep_links([f"{how}-{Direction.INGRESS.value}-{index}"])
         self._pins.settle()
 
+    def serve(self, services: Sequence[Service]) -> None:
+        """As beside.Part."""
+        fast_maps.change_services(self._object, self._config, self._services, services)
+        self._services = services
+
+    def configure(self, config: Config) -> None:
+        """As beside.Part."""
+        self._config = config
+
     def detach(self) -> None:
         """As beside.Part."""
         self.is_attached = False
-        detach(self._config)
+        if pins.detach(owner(self._config)):
+            reset_clients(self._services)
 
     def on_tick(self, counters: Counters) -> None:
         """Keep the clock right, and add what has been counted since the last call."""
@@ -142,9 +153,13 @@ def detach(config: Config) -> None:
 
     Raises: BpfError.
     """
-    if not pins.detach(owner(config)):
-        return
-    for service in config.services:
+    if pins.detach(owner(config)):
+        reset_clients(config.services)
+
+
+def reset_clients(services: Iterable[Service]) -> None:
+    """Reset the connections that the host's own stack has from these services' clients."""
+    for service in services:
         words = ["ss", "-K", "-H", "-t", "src", str(service.vip), "sport", "=", f":{service.port}"]
         try:
             subprocess.run(words, check=True, capture_output=True, text=True)

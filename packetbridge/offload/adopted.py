@@ -8,6 +8,7 @@ import logging
 import os
 from collections import Counter
 from collections.abc import Sequence
+from typing import Any
 
 from common.bpf import build
 from common.bpf.links import attach_iterator, open_iterator
@@ -25,14 +26,20 @@ class AdoptedFlows:
 
     def __init__(self, services: Sequence[Service]) -> None:
         """Raises: BpfError, build.BuildError."""
-        self._services = services
+        self._services: Sequence[Service] = ()
         self._object = Object(build.object_of("packetbridge", "adopted"))
         self._object.load()
-        ends = self._object.map("ends")
-        for number, service in enumerate(services):
-            ends.update({"address": service.vip.packed, "port": service.port}, bytes((number,)))
-        ends.close()
+        self._ends = self._object.map("ends")
+        self.follow(services)
         self._link = attach_iterator(self._object.program("tell_adopted"))
+
+    def follow(self, services: Sequence[Service]) -> None:
+        """Count those of these from now on. Raises: BpfError."""
+        for service in self._services:
+            self._ends.delete(_end_of(service))
+        for number, service in enumerate(services):
+            self._ends.update(_end_of(service), bytes((number,)))
+        self._services = services
 
     def samples(self) -> list[Sample]:
         """How many there are now, in any thread; nothing, where the kernel does not say."""
@@ -58,4 +65,9 @@ class AdoptedFlows:
     def close(self) -> None:
         """Let go of the iterator."""
         self._link.close()
+        self._ends.close()
         self._object.close()
+
+
+def _end_of(service: Service) -> dict[str, Any]:
+    return {"address": service.vip.packed, "port": service.port}

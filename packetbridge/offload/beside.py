@@ -15,7 +15,7 @@ from common.cluster.service import TCP_OCTET, key_of
 from common.counters import Counters
 from common.engine.host import Change, Host
 from common.wire import five_tuple
-from packetbridge.config import Config
+from packetbridge.config import Config, Service
 from packetbridge.datapath import Datapath
 from packetbridge.flows import CLOSING, ENDED, OPEN, REPLAY, RESET, STATES, BridgeFlow
 from packetbridge.modes.spent import SpentCookies
@@ -38,6 +38,8 @@ class Part(Protocol):
     def keeps(self, change: Change) -> bool: ...
     def attach(self, changes: Host) -> None: ...
     def detach(self) -> None: ...
+    def serve(self, services: Sequence[Service]) -> None: ...
+    def configure(self, config: Config) -> None: ...
     def on_tick(self, counters: Counters) -> None: ...
     def add_counts(self, counters: Counters) -> None: ...
 
@@ -162,7 +164,12 @@ class Beside:
             for flow in leaving:
                 self._flows.remove(flow)
         elif splice is not None:
-            for key, _ in list(splice.entries()):
+            self.learn_all(now_ms)
+
+    def learn_all(self, now_ms: int) -> None:
+        """As datapath.Offload."""
+        if self._splice is not None:
+            for key, _ in list(self._splice.entries()):
                 self.learn(key, now_ms)
 
     def learn(self, key: bytes, now_ms: int) -> BridgeFlow | None:

@@ -14,11 +14,13 @@ from typing import NamedTuple
 
 from common import settings
 from common.bpf import BpfError, features, pins
+from common.cluster.service import Endpoint
 from common.engine.host import Change, Host
 from packetbridge.config import Config, Service
 from packetbridge.offload import adopt, splice
 from packetbridge.offload.beside import Part
 
+_KINDS = {"adopt": adopt.Adopt, "splice": splice.Splice}
 _DETACH = {adopt.Adopt: adopt.detach, splice.Splice: splice.detach}
 log = logging.getLogger(__name__)
 
@@ -45,6 +47,8 @@ class Fast:
         self.choices = choices
         self.parts = parts
         self._config = config
+        self._kinds = {mode: part for part in parts for mode, kind in _KINDS.items()
+                       if isinstance(part, kind)}
 
     def spliced(self) -> list[Service]:
         """The services whose established flows programs translate."""
@@ -53,6 +57,42 @@ class Fast:
     def adopted(self) -> list[Service]:
         """The services whose connections the host's stack takes over."""
         return _served(self.choices, "adopt")
+
+    @property
+    def modes(self) -> set[str]:
+        """Those whose programs are here."""
+        return set(self._kinds)
+
+    def choose(
+        self, config: Config, services: Sequence[Service], foreign: set[IPv4Address]
+    ) -> list[Choice]:
+        """How these are to be served; those that were served before with the same server, as then.
+
+        Raises: ConfigError where the configuration asks for what cannot be.
+        """
+        known = {_ends_of(choice.service): choice for choice in self.choices}
+        refusals: _Refusals | None = None
+        choices = []
+        for service in services:
+            before = known.get(_ends_of(service))
+            if before is None:
+                refusals = refusals or _Refusals(config, foreign)
+                choices.append(_choose(config, service, refusals))
+            else:
+                choices.append(before._replace(service=service))
+        return choices
+
+    def serve(self, choices: Sequence[Choice]) -> None:
+        """Let the programs serve these from now on, all of them of our `modes`."""
+        self.choices = choices
+        for mode, part in self._kinds.items():
+            part.serve(_served(choices, mode))
+
+    def configure(self, config: Config) -> None:
+        """Go by these settings from now on, as far as they are not fixed at the start."""
+        self._config = config
+        for part in self.parts:
+            part.configure(config)
 
     def keeps(self, change: Change) -> bool:
         """As daemon.Lasting."""
@@ -115,6 +155,11 @@ def detach(config: Config) -> None:
     """Take all programs off, and forget their maps. Raises: BpfError."""
     for end in _DETACH.values():
         end(config)
+
+
+def _ends_of(service: Service) -> tuple[Endpoint, IPv4Address, int]:
+    """What decides about how it can be served."""
+    return service.endpoint, service.server, service.server_port
 
 
 def _served(choices: Sequence[Choice], mode: str) -> list[Service]:

@@ -1,6 +1,6 @@
 """The maps that both programs of the bridge have, as Python writes them."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from common.bpf import secrets as bpf_secrets
 from common.bpf.objects import Object
@@ -30,6 +30,17 @@ def write_services(program_file: Object, config: Config, services: Sequence[Serv
             "server_port": service.server_port.to_bytes(2, "big"), "wscale": service.wscale,
         })
     table.close()
+
+
+def change_services(
+    program_file: Object, config: Config, before: Iterable[Service], after: Sequence[Service]
+) -> None:
+    """The same while packets flow: none at the DSCPs of those that are gone. Raises: BpfError."""
+    table = program_file.map("services")
+    for codepoint in {service.dscp for service in before} - {service.dscp for service in after}:
+        table.update(codepoint, {})
+    table.close()
+    write_services(program_file, config, after)
 
 
 def size_spent(program_file: Object, config: Config) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
-from common.bpf import BpfError, allowance, build, features, pins, reasons
+from common.bpf import BpfError, allowance, build, features, lifetime, pins, reasons
 from common.bpf.allowance import BRIDGE_BUDGETS
 from common.bpf.hooks import Hooks
 from common.bpf.links import Direction
@@ -148,6 +148,7 @@ class Splice:
         self._object = Object(build.object_of("packetbridge", "splice"))
         self._object.set_variable("server_mark", config.mark)
         allowance.allow(self._object, budgets)
+        lifetime.limit(self._object, config.lifetime_ms)
         fast_maps.set_bounds(self._object, config)
         self._object.set_variable("can_read_summed", not features.missing_kfuncs(_READS_SUMMED))
         self._object.set_max_entries("flows", config.max_flows)
@@ -187,6 +188,15 @@ class Splice:
             links.append(f"{how}-{direction.value}-{index}")
         self._pins.keep_links(links)
         self._pins.settle()
+
+    def serve(self, services: Sequence[Service]) -> None:
+        """As beside.Part."""
+        fast_maps.change_services(self._object, self._config, self.services, services)
+        self.services = frozenset(services)
+
+    def configure(self, config: Config) -> None:
+        """As beside.Part."""
+        self._config = config
 
     def detach(self) -> None:
         """As beside.Part."""

@@ -46,11 +46,11 @@ class Known:
     """What the bridge knows of its services. foreign: servers that are not on this host."""
 
     def __init__(
-        self, config: Config, choices: Sequence[Choice], foreign: Collection[IPv4Address],
-        own: bytes,
+        self, config: Config, choices: Callable[[], Sequence[Choice]],
+        foreign: Collection[IPv4Address], own: bytes,
     ) -> None:
         self._choices = choices
-        self._foreign = foreign
+        self.foreign = foreign
         self._diag = Diag()
         self._listeners: list[Listening] | None = None
         self._fresh_until_s = 0.0
@@ -59,11 +59,11 @@ class Known:
     def services(self) -> list[Served]:
         """As they are now."""
         self._look()
-        return [self._served(choice) for choice in self._choices]
+        return [self._served(choice) for choice in self._choices()]
 
     def watched(self, watch: Watch) -> Sighting:
         """What came of a watch."""
-        choice = next((each for each in self._choices if each.service.dscp == watch.dscp), None)
+        choice = next((each for each in self._choices() if each.service.dscp == watch.dscp), None)
         if choice is None:
             return Sighting()
         service, port = choice.service, choice.service.port
@@ -95,7 +95,7 @@ class Known:
             service.dscp, service.wscale, service.vip.packed, service.port, service.server.packed,
             service.server_port, choice.mode == "adopt", choice.engine == "fast",
             Listener.UNSEEN, reason=choice.reason)
-        if service.server in self._foreign or self._listeners is None:
+        if service.server in self.foreign or self._listeners is None:
             return served
         at_port = [each for each in self._listeners if each.port == service.server_port]
         there = [each for each in at_port if each.address in (service.server.packed, bytes(4))]

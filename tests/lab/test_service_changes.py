@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from netns import inside
-from traffic import PATIENCE_S, one_answer, request
+from traffic import PATIENCE_S, one_answer, request, requests
 
 from common.bpf import BpfError, build
 from common.bpf.objects import Object
@@ -91,18 +91,22 @@ def test_flows_of_other_services_stay_whatever_the_file_says_next(served: Lab) -
     running = balancer(served, 80, 81)
     web, other = open_clients(served, 80), open_clients(served, 81)
 
-    running.stop(signal.SIGUSR2)
-    running = balancer(served, 8080, 81, 80)  # one more, and in another order
-    go_on(web)
-    go_on(other)
-    new = open_clients(served, 8080)
+    with requests(served, 81) as count:  # new connections, all the time
+        before = count()
+        running.stop(signal.SIGUSR2)
+        running = balancer(served, 8080, 81, 80)  # one more, and in another order
+        go_on(web)
+        go_on(other)
+        new = open_clients(served, 8080)
 
-    running.stop(signal.SIGUSR2)
-    running = balancer(served, 81, 8080)  # one is gone
+        running.stop(signal.SIGUSR2)
+        running = balancer(served, 81, 8080)  # one is gone
+        wait_until(lambda: count() > before + 100, PATIENCE_S, "requests go on")
     go_on(other)
     go_on(new)
     # its flows leave, and only then its number is another's
-    wait_until(lambda: running.metrics()[FLOWS] == 2 * CLIENTS, PATIENCE_S, "its flows have left")
+    wait_until(lambda: running.metrics()[FLOWS] == 2 * CLIENTS + count(), PATIENCE_S,
+               "its flows have left")
 
     running.stop(signal.SIGUSR2)
     running = balancer(served, 80, 81, 8080)

@@ -7,8 +7,10 @@ import re
 import socket
 import subprocess
 import sys
-from collections.abc import Iterable
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 from netns import inside
@@ -125,6 +127,32 @@ def backends_of(lab: Lab, paths: Iterable[str], parallel: int = 1) -> dict[str, 
         answers = [line.split() for lines in pool.map(ask, shares) for line in lines]
     assert len(answers) == len(urls)
     return {path: backend for backend, path, *_ in answers}
+
+
+@contextmanager
+def requests(lab: Lab, port: int = 80, vip: str = VIP) -> Iterator[Callable[[], int]]:
+    """Requests, each on a connection of its own, one after the other; every one has to be served.
+
+    Yields: how many were.
+    """
+    done = threading.Event()
+    words = ["curl", "-sS", "--fail", "--fail-early", "--max-time", str(PATIENCE_S), *ALONE,
+             *(f"http://{vip}:{port}/{number}" for number in range(20))]
+    served = [0]
+
+    def ask() -> None:
+        while not done.is_set():
+            lab.client.run(words, timeout_s=10 * PATIENCE_S)
+            served[0] += 20
+
+    with ThreadPoolExecutor(2) as pool:
+        asking = [pool.submit(ask) for _ in range(2)]
+        try:
+            yield lambda: served[0]
+        finally:
+            done.set()
+        for each in asking:
+            each.result()
 
 
 def wrk(node: Node, *flags: str, path: str = "/wrk") -> int:

@@ -8,6 +8,8 @@ import pytest
 
 from balancer.tools.keygen import rotate
 from common import __version__
+from common.settings.flags import flag_name
+from common.settings.schema import settings_of
 from packetbridge import cli, config
 
 TWO_SERVICES = """
@@ -61,9 +63,8 @@ def test_every_key_at_the_top_of_a_file_is_a_flag(capsys: pytest.CaptureFixture[
         cli.main(["--help"])
 
     text = capsys.readouterr().out
-    not_flags = {"services", "timeouts", "file"}
-    for key in set(config.Config.__dataclass_fields__) - not_flags:
-        assert f"--{key.replace('_', '-')} " in text
+    for entry in settings_of(config.Config):
+        assert f"{entry.setting.flag or flag_name(entry.key)} " in text
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:

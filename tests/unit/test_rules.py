@@ -4,8 +4,8 @@ from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 
 from balancer import config
-from balancer.daemon import rules
 from balancer.keys.request import KeySpec
+from balancer.rules import rules
 from common.engine.firewall import Rule
 
 VIP = IPv4Address("192.0.2.1")

@@ -62,6 +62,7 @@ class Deliveries:
         self._deliveries: Crowd[Delivery] = Crowd(octets_total)
         self._due: list[tuple[int, bytes]] = []  # heap of times and five-tuples
         self.get = self._deliveries.get
+        self.set_room = self._deliveries.set_room
 
     @property
     def octets(self) -> int:

@@ -7,10 +7,14 @@ class Flood:
     """Compares a counter's growth with a rate. rate: a second."""
 
     def __init__(self, rate: int) -> None:
-        self._most = rate * _WINDOW_MS // 1000
+        self.set_rate(rate)
         self._count = 0
         self._next_ms = 0
         self.is_on = False
+
+    def set_rate(self, rate: int) -> None:
+        """Compare with another one from now on."""
+        self._most = rate * _WINDOW_MS // 1000
 
     def watch(self, count: int, now_ms: int) -> None:
         """Note what the counter says. now_ms: unix time in ms."""

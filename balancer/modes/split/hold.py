@@ -236,6 +236,7 @@ class HoldTable:
         self._held: Crowd[Held] = Crowd(octets_total)
         self._due: list[tuple[int, bytes]] = []  # heap; a flow that left early stays until due
         self.get = self._held.get
+        self.set_room = self._held.set_room
 
     def __len__(self) -> int:
         return len(self._held)

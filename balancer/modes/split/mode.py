@@ -83,6 +83,13 @@ class Split:
         self._flood = Flood(config.new_flow_rate)
         self._counters = counters
 
+    def configure(self, config: Config) -> None:
+        """As modes.Mode."""
+        self.holds.set_room(config.hold_octets_total)
+        self.deliveries.set_room(config.hold_octets_total)
+        self._takeovers.set_rate(config.takeover_rate)
+        self._flood.set_rate(config.new_flow_rate)
+
     def on_packet(self, segment: Segment, service: ServiceState, now_ms: int) -> Verdict:
         """Decide about a segment of a service."""
         flags = segment.flags

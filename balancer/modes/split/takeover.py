@@ -114,6 +114,10 @@ class Takeovers:
     def __init__(self, rate: int) -> None:
         """rate: of strangers, packets a second."""
         self._candidates: list[Candidate | None] = [None] * _CANDIDATES
+        self.set_rate(rate)
+
+    def set_rate(self, rate: int) -> None:
+        """Let so many pass from now on."""
         self._overall = RateLimit(rate)
         self._again = RateLimit(rate)  # those that have gone on once
         self._prefix_rate = -(-rate // PREFIX_SHARE)

@@ -209,7 +209,7 @@ static __always_inline int decide(struct xdp_md *ctx)
 	__u64 hash, now_ms;
 
 	settings = get_settings();
-	if (!settings)
+	if (!settings || is_over())
 		return XDP_PASS;
 	if (!read_frame(ctx, &segment))
 		return on_unusual(ctx, settings);

@@ -12,11 +12,11 @@
 
 #include "balancer/offload/bpf/constants.h"
 #include "common/bpf/include/guesses.h"
+#include "common/bpf/include/lifetime.h"
 #include "common/bpf/include/stamps.h"
 #include "common/bpf/include/tcp.h"
 #include "common/bpf/include/verdict.h"
 
-#define MAX_SERVICES 64
 #define MAX_HELD 65536
 #define MAX_STATES (STATE_MASK + 1)
 

@@ -105,7 +105,7 @@ static __always_inline int on_unfinished(const struct settings *settings,
 		       : odd_up(settings, segment, hash);
 }
 
-/* A packet that is no plain segment. Twin: balancer/daemon.py:rules, which tell what would go up. */
+/* A packet that is no plain segment. Twin: balancer/rules.py:rules, which tell what would go up. */
 static __noinline int on_unusual(struct xdp_md *ctx, const struct settings *settings)
 {
 	struct cursor cursor = cursor_of(ctx);

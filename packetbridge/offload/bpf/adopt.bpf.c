@@ -321,7 +321,7 @@ int on_ingress(struct __sk_buff *skb)
 	struct service *service;
 	struct iphdr *ip;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (skb->protocol != bpf_htons(ETH_P_IP) || is_over())
 		return NEXT;
 	ip = pulled_ip_header(skb, HEADERS_LEN);
 	if (!ip)

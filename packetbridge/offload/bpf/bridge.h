@@ -7,6 +7,7 @@
 
 #include <stddef.h>
 
+#include "common/bpf/include/lifetime.h"
 #include "common/bpf/include/tcp.h"
 #include "common/bpf/include/verdict.h"
 

@@ -251,7 +251,7 @@ int on_ingress(struct __sk_buff *skb)
 	const struct service *service;
 	struct iphdr *ip;
 
-	if (skb->protocol != bpf_htons(ETH_P_IP))
+	if (skb->protocol != bpf_htons(ETH_P_IP) || is_over())
 		return NEXT;
 	ip = pulled_ip_header(skb, HEADERS_LEN);
 	if (!ip)
@@ -308,7 +308,7 @@ int on_egress(struct __sk_buff *skb)
 	struct flow *flow;
 	struct iphdr *ip;
 
-	if (skb->mark != server_mark || skb->protocol != bpf_htons(ETH_P_IP))
+	if (skb->mark != server_mark || skb->protocol != bpf_htons(ETH_P_IP) || is_over())
 		return NEXT;
 	ip = pulled_ip_header(skb, HEADERS_LEN);
 	if (!ip || ip->protocol != IPPROTO_TCP || !read_frame(skb, ip, &segment))

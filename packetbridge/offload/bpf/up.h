@@ -15,7 +15,7 @@ static __noinline int up(__u32 way)
 }
 
 /* A tagged packet that is no plain segment for its service's port. What would not come to the portable
- * engine is the host's own. Twin: packetbridge/daemon.py:rules
+ * engine is the host's own. Twin: packetbridge/rules.py:rules
  */
 static __noinline int on_unusual(struct __sk_buff *skb, __be16 vip_port)
 {

@@ -1,0 +1,269 @@
+"""The configuration changes while packets flow: nothing that goes on notices it."""
+
+from collections.abc import Iterator
+
+import pytest
+from netns import state
+from traffic import ALONE, PATIENCE_S, connect, one_answer, request, requests
+
+from lab.node import wait_until
+from lab.topology import VIP, Lab, program
+
+DSCPS = {80: 3, 81: 7, 8080: 11}
+OTHER_VIP = "192.168.33.200"
+KINDS = ["portable", "adopt", "splice"]
+
+
+class Running:
+    """A balancer whose file is rewritten."""
+
+    def __init__(self, lab: Lab, text: str) -> None:
+        self.lab = lab
+        self.path = lab.directory / "balancer.toml"
+        self.path.write_text(text)
+        self.process = lab.start_balancer("--config", str(self.path), defaults=False)
+
+    def reload(self, text: str | None = None) -> str:
+        """Rewrite the file and have it taken. Returns: what has changed."""
+        if text is not None:
+            self.path.write_text(text)
+        return self.lab.balancer.run([*program("balancer"), "reload"])
+
+    def metric(self, name: str) -> float:
+        return self.process.metrics()[f"l3dsr_balancer_{name}"]
+
+
+def service(lab: Lab, port: int, ids: list[int], more: str = "", vip: str = VIP, **weights: int
+            ) -> str:
+    backends = "".join(
+        f'[[service.backend]]\nid = {backend.number}\naddress = "{backend.address}"\n'
+        f'weight = {weights.get(f"w{backend.number}", 1)}\n'
+        for backend in lab.backends if backend.number in ids)
+    return (f'[[service]]\nvip = "{vip}"\nport = {port}\ndscp = {DSCPS[port]}\n{more}\n{backends}')
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
+    """Servers and bridges for all services."""
+    with Lab(pair=request.param) as lab:
+        for backend in lab.backends:
+            lab.start_nginx(backend)
+            path = lab.directory / f"{backend.name}.toml"
+            path.write_text("".join(
+                f'[[service]]\nvip = "{OTHER_VIP if port == 8080 else VIP}:{port}"\n'
+                f'dscp = {dscp}\nserver = "{backend.server}:80"\n'
+                for port, dscp in DSCPS.items()))
+            lab.start_bridge(backend, "--config", str(path), defaults=False)
+        yield lab
+
+
+def answerers(lab: Lab, port: int = 80, vip: str = VIP) -> set[str]:
+    urls = [f"http://{vip}:{port}/{number}" for number in range(20)]
+    lines = lab.client.run(["curl", "-sS", "--fail", *ALONE, *urls]).splitlines()
+    return {line.split()[0] for line in lines}
+
+
+def test_backends_weights_and_schedulers_change_under_load(served: Lab) -> None:
+    lab = served
+    running = Running(lab, service(lab, 80, [1]))
+    assert answerers(lab) == {"backend1"}
+
+    with requests(lab) as count:
+        said = running.reload(service(lab, 80, [1, 2]))
+        assert f"service {VIP}:80, backend 2 ({lab.backend2.address}): is added" in said
+        assert answerers(lab) == {"backend1", "backend2"}
+        kept = connect(lab.client)
+        kept.sendall(request("/kept"))
+        one_answer(kept)
+        for scheduler in ("rendezvous", "least-flows", "round-robin", "random", "maglev"):
+            assert f'→ "{scheduler}"' in running.reload(
+                service(lab, 80, [1, 2], f'scheduler = "{scheduler}"'
+                        if scheduler != "maglev" else ""))
+        assert "weight: 1 → 0" in running.reload(service(lab, 80, [1, 2], w1=0))
+        assert answerers(lab) == {"backend2"}
+        running.reload(service(lab, 80, [2], 'key = "http.target"'))
+        assert answerers(lab) == {"backend2"}
+        kept.sendall(request("/again"))  # wherever it was, it goes on
+        one_answer(kept)
+        before = count()
+        wait_until(lambda: count() > before + 200, PATIENCE_S, "all goes on")
+
+    kept.close()
+    assert running.metric('reloads_total{result="taken"}') == 8
+    assert running.process.stop() == 0
+
+
+def test_services_come_and_go_under_load(served: Lab) -> None:
+    lab = served
+    web = "[timeouts]\nidle = 5\nhalf_closed = 1\nreset = 1\n" + service(lab, 80, [1, 2])
+    running = Running(lab, web)
+    before = state(lab.balancer)
+
+    with requests(lab):
+        assert f"service {VIP}:81 is added" in running.reload(web + service(lab, 81, [1, 2]))
+        assert answerers(lab, 81) == {"backend1", "backend2"}
+        running.reload(web + service(lab, 8080, [1, 2], vip=OTHER_VIP))
+        assert answerers(lab, 8080, OTHER_VIP) == {"backend1", "backend2"}
+        with requests(lab, 8080, OTHER_VIP):
+            assert f"service {OTHER_VIP}:8080, backend 1" in running.reload(
+                web + service(lab, 8080, [2], vip=OTHER_VIP))
+        running.reload(web)
+        # its flows have ended, and then nothing of it is left
+        wait_until(lambda: state(lab.balancer) == before, PATIENCE_S, "the host is as before")
+
+    assert running.process.stop() == 0
+
+
+def test_what_is_removed_drains_and_is_reset_when_its_time_is_over(served: Lab) -> None:
+    lab = served
+    running = Running(lab, service(lab, 80, [1]))
+    clients = [connect(lab.client) for _ in range(2)]
+    for client in clients:
+        client.sendall(request("/"))
+        one_answer(client)
+
+    said = running.reload("drain_timeout = 3\n" + service(lab, 80, [2]))
+    assert "its flows go on for 3 s at most" in said
+    assert answerers(lab) == {"backend2"}
+    clients[0].sendall(request("/goes-on"))
+    assert one_answer(clients[0]).split()[0] == b"backend1"
+
+    def is_reset() -> bool:
+        try:
+            clients[0].sendall(request("/again"))
+            one_answer(clients[0])
+        except ConnectionError:
+            return True
+        return False
+
+    wait_until(is_reset, PATIENCE_S, "it is reset")
+    clients[1].sendall(request("/late"))
+    with pytest.raises(ConnectionError):
+        one_answer(clients[1])
+    assert answerers(lab) == {"backend2"}
+    assert running.process.stop() == 0
+
+
+def test_a_broken_file_changes_nothing_and_says_why(served: Lab) -> None:
+    lab = served
+    web = service(lab, 80, [1, 2])
+    running = Running(lab, web)
+
+    with requests(lab):
+        for text, why in (
+            (web.replace("port = 80", "port = 0"), "service[0].port = 0: expected a whole number"),
+            (web + "\n[[", "expected valid TOML"),
+            ("max_flows = 5000\nid_bits = 4\n" + web, "id_bits: 7 → 4 (takes a restart)"),
+        ):
+            with pytest.raises(RuntimeError, match="exit code 1") as refused:
+                running.reload(text)
+            assert why in str(refused.value)
+            assert why in running.process.log()
+    assert running.metric('reloads_total{result="refused"}') == 3
+    assert running.metric('reloads_total{result="taken"}') == 0
+
+    running.path.write_text(service(lab, 80, [1]))
+    secret = ("--secret-file", str(lab.secret_file))
+    said = lab.balancer.run([*program("balancer"), "check", "--diff", *secret, str(running.path)])
+    assert f"backend 2 ({lab.backend2.address}): is removed" in said
+    assert answerers(lab) == {"backend1", "backend2"}
+    assert running.process.stop() == 0
+    with pytest.raises(RuntimeError, match="expected a balancer that runs here"):
+        lab.balancer.run([*program("balancer"), "reload"])
+
+
+def test_files_that_are_watched_are_taken_when_they_have_changed(served: Lab) -> None:
+    lab = served
+    addresses = lab.directory / "addresses"
+    addresses.write_text(f"{lab.backend1.address} id=1\n")
+    web = (f'watch = true\nstate_directory = "{lab.directory}/state"\n'
+           + service(lab, 80, [], f'backends_file = "{addresses}"'))
+    running = Running(lab, web)
+    assert answerers(lab) == {"backend1"}
+
+    with requests(lab):
+        addresses.write_text(f"{lab.backend1.address} id=1\nnonsense\n{lab.backend2.address}\n")
+        running.process.wait_for(rf"backend 2 \({lab.backend2.address}\): is added")
+        assert running.process.log().count("line 2: 'nonsense': expected") == 1
+        assert answerers(lab) == {"backend1", "backend2"}
+        draft = lab.directory / "draft"
+        draft.write_text(web + service(lab, 81, [1]))
+        draft.replace(running.path)  # as editors do it
+        running.process.wait_for(rf"service {VIP}:81 is added")
+        assert answerers(lab, 81) == {"backend1"}
+        running.path.write_text(web.replace("port = 80", "prot = 80"))
+        running.process.wait_for("in use are kept: .*prot")
+        addresses.write_text(f"{lab.backend2.address}\n")
+        running.process.wait_for(rf"backend 1 \({lab.backend1.address}\): is removed")
+        assert answerers(lab) == {"backend2"}
+
+    assert running.process.stop() == 0
+
+
+def test_the_kill_switch_ends_everything_even_if_the_daemon_is_dead(served: Lab) -> None:
+    lab = served
+    before = state(lab.balancer)
+    running = Running(lab, 'lifetime = "3s"\n' + service(lab, 80, [1]))
+    assert answerers(lab) == {"backend1"}
+    wait_until(lambda: not running.process.running, PATIENCE_S, "it has ended")
+    assert running.process.popen.returncode == 0
+    assert state(lab.balancer) == before
+
+    # the VIP stays when it is killed, and what is not for us the host answers: with a RST
+    path = lab.directory / "killed.toml"
+    path.write_text(service(lab, 80, [1]))
+    killed = lab.start_balancer("--config", str(path), "--for", "4s", defaults=False)
+    assert answerers(lab) == {"backend1"}
+    killed.kill()
+
+    wait_until(lambda: not _answers(lab), PATIENCE_S, "the host refuses")
+    flags = ("--secret-file", str(lab.secret_file), "--config", str(path), "--interface", "eth1")
+    lab.balancer.run([*program("balancer"), "detach", *flags])
+    assert state(lab.balancer) == before
+
+
+def _answers(lab: Lab) -> bool:
+    """Whether a client is kept waiting, or served, instead of being refused."""
+    try:
+        connect(lab.client).close()
+    except ConnectionRefusedError:
+        return False
+    return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_bridge_takes_services_and_servers_while_packets_flow(kind: str) -> None:
+    with Lab(pair=kind, backends=1) as lab:
+        backend = lab.backend1
+        lab.start_nginx(backend)
+        path = lab.directory / "bridge.toml"
+
+        def bridged(port: int) -> str:
+            return (f'[[service]]\nvip = "{VIP}:{port}"\ndscp = {DSCPS[port]}\n'
+                    f'server = "{backend.server}:80"\n')
+
+        def reload(text: str) -> str:
+            path.write_text(text)
+            return backend.run([*program("packetbridge"), "reload"])
+
+        path.write_text(bridged(80))
+        bridge = lab.start_bridge(backend, "--config", str(path), defaults=False)
+        before = state(backend)
+        running = Running(lab, service(lab, 80, [1]) + service(lab, 81, [1]))
+        kept = connect(lab.client)
+        kept.sendall(request("/"))
+        one_answer(kept)
+
+        with requests(lab):
+            assert f"service {VIP}:81 is added" in reload(bridged(80) + bridged(81))
+            assert answerers(lab, 81) == {"backend1"}
+            with pytest.raises(RuntimeError, match="exit code 1"):
+                reload(bridged(80).replace("dscp = 3", "dscp = 64"))
+            assert "is removed" in reload("drain_timeout = 0\n" + bridged(80))
+            wait_until(lambda: state(backend) == before, PATIENCE_S, "the host is as before")
+
+        kept.sendall(request("/goes-on"))
+        one_answer(kept)
+        assert bridge.metrics()['l3dsr_packetbridge_reloads_total{result="taken"}'] == 2
+        kept.close()
+        assert bridge.stop() == running.process.stop() == 0
