@@ -49,7 +49,7 @@ class Bench:
         nobody: Any = Nobody()
         self.live = LiveBalancer(
             configured, configured, self.load, BackendsFiles(str(directory), keeps=True),
-            self.datapath, nobody, nobody)
+            self.datapath, nobody, nobody, nobody, list)
 
     def load(self) -> config.Config:
         top = f'secret_file = "{self.secret}"\ninterface = "eth0"\ndrain_timeout = 10\n'
