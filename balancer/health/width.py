@@ -46,7 +46,7 @@ class Width:
 
     def is_due(self, now_ms: float) -> bool:
         """Whether to try it."""
-        return bool(self.lengths) and now_ms >= self._due_ms
+        return now_ms >= self._due_ms
 
     def note(self, has_arrived: bool, now_ms: float) -> int | None:
         """What was tried has come to its end.
