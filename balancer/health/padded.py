@@ -194,6 +194,7 @@ class PaddedChecks:
                 self._paths.is_whole(address)
             return
         self._paths.learn(address, mtu, self._clock_ms())
+        self._plan(found, found.width.due_ms)  # before it is forgotten, however rare checks are
         if self._paths[address].mtu < before:
             log.warning("packets to %s that are longer than %d bytes vanish, and nobody says so: "
                         "something on the way is narrow, and does not send ICMP errors, or they "

@@ -35,7 +35,8 @@ class Suspicion:
         self._growth.appendleft((handoffs - self._before[0], unanswered - self._before[1]))
         self._before = handoffs, unanswered
         sums = accumulate(self._growth, lambda one, other: (one[0] + other[0], one[1] + other[1]))
-        is_doubtful = any(silent >= LEAST_UNANSWERED and 2 * silent > all for all, silent in sums)
+        is_doubtful = any(silent >= LEAST_UNANSWERED and 2 * silent > handed
+                          for handed, silent in sums)
         if is_doubtful or not any(silent for _, silent in self._growth):
             self._growth.clear()
         return is_doubtful
