@@ -51,7 +51,7 @@ def measure(seconds: int, say: Callable[[str], None]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for kind in KINDS:
         say(f"{kind}: the tables of {SERVICES} services change")
-        found[kind] = _changes(kind, 2 * seconds)
+        found[kind] = _changes(kind, 3 * seconds)
     return found
 
 
@@ -96,7 +96,7 @@ def _configuration(lab: Lab, address: str) -> Path:
     path = lab.directory / "changes.toml"
     backends = "".join(f'[[service.backend]]\nid = {number}\naddress = "{_NET.format(number)}"\n'
                        for number in range(1, BACKENDS + 1))
-    check = "[service.check]\ninterval = 1\ntimeout = 0.5\nrise = 1\nfall = 1\n"
+    check = "[service.check]\ninterval = 4\ntimeout = 1\nrise = 1\nfall = 1\n"
     path.write_text("max_flows = 10000\n" + "".join(
         f'[[service]]\nvip = "{_VIPS.format(number)}"\nport = 80\ndscp = {number}\n'
         f"{check}{backends}"

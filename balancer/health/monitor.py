@@ -6,9 +6,9 @@ interval, and each takes a port and numbers of its own, which nobody can guess.
 
 import heapq
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from ipaddress import IPv4Address
-from itertools import count
+from itertools import count, islice
 from random import Random
 
 from balancer import metrics
@@ -33,6 +33,7 @@ from common.wire.tcp import Segment
 _JITTER = 0.1
 _FIRST_WITHIN_MS = 1000
 _SYNC_MS = 1000
+_LOOKS = 500  # at backends, at once: packets wait meanwhile
 _SAY_EVERY_MS = 60_000  # that a backend is suspect: clients can bring it about
 _FIRST_PORT, _PORTS = 1024, 64512
 log = logging.getLogger(__name__)
@@ -91,6 +92,7 @@ class Monitor:
         self._running: dict[bytes, Target] = {}  # by the five-tuple of the answer
         self._ramping: set[Target] = set()
         self._sync_ms = 0.0
+        self._looks: Iterator[Target] = iter(())
         self.follow(services)
 
     def follow(self, services: Iterable[ServiceState]) -> None:
@@ -180,14 +182,21 @@ class Monitor:
 
     def _sync(self, now_ms: float) -> None:
         """Check those that the configuration has now, and let ramps go on."""
-        self._sync_ms = now_ms + _SYNC_MS
+        self._sync_ms = now_ms + min(_SYNC_MS, _SYNC_MS * _LOOKS / max(len(self._targets), 1))
         for service, request in self._requests.items():
             if self._versions[service] != service.pool.version:
                 self._versions[service] = service.pool.version
                 self._follow(service, request, now_ms)
         for target in list(self._ramping):
             self._stand(target, now_ms)
-        for target in self._targets.values():
+        self._look(now_ms)
+
+    def _look(self, now_ms: float) -> None:
+        """Look at what clients say of the next few; of each once a second."""
+        looked = list(islice(self._looks, _LOOKS))
+        if len(looked) < _LOOKS:
+            self._looks = iter(list(self._targets.values()))
+        for target in looked:
             backend = target.backend
             if target.suspicion.look(backend.handoffs, backend.unanswered) and target.health.is_up:
                 self._suspect(target, now_ms)

@@ -62,9 +62,9 @@ class _Try:
 
     __slots__ = ("due_ms", "exchange", "expires_ms", "is_open", "target", "width")
 
-    def __init__(self, target: Checked) -> None:
+    def __init__(self, target: Checked, lengths: tuple[int, ...]) -> None:
         self.target = target
-        self.width = Width(())
+        self.width = Width(lengths)
         self.exchange: Exchange | None = None
         self.due_ms = self.expires_ms = 0.0
         self.is_open = False
@@ -97,15 +97,16 @@ class PaddedChecks:
             found.is_open = False
             if is_passed:
                 self._note(found, False, now_ms)
-        lengths = self._ladder(target) if is_passed else ()
+        if not is_passed or (found and not found.width.is_due(now_ms)):
+            return
+        lengths = self._ladder(target)
         if not lengths:
             return
         if not found:
-            found = self._tries[target.backend.address] = _Try(target)
-        if found.width.lengths != lengths:
+            found = self._tries[target.backend.address] = _Try(target, lengths)
+        elif found.width.lengths != lengths:
             found.width = Width(lengths)
-        if found.width.is_due(now_ms):
-            self._plan(found, now_ms)
+        self._plan(found, now_ms)
 
     def forget(self, target: Checked) -> None:
         """It is checked no more."""
@@ -152,10 +153,11 @@ class PaddedChecks:
     def _ladder(self, target: Checked) -> tuple[int, ...]:
         """The lengths that a service's clients may send, from the usual check's on."""
         service, request = target.service.config, target.request
+        if not request.padded(len(request.octets) + LEAST_PADDING):
+            return ()
         shortest = HEADERS_LEN + self._options_len(target) + len(request.octets) + LEAST_PADDING
         longest = min(self._paths[target.backend.address].route.mtu, service.mss + HEADERS_LEN)
-        return ladder(shortest, longest) if request.padded(len(request.octets) + LEAST_PADDING) \
-            else ()
+        return ladder(shortest, longest)
 
     @staticmethod
     def _options_len(target: Checked) -> int:
@@ -192,6 +194,7 @@ class PaddedChecks:
                 self._paths.is_whole(address)
             return
         self._paths.learn(address, mtu, self._clock_ms())
+        self._plan(found, found.width.due_ms)  # before it is forgotten, however rare checks are
         if self._paths[address].mtu < before:
             log.warning("packets to %s that are longer than %d bytes vanish, and nobody says so: "
                         "something on the way is narrow, and does not send ICMP errors, or they "

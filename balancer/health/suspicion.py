@@ -29,10 +29,14 @@ class Suspicion:
 
         What goes unanswered is known a while after its handoff, so any number of looks may say it.
         """
+        if not self._growth and unanswered == self._before[1]:  # thousands are, every second
+            self._before = handoffs, unanswered
+            return False
         self._growth.appendleft((handoffs - self._before[0], unanswered - self._before[1]))
         self._before = handoffs, unanswered
         sums = accumulate(self._growth, lambda one, other: (one[0] + other[0], one[1] + other[1]))
-        if not any(silent >= LEAST_UNANSWERED and 2 * silent > all for all, silent in sums):
-            return False
-        self._growth.clear()
-        return True
+        is_doubtful = any(silent >= LEAST_UNANSWERED and 2 * silent > handed
+                          for handed, silent in sums)
+        if is_doubtful or not any(silent for _, silent in self._growth):
+            self._growth.clear()
+        return is_doubtful

@@ -26,18 +26,20 @@ def ladder(shortest: int, longest: int) -> tuple[int, ...]:
 class Width:
     """Of one path. lengths: its ladder; what is wanted and noted are places in that.
 
+    due_ms: when to try the next one.
+
     low:  the longest that has arrived, −1 while there is none.
     high: the shortest that has not, len(lengths) while there is none.
     """
 
-    __slots__ = ("_due_ms", "_high", "_low", "_silences", "lengths", "place")
+    __slots__ = ("_high", "_low", "_silences", "due_ms", "lengths", "place")
 
     def __init__(self, lengths: Iterable[int]) -> None:
         self.lengths = tuple(lengths)
         self.place = len(self.lengths) - 1
         self._low, self._high = -1, len(self.lengths)
         self._silences = 0
-        self._due_ms = float("-inf")
+        self.due_ms = float("-inf")
 
     @property
     def length(self) -> int:
@@ -46,7 +48,7 @@ class Width:
 
     def is_due(self, now_ms: float) -> bool:
         """Whether to try it."""
-        return bool(self.lengths) and now_ms >= self._due_ms
+        return now_ms >= self.due_ms
 
     def note(self, has_arrived: bool, now_ms: float) -> int | None:
         """What was tried has come to its end.
@@ -75,7 +77,7 @@ class Width:
                           else (self._low + self._high) // 2)
             return None
         if not was_known or has_arrived or self._low < 0:
-            self._due_ms = now_ms + EVERY_MS
+            self.due_ms = now_ms + EVERY_MS
         self.place = min(self._high, len(self.lengths) - 1)
         return self.lengths[self._low] if self._low >= 0 else 0
 

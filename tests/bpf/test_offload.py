@@ -324,3 +324,19 @@ def test_the_program_is_told_when_the_engine_is_busy() -> None:
 
     assert said == [False, True, True, False, False]
     pair.program.close()
+
+
+@pytest.mark.parametrize(("all_down", "expected"), [("use all", {1, 2}), ("reset", {0})])
+def test_while_all_are_down_the_program_uses_all_or_leaves_new_flows_to_the_data_path(
+    all_down: str, expected: set[int]
+) -> None:
+    """Which resets them (tests/unit/test_share.py)."""
+    pair = Pair(backend(1), backend(2), check=Check(all_down=all_down))
+    before = {number: pair.hand_over(number) for number in range(40)}
+
+    for number in (1, 2):
+        stand(pair, number, Standing(is_up=False))
+
+    assert {pair.hand_over(number) for number in range(100, 140)} == expected
+    assert {number: pair.go_on(number) for number in before} == before
+    pair.program.close()

@@ -174,6 +174,7 @@ def test_a_bad_wire_brings_nobody_down(kind: str) -> None:
         wait_until(lambda: min(checks(running, 1), checks(running, 2)) > 20, 30, "checked")
 
         assert " is down" not in running.log()
+        assert "vanish" not in running.log()  # nor is a path taken for a narrow one
 
 
 def test_tls_and_payloads_are_checked_too() -> None:

@@ -118,6 +118,17 @@ def test_what_was_found_holds_while_it_is_so_and_no_longer() -> None:
     assert path_mtu(made) == 1200
 
 
+def test_it_is_looked_after_however_rare_checks_are() -> None:
+    made = network(carries(1400), Check(kind="http", interval_ms=3_600_000, timeout_ms=300))
+    made.run(15_000)
+    assert path_mtu(made) == 1400
+    made.paths_ms += LEARNT_MS
+    made.run(EVERY_MS + 3000)
+
+    (address,) = made.datapath.paths
+    assert not made.datapath.paths[address].is_outdated(made.paths_ms)
+
+
 def test_every_width_is_found_whatever_the_order() -> None:
     lengths = ladder(300, ROUTE_MTU)
     for mtu in range(301, ROUTE_MTU + 1):
