@@ -80,7 +80,7 @@ def run(config: Config) -> int:
         instance.detach(config)  # of an earlier start
         return f"{ready} ({reason})"
 
-    claims = [Claim(f"vip/{vip}", "vip", vip, "a VIP of its own") for vip in vips]
+    claims = [Claim(f"vip/{vip}", "vip", str(vip), "a VIP of its own") for vip in vips]
     hooks = [program.hooks] if program and program.hooks else []
     probe.check(config.file)
     return daemon.serve(PROGRAM, config, datapath, sender, claims, change,

@@ -34,6 +34,7 @@ _LINK = struct.Struct("=BBHiII")  # ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg
 _IFLA_IFNAME, _IFA_LOCAL = 3, 2
 _UP = 0x1 | 0x40  # linux/if.h: IFF_UP, IFF_RUNNING
+_BLIND = Finding("look", "the host cannot be looked at", "", is_repair=False)
 log = logging.getLogger(__name__)
 
 
@@ -150,7 +151,9 @@ class HostGuard:
             for finding in guard.findings(self._wanted, seen):
                 self._treat(finding, seen)
         except Exception:  # our bug, or a kernel that did not answer; the next look may be better
-            log.exception("the host cannot be looked at")
+            if self._pace.may(_BLIND, time.monotonic()):
+                self._pace.note(_BLIND, time.monotonic())
+                log.exception(_BLIND.found)
         now = self._wanted.interface
         return now if now != before else ""
 
