@@ -26,7 +26,7 @@ from common.engine.worker import Worker
 
 EVERY_S = 0.5
 RULES_EVERY_S = 5.0
-_CALM_S, _RULES_CALM_S = 0.1, 0.5  # between two looks, where changes do not end
+_CALM_S, _RULES_CALM_S = 0.1, 0.25  # between two looks, where changes do not end
 _GROUPS = 0x1 | 0x10  # linux/rtnetlink.h: RTMGRP_LINK, _IPV4_IFADDR
 _NFTABLES = 1 << 6  # linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES, as a bit
 _GETLINK, _GETADDR = 18, 22
@@ -34,6 +34,7 @@ _LINK = struct.Struct("=BBHiII")  # ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg
 _IFLA_IFNAME, _IFA_LOCAL = 3, 2
 _UP = 0x1 | 0x40  # linux/if.h: IFF_UP, IFF_RUNNING
+_BLIND = Finding("look", "the host cannot be looked at", "", is_repair=False)
 log = logging.getLogger(__name__)
 
 
@@ -84,6 +85,8 @@ class HostGuard:
 
     def begin(self) -> None:
         """All is as it should be: remember that, and watch from now on."""
+        self._events.heard()
+        self._ear.heard()
         seen = self._look(with_rules=True)
         self._index = seen.link.ifindex if seen.link else 0
         self._wanted = self._with_changes(seen)
@@ -150,7 +153,9 @@ class HostGuard:
             for finding in guard.findings(self._wanted, seen):
                 self._treat(finding, seen)
         except Exception:  # our bug, or a kernel that did not answer; the next look may be better
-            log.exception("the host cannot be looked at")
+            if self._pace.may(_BLIND, time.monotonic()):
+                self._pace.note(_BLIND, time.monotonic())
+                log.exception(_BLIND.found)
         now = self._wanted.interface
         return now if now != before else ""
 
@@ -283,8 +288,12 @@ class _RulesEar:
 
     def on_ready(self) -> None:
         """As sources.Source."""
-        if self._events and self._events.heard():
+        if self.heard():
             self._on_change()
+
+    def heard(self) -> bool:
+        """Whether there was news since the last call."""
+        return self._events is not None and self._events.heard()
 
     def on_deadline(self) -> None:
         """As sources.Source; there is none."""

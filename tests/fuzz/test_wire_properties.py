@@ -7,10 +7,11 @@ import pytest
 from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 from scapy.layers.inet import ICMP, IP, TCP, IPerror, TCPerror
+from scapy.layers.l2 import ARP, Ether
 from scapy.packet import Raw
 
 from common.verdict import DropReason
-from common.wire import Malformed, checksum, icmp, options, seq, tcp
+from common.wire import Malformed, arp, checksum, icmp, options, seq, tcp
 from common.wire.family import look
 from common.wire.options import Options
 from tests.fuzz.packets import (
@@ -328,3 +329,22 @@ def test_sequence_numbers_are_a_circle(start: int, count: int) -> None:
 @given(U32, U32, U32)
 def test_between_is_a_walk_from_low_to_high(low: int, length: int, steps: int) -> None:
     assert seq.between(low, seq.add(low, steps), seq.add(low, length)) == (steps <= length)
+
+
+# --- ARP ---
+
+
+@given(st.binary(max_size=80))
+def test_any_frame_is_arp_or_none(frame: bytes) -> None:
+    arp.parse(frame)
+
+
+@given(st.binary(min_size=6, max_size=6), ADDRESS)
+def test_arp_is_made_as_others_read_it(mac: bytes, address: bytes) -> None:
+    for sender, frame in ((bytes(4), arp.probe(mac, address)),
+                          (address, arp.announcement(mac, address))):
+        read = Ether(frame)[ARP]
+
+        assert (read.op, read.hwsrc, read.hwdst) == (1, mac.hex(":"), "00:00:00:00:00:00")
+        assert [IPv4Address(end).packed for end in (read.psrc, read.pdst)] == [sender, address]
+        assert arp.parse(frame) == arp.Arp(1, mac, sender, address)

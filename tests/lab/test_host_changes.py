@@ -240,12 +240,38 @@ def test_what_cannot_be_undone_is_tried_again_later(node: Node, monkeypatch, cap
 def test_an_interface_that_is_gone_needs_no_undoing(node: Node, caplog) -> None:
     node.run(["ip", "link", "add", "gone0", "type", "veth", "peer", "name", "gone1"])
     changes = Host("test", 7)
+    node.run(["ip", "link", "set", "gone0", "up"])
     changes.add_address("gone0", VIP)
+    changes.set_sysctl("net/ipv4/conf/gone0/arp_ignore", "1")
     node.run(["ip", "link", "del", "gone0"])
 
     changes.undo()
 
     assert [record for record in caplog.records if record.levelno == logging.ERROR] == []
+
+
+def test_an_interface_with_a_new_name_is_undone_by_that(node: Node) -> None:
+    def rename(old: str, new: str) -> None:
+        node.run(["ip", "link", "set", old, "down"])
+        node.run(["ip", "link", "set", old, "name", new, "up"])
+
+    arp_ignore = ["sysctl", "-n", "net.ipv4.conf.wan0.arp_ignore"]
+    changes = Host("test", 7)
+    change_all(changes)
+    changes.set_sysctl("net/ipv4/conf/eth1/arp_ignore", "1")
+
+    rename("eth1", "wan0")
+    changes.follow("eth1", "wan0")
+    followed, set_value = rules(node), node.run(arp_ignore)
+    Host("test", 7).recover()  # a later one's, who knows the journal alone
+    undone, undone_value = host.addresses_of("wan0"), node.run(arp_ignore)
+    rename("wan0", "eth1")
+
+    assert "wan0" in str(followed)
+    assert "eth1" not in str(followed)
+    assert (set_value, undone_value) == ("1\n", "0\n")
+    assert undone == [BALANCER]
+    Host("test", 7).undo()
 
 
 def test_neighbours_are_told_where_the_vip_is_now(lab: Lab, node: Node) -> None:

@@ -4,6 +4,8 @@ import re
 
 import pytest
 
+from balancer.vips import CONFLICT
+from common.engine.repairs import Repairs
 from common.verdict import DropReason, Event, Reason
 from lab.node import REPOSITORY
 from tests.fuzz import datapaths
@@ -22,6 +24,12 @@ def test_every_metric_is_explained(datapath: datapaths.Balancer | datapaths.Brid
     for sample in datapath.samples():
         end = "_total" if sample.kind == "counter" else ""
         assert f"| `{sample.name}{end}` | {sample.kind} |" in OPERATIONS
+
+
+def test_every_kind_of_repair_is_explained() -> None:
+    for sample in Repairs([CONFLICT]).samples():
+        assert f"| `{sample.labels['what']}` |" in OPERATIONS
+        assert f"| `{sample.name}` |" in OPERATIONS
 
 
 def test_links_lead_somewhere() -> None:

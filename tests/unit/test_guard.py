@@ -9,6 +9,7 @@ from common.engine import guard
 from common.engine.guard import Finding, Ground, Link, Pace, findings
 from common.engine.repairs import Repairs
 from common.wire import arp
+from lab.node import REPOSITORY
 
 ETH1 = Link(3, "eth1", True)
 VIP, ON_LO, OTHERS = ("eth1", "192.0.2.10"), ("lo", "192.0.2.10"), ("eth1", "192.0.2.11")
@@ -177,5 +178,6 @@ def test_a_silent_next_hop_is_said_once_with_all_that_is_behind_it(
         "the next hop 192.0.2.1 answers again",
     ]
     (sample,) = hops.samples()
+    assert f"| `{sample.name}` |" in (REPOSITORY / "docs/operations.md").read_text()
     assert (sample.name, sample.labels, sample.value) == (
         "next_hop_up", {"address": "192.0.2.1"}, 1)
