@@ -65,11 +65,14 @@ class Measurement:
                 self._send(address, length)
 
     def _send(self, address: bytes, length: int) -> None:
-        try:
-            self._socket.sendto(bytes(length - _HEADERS_LEN),
-                                (socket.inet_ntoa(address), _DISCARD_PORT))
-        except OSError:
-            pass  # it stands in the error queue, if it says something of the path
+        end = socket.inet_ntoa(address), _DISCARD_PORT
+        for _ in range(2):  # the first error may be about the datagram before
+            try:
+                self._socket.sendto(bytes(length - _HEADERS_LEN), end)
+            except OSError:
+                self.on_ready()  # what it says of a path stands in the error queue
+            else:
+                return
 
     def _read_answer(self) -> bool:
         try:

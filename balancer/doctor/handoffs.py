@@ -67,20 +67,22 @@ def _exchange(
         service, backend, request, secrets, source=own, sport=port,
         client_isn=_random.getrandbits(32), now_ms=time.time_ns() // 1_000_000)
     has_check = check.kind != "none"
-    patience_ms = max(PATIENCE_MS, check.timeout_ms if has_check else 0)
+    timeout_ms = check.timeout_ms if has_check else PATIENCE_MS
     with answers_from([service.config.vip.packed]) as answers:
         outcome = None
         begun_s = time.monotonic()
         for turn in range(1, SENT_TIMES + 1):
             if not exchange.is_seen:
                 sender.send(exchange.handoff)
-            end_s = begun_s + patience_ms * turn / SENT_TIMES / 1000
+            end_s = begun_s + PATIENCE_MS * turn / SENT_TIMES / 1000
             outcome = _hear(answers, exchange, sender, end_s, has_check)
             if outcome or (exchange.is_seen and not has_check):
                 break
+        if not outcome and exchange.is_seen and has_check:  # it is taken, and may take its time
+            outcome = _hear(answers, exchange, sender, begun_s + timeout_ms / 1000, True)
     refused = outcome is not None and not exchange.is_seen and not outcome.is_passed \
         and outcome.words == REFUSES
-    outcome = outcome or exchange.on_timeout(patience_ms)
+    outcome = outcome or exchange.on_timeout(max(PATIENCE_MS, timeout_ms))
     is_taken = exchange.is_seen or outcome.words.startswith("answers")
     return Handoff(is_taken, is_taken and (outcome.is_passed or not has_check), refused,
                    outcome.words), exchange

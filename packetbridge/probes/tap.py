@@ -14,7 +14,7 @@ from common.wire.family import look, stated_len
 from common.wire.packet import TCP
 from common.wire.tcp import dport_of, sport_of
 
-LASTS_S = 5.0
+LASTS_S = 3.0  # longer than a doctor waits for a handoff (balancer/doctor/handoffs.py)
 MOST = 16
 _MOST_SEEN = 255
 _MOST_READ = 64
