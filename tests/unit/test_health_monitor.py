@@ -131,16 +131,6 @@ def test_how_long_a_check_took_is_counted_where_it_was_passed() -> None:
         "192.168.33.21", "192.168.33.22"}
 
 
-def test_a_backend_has_each_state_and_one_is_1() -> None:
-    network = Network(backends=1)
-    network.answers[1] = refuses
-    network.run(10_000)
-
-    states = {sample.labels["state"]: sample.value for sample in network.monitor.samples()
-              if sample.name == "backend_state"}
-    assert states == {"up": 0, "down": 1, "draining": 0, "leaving": 0, "disabled": 0}
-
-
 def test_all_are_checked_in_every_interval_and_not_at_once() -> None:
     network = Network(backends=40)
     network.run(10_000)
