@@ -320,7 +320,8 @@ class Datapath:
                 metrics.BACKEND_PACKETS.at(backend.packets, *labels),
                 metrics.BACKEND_BYTES.at(backend.octets, *labels),
                 metrics.BACKEND_FIRST_ACK.of(
-                    offload.first_acks(backend) if offload else backend.first_acks, *labels),
+                    offload.first_acks(backend) if offload else backend.first_acks, *labels,
+                    step=2),
             ]
         return samples
 

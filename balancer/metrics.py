@@ -40,8 +40,7 @@ BACKEND_UP = Metric(
     "backend_up", "gauge", "Whether a backend passes its checks", _OF_BACKEND)
 BACKEND_STATE = Metric(
     "backend_state", "gauge", "The state that a backend is in", (*_OF_BACKEND, "state"),
-    "1 at the state that it is in, 0 at the others: `up`, `down`, `draining`, `leaving`, "
-    "`disabled`.")
+    "Always 1: `up`, `down`, `draining`, `leaving`, `disabled`.")
 BACKEND_SHARE = Metric(
     "backend_share_ratio", "gauge", "A backend's share of its service's new flows, from 0 to 1",
     _OF_BACKEND)

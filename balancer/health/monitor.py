@@ -163,17 +163,16 @@ class Monitor:
         for target in list(self._targets.values()):
             backend, service = target.backend, target.service
             labels = metrics.labels_of(backend)
-            found = state_of(backend.standing, backend.state is State.LEAVING)
+            state = state_of(backend.standing, backend.state is State.LEAVING)
             share = shares[service].get(backend.id, 0)
             samples += [
                 metrics.BACKEND_UP.at(target.health.is_up, *labels),
-                *(metrics.BACKEND_STATE.at(state is found, *labels, state.value)
-                  for state in type(found)),
+                metrics.BACKEND_STATE.at(1, *labels, state.value),
                 metrics.BACKEND_SHARE.at(
                     share and share / sum(shares[service].values()), *labels),
                 metrics.BACKEND_CHECKS.at(target.passed, *labels, "passed"),
                 metrics.BACKEND_CHECKS.at(target.failed, *labels, "failed"),
-                metrics.BACKEND_CHECK_DURATION.of(target.durations, *labels),
+                metrics.BACKEND_CHECK_DURATION.of(target.durations, *labels, step=2),
                 metrics.BACKEND_LAST_CHECK.at(target.duration_ms / 1000, *labels),
             ]
         return samples

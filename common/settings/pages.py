@@ -36,11 +36,13 @@ def _man_page(parser: Parser) -> str:
     from argparse_manpage.manpage import Manpage
 
     assert parser.description
+    parser.usage = f"{parser.prog} [COMMAND] [FLAG ...]"
     sentence = " ".join(parser.description.split()).partition(". ")[0]
-    return str(Manpage(parser, {
+    made = str(Manpage(parser, {
         "project_name": "l3dsr", "version": __version__, "manual_title": "l3dsr",
         "description": sentence[0].lower() + sentence[1:],
     }))
+    return made.replace(".SH COMMENTS\nexamples:\n", ".SH EXAMPLES\n.nf\n")  # lines as they are
 
 
 def _completion(parser: Parser, shell: str) -> str:

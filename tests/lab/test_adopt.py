@@ -88,6 +88,26 @@ def test_replies_pass_no_program_of_ours(shared):
     assert hook.startswith("tcx-ingress-")
 
 
+def test_handshakes_and_answers_are_measured_by_the_program(shared):
+    lab, _ = shared
+
+    def counts() -> tuple[float, float, float]:
+        """Handoffs, handshakes, first acknowledgements."""
+        found = lab.balancer.metrics()
+        return tuple(sum(value for name, value in found.items() if name.startswith(start))
+                     for start in ("l3dsr_balancer_backend_handoffs_total{",
+                                   "l3dsr_balancer_handshake_duration_seconds_count{",
+                                   "l3dsr_balancer_backend_first_ack_seconds_count{"))
+
+    lab.client.curl(*(f"{URL}/measured/{number}" for number in range(20)),
+                    "-H", "Connection: close")
+
+    wait_until(lambda: counts()[0] >= 20, PATIENCE_S, "they are counted")
+    handoffs, handshakes, answers = counts()
+    assert handshakes >= handoffs
+    assert 0 < answers <= handshakes
+
+
 def test_adopted_connections_are_counted_while_they_are_there(shared):
     lab, bridges = shared
 

@@ -14,6 +14,7 @@ from balancer.paths import UNKNOWN, Route
 from balancer.pool.share import RAMP_STEPS, Operator, Standing
 from common.cluster import cookie, stamps
 from common.cluster.secrets import Secrets
+from common.engine.log import FIELDS
 from common.wire import five_tuple, options, tcp
 from common.wire.options import Options
 from common.wire.seq import add, delta
@@ -124,6 +125,21 @@ def test_ports_and_numbers_are_never_those_of_the_check_before() -> None:
     assert len({each.seq for each in network.handoffs}) == len(network.handoffs)
 
 
+def test_how_long_a_check_took_is_counted_where_it_was_passed() -> None:
+    network = Network(backends=2)
+    network.answers[2] = refuses
+    network.run(10_000)
+
+    found = {(sample.name, sample.labels["backend"]): sample
+             for sample in network.monitor.samples() if sample.kind == "histogram"}
+    counts = {number: found["backend_check_duration_seconds", number].buckets[-1][1]
+              for number in ("1", "2")}
+    assert counts == {"1": network.counts(1)[0], "2": 0}
+    assert counts["1"] > 5
+    assert {sample.labels["address"] for sample in network.monitor.samples()} == {
+        "192.168.33.21", "192.168.33.22"}
+
+
 def test_all_are_checked_in_every_interval_and_not_at_once() -> None:
     network = Network(backends=40)
     network.run(10_000)
@@ -154,6 +170,10 @@ def test_each_failure_has_its_words(
 
     assert network.states() == [False, True]
     assert f"backend 1 of web (192.168.33.21) is down: it {words}" in caplog.text
+    down = next(getattr(record, FIELDS) for record in caplog.records if " is down" in record.msg)
+    assert (down["event"], down["service"], down["backend"], down["address"]) == (
+        "backend_down", "web", "1", "192.168.33.21")
+    assert words in down["seen"]
     assert network.monitor.changed == {network.service}
 
     network.answers.clear()

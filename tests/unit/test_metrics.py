@@ -157,4 +157,7 @@ def test_a_histogram_is_told_in_seconds_and_cumulated() -> None:
             for bound in ("0.001", "0.002", "0.004", "4.096", "+Inf")] == [1, 1, 3, 3, 4]
     assert found[f"{name}_count service=web"] == 4
     assert found[f"{name}_sum service=web"] == pytest.approx(100.0065)
+    few = of_balancer.BACKEND_FIRST_ACK.of(histogram, "web", "1", "192.0.2.20", step=2)
+    assert few.buckets == ((0.001, 1), (0.004, 3), (0.016, 3), (0.064, 3), (0.256, 3), (1.024, 3),
+                           (4.096, 3), (math.inf, 4))
     assert str(sample) == "handshake_duration_seconds{service=web}=100.007/4"

@@ -39,6 +39,8 @@ def test_the_man_page_has_every_command_and_flag(program: str, installed: Path) 
     name, _, description = text.partition(".SH NAME\n")[2].partition("\n")[0].partition(" - ")
     assert name == program
     assert len(description) > 20
+    assert f"\n.SH EXAMPLES\n.nf\n  sudo {program} " in text
+    assert "\n[COMMAND] [FLAG ...]\n" in text
     for command in commands_of(program):
         assert f"'{program} {command}'" in text
     for action in PARSERS[program]()._actions:
