@@ -378,8 +378,8 @@ def remove(prefix: str) -> None:
         inode = Path(f"/run/netns/{namespace}").stat().st_ino
         run(["ip", "netns", "delete", namespace], check=False)
         # Numbers of namespaces come again: a journal must not speak of another one.
-        for journal in _JOURNALS.glob(f"*.{inode}.json"):
-            journal.unlink(missing_ok=True)
+        for left in (*_JOURNALS.glob(f"*.{inode}.json"), *_JOURNALS.glob(f"*.{inode}.trace")):
+            left.unlink(missing_ok=True)
     pins.sweep()
 
 
