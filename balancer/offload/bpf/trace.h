@@ -152,6 +152,8 @@ static __noinline int begin_trace(struct xdp_md *ctx)
 	if ((ip->saddr & wish->mask) != wish->network)
 		return 0;
 	len = bpf_ntohs(ip->tot_len);
+	if (len < sizeof(*ip))
+		return 0;
 	if (len > bpf_xdp_get_buff_len(ctx) - sizeof(struct ethhdr))
 		len = bpf_xdp_get_buff_len(ctx) - sizeof(struct ethhdr);
 	if (len > SNAP_MAX)
