@@ -188,7 +188,7 @@ class Config(Shared):
         text, "where is remembered what a restart must not forget",
         "The ids that backends of a `backends_file` have, and what the operator wants kept.",
         metavar="DIR", restart=True,
-    )] = "/var/lib/l3dsr"
+    )] = shared.STATE_DIRECTORY
     queue: Queue = 33
     mark: Mark = 0x330
     timeouts: Annotated[Timeouts, Tables("timeouts", Timeouts)] = field(default_factory=Timeouts)

@@ -28,6 +28,7 @@ from pathlib import Path
 
 from common.bpf import pins
 from common.control import place
+from common.settings.shared import STATE_DIRECTORY
 from lab import nginx
 from lab.impair import Impairment
 from lab.node import METRICS_PORT, Node, Process, end_all, namespaces, run, wait_until
@@ -379,9 +380,9 @@ def remove(prefix: str) -> None:
         inode = Path(f"/run/netns/{namespace}").stat().st_ino
         run(["ip", "netns", "delete", namespace], check=False)
         # Numbers of namespaces come again: a journal must not speak of another one.
-        for journal in _JOURNALS.glob(f"*.{inode}.json"):
-            journal.unlink(missing_ok=True)
-        for directory in (place.RUN, place.STATE):
+        for left in (*_JOURNALS.glob(f"*.{inode}.json"), *_JOURNALS.glob(f"*.{inode}.trace")):
+            left.unlink(missing_ok=True)
+        for directory in (place.RUN, Path(STATE_DIRECTORY)):
             for left in directory.glob(f"*@{namespace}.*"):
                 left.unlink(missing_ok=True)
     pins.sweep()

@@ -20,6 +20,7 @@ from common.settings.readers import (
 from common.settings.schema import Draft, Setting
 
 DIRECTORY = Path("/etc/l3dsr")
+STATE_DIRECTORY = "/var/lib/l3dsr"
 DEFAULT_SECRET = str(DIRECTORY / "secret")
 LAB = IPv4Network("192.168.33.0/24")  # the Vagrantfile's; only there have services a default
 LOOPBACK = "lo"

@@ -18,6 +18,7 @@ from common.bpf import BpfError
 from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX
 from common.verdict import DropReason, Event, Reason
 from common.wire import tcp
+from common.wire.family import stated_len
 from common.wire.tcp import ACK, PSH, SYN
 from lab.handshakes import Handshake
 from tests.bpf.test_balancer_differential import ETHERNET, NOW_MS, SECRETS, VIP, Twins
@@ -111,7 +112,7 @@ def test_a_connections_packets_are_told_as_they_came(traced: Callable[..., Trace
 def test_what_goes_up_is_left_to_those_who_decide(traced: Callable[..., Traced]) -> None:
     program = traced()
     made = Handshake(SECRETS, ends(5001), 7, NOW_MS)
-    begun = tcp.emit(ends(5001), 8, made.cookie_isn + 1, PSH | ACK, payload=GET[:9])
+    begun = tcp.emit(ends(5001), 8, made.cookie_isn + 1, PSH | ACK, payload=GET[:6])
 
     for frame in (ETHERNET + begun, bytes(12) + b"\x86\xdd" + bytes(60), ETHERNET + bytes(20),
                   ETHERNET + b"\x45"):
@@ -148,12 +149,11 @@ def test_only_what_is_asked_for_is_told(traced: Callable[..., Traced]) -> None:
 def test_more_than_the_rate_are_counted(traced: Callable[..., Traced]) -> None:
     program = traced(rate=100)
 
-    program.run(ETHERNET + life(5005)[0], repeat=1)
-    told, frame = 1, ETHERNET + life(5005)[1]
-    program.run(frame, repeat=1000)
+    program.run(ETHERNET + life(5005)[1], repeat=100_000)  # well within a second
 
-    assert len(program.told()) + program.lost() == told + 1000
-    assert program.lost() > 800  # the test takes a few tenths of a second at most
+    told = len(program.told())
+    assert told + program.lost() == 100_000
+    assert 10 <= told < 1000
 
 
 def test_when_its_time_is_over_it_tells_nothing(
@@ -181,8 +181,8 @@ def test_the_usual_program_knows_nothing_of_traces(twins: Twins) -> None:
 
 
 @pytest.mark.parametrize("folder", [
-    pytest.param(folder, marks=[pytest.mark.kernels] * (not index % 12))
-    for index, folder in enumerate(OF_BALANCER)
+    pytest.param(folder, marks=[pytest.mark.kernels] * (not index % 4))
+    for index, folder in enumerate(OF_BALANCER[::4])  # each loads both programs, for a second
 ], ids=lambda folder: folder.name)
 def test_the_golden_cases_come_out_the_same(
     folder: Path, monkeypatch: pytest.MonkeyPatch
@@ -223,7 +223,7 @@ class Telling:
             assert not told
         else:
             assert [(each.reason, each.packet) for each in told] == [
-                (self._balancer._loaded.last_reason(), frame[14:])]
+                (self._balancer._loaded.last_reason(), frame[14:14 + stated_len(frame[14:])])]
         return run
 
     def close(self) -> None:

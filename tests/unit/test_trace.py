@@ -1,6 +1,5 @@
 """`balancer trace` without a balancer: what is asked for, what is told, and how it is shown."""
 
-import json
 import socket
 import struct
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from random import Random
 
 import pytest
 
-from balancer import config
+from balancer import cli, config
 from balancer.datapath import Datapath
 from balancer.keys.request import KeySpec
 from balancer.trace import messages, server
@@ -352,7 +351,30 @@ def test_a_fault_in_telling_ends_the_trace_and_not_the_packet(
         assert not traced.is_observed()
 
 
-def test_shown_json_is_one_line() -> None:
-    each, = shown(None, HANDOFF)
+# --- the command ---
 
-    assert json.loads(json.dumps(each.as_json()))["key"] == "/shop/1"
+
+@pytest.mark.parametrize("words, complaint", [
+    (["--client", "h"], "--client = 'h': expected an IPv4 address or network, as 192.0.2.0/24"),
+    (["--reason", "x"], "--reason = 'x': expected one of not_ours, syn_answered,"),
+    (["--rate", "0"], "--rate = 0: expected 1 to 100000"),
+    (["--count", "0"], "--count = 0: expected 1 to"),
+    (["--pcap", "/no/such/file"], "--pcap = '/no/such/file': expected a file that can be written"),
+    (["--queue", "70000"], "queue = 70000: expected"),
+], ids=lambda value: value[0] if isinstance(value, list) else "")
+def test_what_cannot_be_asked_for_is_refused(
+    words: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = cli.main(["trace", *words])
+
+    assert code == 2
+    assert complaint in capsys.readouterr().err
+
+
+def test_without_a_balancer_there_is_no_trace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(messages, "_DIRECTORY", tmp_path)
+
+    assert cli.main(["trace", "--queue", "7"]) == 1
+    assert capsys.readouterr().err == "balancer: trace: no balancer runs here with queue 7\n"

@@ -102,19 +102,25 @@ static __always_inline struct decision *get_draft(void)
 }
 
 /* Note why a packet is sent or dropped. place: of the backend that it is sent to; 0: to none. */
-static __noinline int tell(__u32 reason, __u32 place)
+static __always_inline void tell_inline(__u32 reason, __u32 place)
 {
 	struct decision *draft;
 
 	if (in_test)
 		last_reason = reason;
 	if (!is_traced)
-		return 0;
+		return;
 	draft = get_draft();
 	if (draft) {
 		draft->reason = reason;
 		draft->place = place;
 	}
+}
+
+/* Not inlined where it is called from, whose stack is short. */
+static __noinline int tell(__u32 reason, __u32 place)
+{
+	tell_inline(reason, place);
 	return 0;
 }
 
@@ -152,6 +158,8 @@ static __noinline int begin_trace(struct xdp_md *ctx)
 	if ((ip->saddr & wish->mask) != wish->network)
 		return 0;
 	len = bpf_ntohs(ip->tot_len);
+	if (len < sizeof(*ip))
+		return 0;
 	if (len > bpf_xdp_get_buff_len(ctx) - sizeof(struct ethhdr))
 		len = bpf_xdp_get_buff_len(ctx) - sizeof(struct ethhdr);
 	if (len > SNAP_MAX)

@@ -37,7 +37,7 @@ static __noinline int up_from(__be32 saddr, __u32 way)
 	if (may)
 		return XDP_PASS;
 	if (is_watched)
-		tell(REASON_LIMITED_FLOW + way, 0);
+		tell_inline(REASON_LIMITED_FLOW + way, 0); /* a call more would exceed the stack */
 	return XDP_DROP;
 }
 
