@@ -115,8 +115,7 @@ class Datapath:
         }
         self._drain_ms = config.drain_timeout_ms
         self._index()
-        self._at_bridges: dict[bytes, list[Backend]] = {}
-        self._find_bridges()
+        self._at_bridges: dict[bytes, list[Backend]] | None = None  # made when it is asked for
         self._fitted, self._narrowest = self.paths.version, self.paths.narrowest
         self._max_flows = config.max_flows
         self._secrets = secrets
@@ -213,9 +212,7 @@ class Datapath:
         self._fitted = self.paths.version
         self._narrowest = self.paths.narrowest
         for service in self.services:
-            addresses = [backend.address for backend in service.pool]
-            if addresses:
-                service.mss = self.paths.mss(service.config.mss, addresses)
+            self._fit(service)
 
     def update(self, service: ServiceState, backends: Sequence[config.Backend]) -> None:
         """Give a service other backends, or other weights, while packets flow."""
@@ -236,15 +233,14 @@ class Datapath:
         """Serve one more. prepared: as the offload has prepared it."""
         for backend in service.pool:
             self.paths.add(backend.address)
+        self._fit(service)
         if self.offload:
             self.offload.add(service, self.paths, prepared)
         else:
             service.number = self.services.free_number
         self.services.add(service)
         self._index()
-        self._find_bridges()
-        self._fitted = -1
-        self.fit_mss()
+        self._at_bridges = None
 
     def change(
         self, service: ServiceState, configured: config.Service, scheduler: Scheduler,
@@ -252,8 +248,7 @@ class Datapath:
     ) -> None:
         """Let a service be configured like this. scheduler, prepared: made of its forecast."""
         self._apply(service, service.become(configured, scheduler), prepared)
-        self._fitted = -1
-        self.fit_mss()
+        self._fit(service)
 
     def drain(self, service: ServiceState) -> None:
         """A service is configured no more: it goes when its flows have gone, or their time is over.
@@ -372,6 +367,8 @@ class Datapath:
         quoted = five_tuple.split(quote.five_tuple)  # of a packet from the client to the bridge
         if packet.dst != quoted.src:
             return PASS
+        if self._at_bridges is None:
+            self._at_bridges = self._find_bridges()
         for backend in self._at_bridges.get(key_of(quoted.dst, TCP_OCTET, quoted.dport), ()):
             vip = backend.service.config.vip.packed
             flow = self.flows.get(five_tuple.join(quoted.src, vip, quoted.sport, quoted.dport))
@@ -388,7 +385,7 @@ class Datapath:
         for backend in (*changes.new, *changes.changed):
             self.paths.add(backend.address)
         if any(changes):
-            self._find_bridges()
+            self._at_bridges = None
             self._fitted = -1
         if self.offload and (any(changes) or prepared is not None):
             self.offload.apply(service, changes, self.paths, prepared)
@@ -413,13 +410,20 @@ class Datapath:
         self._serving = {key: (service, self.modes[service.config.kind])
                          for key, service in self.services.items()}
 
-    def _find_bridges(self) -> None:
-        """Note whose packets go to each bridge, by the endpoint that they have on the way."""
-        self._at_bridges = {}
+    def _fit(self, service: ServiceState) -> None:
+        """Let a service's MSS fit the smallest path to any of its backends."""
+        addresses = [backend.address for backend in service.pool]
+        if addresses:
+            service.mss = self.paths.mss(service.config.mss, addresses)
+
+    def _find_bridges(self) -> dict[bytes, list[Backend]]:
+        """Whose packets go to each bridge, by the endpoint that they have on the way."""
+        found: dict[bytes, list[Backend]] = {}
         for backend in self.services.backends():
             port = backend.service.config.endpoint.port_octets
             end = key_of(backend.address, TCP_OCTET, port)
-            self._at_bridges.setdefault(end, []).append(backend)
+            found.setdefault(end, []).append(backend)
+        return found
 
 
 def _is_plausible(quote: icmp.Quote, flow: BackendFlow, now_ms: int) -> bool:

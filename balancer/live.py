@@ -106,6 +106,7 @@ class LiveBalancer:
         if not left:
             return None
         self.on_host = tuple(each for each in self.on_host if each not in left)
+        self.health.follow(())
         return Tidying(replace(self.running, services=self.on_host), _vips(left))
 
     def _can_change(self, difference: Difference) -> bool:

@@ -128,7 +128,7 @@ class Encoder:
             table = bytes(list(hashing.table))
         self._tables[key] = table  # the latest is the last
         while len(self._tables) > _MOST_TABLES:
-            del self._tables[next(iter(self._tables))]
+            self._tables.pop(next(iter(list(self._tables))), None)  # others do it in their threads
         return table
 
     def _follow(self, hashing: Rendezvous, service: Service) -> None:

@@ -171,9 +171,9 @@ class Reloader:
         if now_s >= self._next_look_s:
             self._next_look_s = now_s + LOOK_S
             self._tidy()
-            if not self._is_looking:
+            paths = self._paths()
+            if paths and not self._is_looking:
                 self._is_looking = True
-                paths = self._paths()
                 self._worker.start(lambda: _calling(self._on_looked, _signature(paths)))
         self._plan()
 

@@ -14,8 +14,10 @@ import pytest
 
 from balancer import cli, config
 from balancer.pool import schedule
+from balancer.tools.keygen import rotate
 from common import __version__
 from common.cluster.secrets import load_secrets
+from common.engine import instances, lock
 from common.settings.flags import flag_name
 from common.settings.schema import settings_of
 
@@ -506,3 +508,54 @@ def test_explain_refuses_what_it_cannot_use(
 
     assert code == 2
     assert what in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "given, lifetime_ms", [("5m", 300_000), ("90", 90_000), ("1h30m", 5_400_000)])
+def test_a_lifetime_is_a_time_in_words(given: str, lifetime_ms: int) -> None:
+    namespace = cli.make_parser().parse_args(["--for", given])
+
+    loaded = config.load(None, {"lifetime": namespace.lifetime})
+
+    assert loaded.lifetime_ms == lifetime_ms
+
+
+def test_a_lifetime_that_is_none_names_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["check", "--for", "soon"]) == 2
+
+    assert "command line: --for = 'soon': expected seconds, or a time such as" \
+        in capsys.readouterr().err
+
+
+def test_reload_and_diff_say_that_nothing_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "DIRECTORY", tmp_path)
+
+    assert cli.main(["reload"]) == 2
+    assert "expected a balancer that runs here: none does" in capsys.readouterr().err
+
+
+def test_diff_says_what_would_change_at_what_runs(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(instances, "DIRECTORY", tmp_path / "running")
+    monkeypatch.setattr(lock, "DIRECTORY", tmp_path / "locks")
+    secret = tmp_path / "secret"
+    rotate(secret)
+    text = (f'interface = "eth7"\nsecret_file = "{secret}"\n[[service]]\nvip = "192.0.2.10"\n'
+            'port = 80\nbackend = [{id = 1, address = "192.0.2.21"}]\n')
+    instances.Notes("balancer-33").write_config(text)
+    path = tmp_path / "new.toml"
+    path.write_text(text.replace("port = 80", 'port = 80\nscheduler = "random"'))
+    locks = lock.Locks()
+    locks.take("balancer-33")
+
+    assert cli.main(["check", "--diff", str(path)]) == 0
+    assert capsys.readouterr().out == (
+        'service 192.0.2.10:80: scheduler: "maglev" → "random"\n')
+    assert cli.main(["check", "--diff", "--json", str(path)]) == 0
+    assert json.loads(capsys.readouterr().out)["changes"] == [{
+        "where": "service 192.0.2.10:80", "key": "scheduler", "what": '"maglev" → "random"',
+        "restart": False}]
+    locks.release()

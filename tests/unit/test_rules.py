@@ -46,6 +46,14 @@ def test_fragments_and_icmp_errors_are_queued_at_a_rate() -> None:
     assert made[-2].bypass
 
 
+def test_with_a_lifetime_nothing_waits_for_a_daemon_that_is_dead() -> None:
+    made = rules(replace(CONFIG, lifetime_ms=1000))
+
+    assert all(rule.bypass for rule in made if rule.queue is not None and not rule.drop)
+    assert {rule.source for rule in made if rule.drop} == {
+        "0.0.0.0/8", "127.0.0.0/8", "224.0.0.0/3", str(VIP)}
+
+
 def test_a_limit_stands_before_what_becomes_of_the_packet() -> None:
     rule = Rule("prerouting", 33, protocol="icmp", icmp_type=3, limit=1000)
 
