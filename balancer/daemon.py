@@ -2,6 +2,7 @@
 
 import time
 from dataclasses import replace
+from functools import partial
 from random import SystemRandom
 
 from balancer.config import Config
@@ -99,7 +100,7 @@ def make_views(
     inbox = Inbox()
     counted_ms = (lambda: offload.counted_ms) if offload else clock.now_ms
     shown = Shown(datapath, monitor, config.max_flows, counted_ms)
-    return Views(inbox, shown.facts, gets(inbox, shown),
+    return Views(inbox, partial(shown.facts, inbox), gets(inbox, shown),
                  Orders(inbox, shown, reckoner, kept).posts())
 
 

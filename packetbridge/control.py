@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from common.control.api import Asked, Refused, Views
+from common.control.api import Asked, Refused, Views, in_loop
 from common.control.inbox import Inbox
 from common.control.query import FlowQuery, client_of
 from packetbridge.config import Config
@@ -16,14 +16,17 @@ from packetbridge.offload.fast import Choice
 class Shown:
     """Describes a bridge. choices: how its services are served."""
 
-    def __init__(self, config: Config, beside: Beside, choices: Sequence[Choice]) -> None:
+    def __init__(
+        self, inbox: Inbox, config: Config, beside: Beside, choices: Sequence[Choice]
+    ) -> None:
+        self._inbox = inbox
         self._max_flows = config.max_flows
         self._beside = beside
         self._choices = choices
 
-    def facts(self) -> dict[str, Any]:
+    async def facts(self) -> dict[str, Any]:
         """The bridge's part of `status`."""
-        flows, evicted = self._beside.totals()
+        flows, evicted = await in_loop(self._inbox, self._beside.totals)
         return {"flows": flows, "max_flows": self._max_flows, "evicted_flows": evicted,
                 "services": len(self._choices)}
 
@@ -57,5 +60,6 @@ class Shown:
 
 def make_views(config: Config, beside: Beside, choices: Sequence[Choice]) -> Views:
     """What is answered by HTTP."""
-    shown = Shown(config, beside, choices)
-    return Views(Inbox(), shown.facts, {"services": shown.services, "flows": shown.flows})
+    inbox = Inbox()
+    shown = Shown(inbox, config, beside, choices)
+    return Views(inbox, shown.facts, {"services": shown.services, "flows": shown.flows})

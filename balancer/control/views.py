@@ -40,20 +40,21 @@ class Shown:
         self._max_flows = max_flows
         self._counted_ms = counted_ms
 
-    def facts(self) -> dict[str, Any]:
+    async def facts(self, inbox: Inbox) -> dict[str, Any]:
         """The balancer's part of `status`."""
-        backends = list(self.services.backends())
-        states = Counter(_state(backend) for backend in backends)
+        services = await in_loop(inbox, lambda: list(self.services))
+        states: Counter[str] = Counter()
+        for service in services:
+            states += await in_loop(inbox, partial(_states, service))
         return {
             "flows": len(self.flows), "max_flows": self._max_flows,
-            "evicted_flows": self.flows.evicted, "services": len(list(self.services)),
-            "backends": {state: states[state] for state in sorted(states)},
+            "evicted_flows": self.flows.evicted, "services": len(services),
+            "backends": dict(sorted(states.items())),
         }
 
     def service(self, service: ServiceState) -> dict[str, Any]:
         """A service."""
         config, backends = service.config, list(service.pool)
-        states = Counter(map(_state, backends))
         return {
             "name": config.name, "vip": str(config.vip), "port": config.port, "dscp": config.dscp,
             "key": str(config.key), "scheduler": config.scheduler, "mss": service.mss,
@@ -61,7 +62,7 @@ class Shown:
             "handoffs": sum(backend.handoffs for backend in backends),
             "packets": sum(backend.packets for backend in backends),
             "bytes": sum(backend.octets for backend in backends),
-            "backends": {state: states[state] for state in sorted(states)},
+            "backends": dict(sorted(_states(service).items())),
         }
 
     def backends(
@@ -158,6 +159,11 @@ def _look(
     found = list(islice(meant, wants.limit + 1))
     return {"total": len(shown.flows), "more": len(found) > wants.limit,
             "flows": [shown.flow(flow, now_ms) for flow in found[:wants.limit]]}
+
+
+def _states(service: ServiceState) -> Counter[str]:
+    """How many backends are in which state."""
+    return Counter(map(_state, service.pool))
 
 
 def _state(backend: Backend) -> str:

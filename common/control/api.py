@@ -55,11 +55,11 @@ Handler = Callable[[Asked], Awaitable[Any]]  # to Content, or to what JSON can s
 class Views:
     """What a program shows and does, besides what both do.
 
-    facts: its part of `status`, asked for in the loop. gets, posts: by name in the path.
+    facts: its part of `status`. gets, posts: by name in the path.
     """
 
     inbox: Inbox
-    facts: Callable[[], Mapping[str, Any]] = dict
+    facts: Callable[[], Awaitable[Mapping[str, Any]]]
     gets: Mapping[str, Handler] = field(default_factory=dict)
     posts: Mapping[str, Handler] = field(default_factory=dict)
 
@@ -104,7 +104,7 @@ class Common:
 
     async def status(self, _: Asked) -> Mapping[str, Any]:
         """What runs here, and since when."""
-        facts = await in_loop(self._views.inbox, self._views.facts)
+        facts = await self._views.facts()
         return {
             "program": self._program, "version": __version__, "pid": os.getpid(),
             "state": self._engine.state, "ready": self._engine.line,

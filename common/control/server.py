@@ -251,6 +251,7 @@ def _object(octets: bytes) -> Mapping[str, Any]:
 
 
 def _json(answer: object) -> Content:
+    """Indented for people, and so made by Python's own code, which lets packets in between."""
     return Content(json.dumps(answer, indent=2).encode() + b"\n", "application/json")
 
 

@@ -12,7 +12,6 @@ from typing import NamedTuple, Protocol
 from pyroute2.netlink.exceptions import NetlinkError
 
 from common.control.api import Views
-from common.control.inbox import Inbox
 from common.control.start import Answers
 from common.engine import clock, secrets
 from common.engine.firewall import FirewallError
@@ -61,7 +60,7 @@ class Lasting(Protocol):
 def serve(
     program: str, config: Config, datapath: Datapath, sender: Sender, claims: Sequence[Claim],
     change: Callable[[Host], str], last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
-    lasting: Lasting | None = None, sources: Sequence[Source] = (), views: Views | None = None,
+    lasting: Lasting | None = None, sources: Sequence[Source] = (), *, views: Views,
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
 
@@ -75,7 +74,7 @@ def serve(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory has the secret in it
     signals = Signals()
     host, locks = Host(program, config.queue), Locks()
-    views, answers = views or Views(Inbox()), None
+    answers: Answers | None = None
     own = Claim(host.owner_name, "queue", config.queue, "a queue number of its own")
     try:
         for claim in (*claims, own):

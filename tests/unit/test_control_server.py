@@ -103,7 +103,7 @@ class Running:
         self.inbox = Inbox()
         self.made: list[weakref.ref] = []
         common = Common("test", self.engine, Views(
-            self.inbox, lambda: {"flows": 7}, {"fails": self.fail, "loops": self.loop},
+            self.inbox, self.facts, {"fails": self.fail, "loops": self.loop},
             {"echo": self.echo}))
         self.server = Server([End(place.listen(path, "file", True), common.gets(),
                                   common.posts())])
@@ -123,6 +123,9 @@ class Running:
         if self._thread.ident:
             self._thread.join()
         self.server.close()
+
+    async def facts(self) -> dict:
+        return await api.in_loop(self.inbox, lambda: {"flows": 7})
 
     async def fail(self, _: Asked) -> None:
         raise KeyError("our bug")
