@@ -101,7 +101,8 @@ def make_views(
     counted_ms = (lambda: offload.counted_ms) if offload else clock.now_ms
     shown = Shown(datapath, monitor, config.max_flows, counted_ms)
     return Views(inbox, partial(shown.facts, inbox), gets(inbox, shown),
-                 Orders(inbox, shown, reckoner, kept).posts())
+                 Orders(inbox, shown, reckoner, kept).posts(),
+                 ("status", "services", "backends", "reasons"))
 
 
 def detach(config: Config) -> int:

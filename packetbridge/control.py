@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from common.control.api import Asked, Refused, Views, in_loop
+from common.control.api import Views, in_loop
+from common.control.forms import Asked, Refused
 from common.control.inbox import Inbox
 from common.control.query import FlowQuery, client_of
 from packetbridge.config import Config

@@ -20,7 +20,8 @@ from balancer.health.monitor import Monitor
 from balancer.pool.pool import Backend, State
 from balancer.pool.share import state_of, weight_of
 from balancer.services import ServiceState
-from common.control.api import Asked, Handler, Refused, in_loop
+from common.control.api import in_loop
+from common.control.forms import Asked, Handler, Refused
 from common.control.inbox import Inbox
 from common.control.query import FlowQuery, client_of
 from common.engine import clock

@@ -1,4 +1,4 @@
-"""What is asked and answered, without a word of HTTP; and what can be asked of either program.
+"""What can be asked of either program.
 
 An answer is made where it may take its time: what belongs to the loop is read there by small calls
 (common/control/inbox.py), the rest in the thread that serves.
@@ -7,12 +7,14 @@ An answer is made where it may take its time: what belongs to the loop is read t
 import asyncio
 import os
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from common import __version__
 from common.control import PREFIX
+from common.control.events import Events
+from common.control.forms import Asked, Content, Handler, Refused
 from common.control.inbox import Inbox
 from common.counters import Counters, Sample
 
@@ -20,48 +22,18 @@ _LOOP_S = 3.0  # how long the loop may take to answer
 R = TypeVar("R")
 
 
-class Asked(NamedTuple):
-    """A question. body: the JSON object of a POST."""
-
-    query: Mapping[str, str] = {}
-    body: Mapping[str, Any] = {}
-
-    @property
-    def words(self) -> Mapping[str, Any]:
-        """What it says, wherever it says that."""
-        return {**self.query, **self.body}
-
-
-class Content(NamedTuple):
-    """An answer that is not JSON, or not the usual 200. kind: its Content-Type."""
-
-    octets: bytes
-    kind: str = "text/plain; charset=utf-8"
-    status: int = 200
-
-
-class Refused(Exception):
-    """What cannot be answered. status: HTTP's."""
-
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
-        self.status = status
-
-
-Handler = Callable[[Asked], Awaitable[Any]]  # to Content, or to what JSON can say
-
-
 @dataclass(frozen=True)
 class Views:
     """What a program shows and does, besides what both do.
 
-    facts: its part of `status`. gets, posts: by name in the path.
+    facts: its part of `status`. gets, posts: by name in the path. live: what events tell of.
     """
 
     inbox: Inbox
     facts: Callable[[], Awaitable[Mapping[str, Any]]]
     gets: Mapping[str, Handler] = field(default_factory=dict)
     posts: Mapping[str, Handler] = field(default_factory=dict)
+    live: Sequence[str] = ("status", "services", "reasons")
 
 
 class Engine(Protocol):
@@ -92,11 +64,16 @@ class Common:
         self._engine = engine
         self._views = views
         self._started_s = time.monotonic()
+        self._events = Events({name: self._named(name) for name in views.live})
 
     def gets(self) -> dict[str, Handler]:
         """By path: what changes nothing."""
-        named = {"status": self.status, "reasons": self.reasons, **self._views.gets}
+        named = {"status": self.status, "reasons": self.reasons, "events": self._events.stream,
+                 **self._views.gets}
         return {"/healthz": self.health, **{PREFIX + name: each for name, each in named.items()}}
+
+    def _named(self, name: str) -> Handler:
+        return {"status": self.status, "reasons": self.reasons, **self._views.gets}[name]
 
     def posts(self) -> dict[str, Handler]:
         """By path: what changes something."""

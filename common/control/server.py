@@ -15,13 +15,14 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from common.control.api import Asked, Content, Handler, Refused
+from common.control.forms import Asked, Content, Handler, Refused, Stream
 
 if TYPE_CHECKING:
     from aiohttp import web
 
 MAX_CONNECTIONS = 8  # of a socket; one more ends the oldest
 MAX_TIME_S = 5.0  # from accept to end, of a connection
+MAX_STREAMS = 4  # of a socket, beside these
 MAX_OCTETS = 64 << 10  # that a connection may send
 _PAUSE_S = 0.005  # between two connections
 _LOOK_S = 0.5
@@ -110,6 +111,7 @@ class _Gate:
         self._server = server
         self._running = 0
         self._open: dict[asyncio.BaseTransport, float] = {}  # until when; the oldest first
+        self._streams: set[asyncio.Transport] = set()
         self._http = web.Server(
             self._answer, access_log=None, logger=_silent, auto_decompress=False,
             max_line_size=4096, max_field_size=4096, lingering_time=0.0)
@@ -123,7 +125,7 @@ class _Gate:
                 await asyncio.sleep(_PAUSE_S)
         finally:
             watch.cancel()
-            for transport in list(self._open):
+            for transport in (*self._open, *self._streams):
                 cast(asyncio.Transport, transport).abort()
             await self._http.shutdown(0)
 
@@ -163,13 +165,40 @@ class _Gate:
         self._running += 1
         try:
             found = await self._ask(request)
+            if isinstance(found, Stream):
+                return await self._go_on(request, found)
         finally:
             self._running -= 1
         return web.Response(body=found.octets, status=found.status, headers={
             "Content-Type": found.kind, "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff"})
 
-    async def _ask(self, request: "web.BaseRequest") -> Content:
+    async def _go_on(
+        self, request: "web.BaseRequest", stream: Stream
+    ) -> "web.StreamResponse":
+        """Answer until the client has gone, or takes nothing for too long."""
+        from aiohttp import web
+
+        transport = request.transport
+        if transport is None or len(self._streams) >= MAX_STREAMS:
+            return web.Response(status=503, text="too many listen\n")
+        self._open.pop(transport, None)
+        self._streams.add(transport)
+        response = web.StreamResponse(headers={
+            "Content-Type": stream.kind, "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff"})
+        try:
+            await response.prepare(request)
+            async for chunk in stream.chunks:
+                await asyncio.wait_for(response.write(chunk), MAX_TIME_S)
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            self._streams.discard(transport)
+            transport.abort()
+        return response
+
+    async def _ask(self, request: "web.BaseRequest") -> Content | Stream:
         try:
             octets = await request.content.read()  # in any case: it is on its way
         except Exception:  # the connection's end; whatever aiohttp calls it
@@ -193,7 +222,7 @@ class _Gate:
         except Exception:
             log.exception("%s failed", request.path)
             return _error(500, "a fault of the program's; its log has the details")
-        return answer if isinstance(answer, Content) else _json(answer)
+        return answer if isinstance(answer, (Content, Stream)) else _json(answer)
 
 
 class _Bounded(asyncio.Protocol):

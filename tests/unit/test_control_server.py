@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from common.control import api, place, server
-from common.control.api import Asked, Common, Content, Refused, Views
+from common.control.api import Common, Views
+from common.control.forms import Asked, Content, Refused
 from common.control.inbox import Inbox
 from common.control.server import End, Server
 from common.counters import Counters, Sample, new_counters
@@ -104,7 +105,7 @@ class Running:
         self.made: list[weakref.ref] = []
         common = Common("test", self.engine, Views(
             self.inbox, self.facts, {"fails": self.fail, "loops": self.loop},
-            {"echo": self.echo}))
+            {"echo": self.echo}, ("status", "reasons")))
         self.server = Server([End(place.listen(path, "file", True), common.gets(),
                                   common.posts())])
         self._stop = False
@@ -184,7 +185,7 @@ def test_questions_and_orders_are_answered(running: Running) -> None:
 
 
 @pytest.mark.parametrize("asked, status, words", [
-    (("/nowhere",), 404, "there is no /nowhere; there are: /api/v1/echo /api/v1/fails"),
+    (("/nowhere",), 404, "there is no /nowhere; there are: /api/v1/echo /api/v1/events"),
     (("/api/v1/status", "{}"), 405, "/api/v1/status takes GET"),
     (("/api/v1/echo",), 405, "/api/v1/echo takes POST"),
     (("/api/v1/echo", "{}", "DELETE"), 405, "GET, HEAD or POST is meant"),
@@ -262,6 +263,61 @@ def test_nothing_of_a_clients_faults_is_logged(
 
     assert running.ask("/healthz")[0] == 200
     assert not caplog.records
+
+
+def listen(running: Running) -> socket.socket:
+    """A client of events, which has got its first one."""
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(PATIENCE_S)
+    client.connect(str(running.path))
+    client.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+    return client
+
+
+def until(client: socket.socket, words: bytes) -> bytes:
+    octets = b""
+    while words not in octets:
+        more = client.recv(1 << 16)
+        assert more, octets
+        octets += more
+    return octets
+
+
+def test_events_go_on_for_longer_than_a_question_may(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_TIME_S", 1.0)
+    monkeypatch.setattr("common.control.events.EVERY_S", 0.2)
+    running.start_loop()
+    client = listen(running)
+
+    head = until(client, b"event: look")
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < 2:
+        last = until(client, b"}}\n\n")
+
+    assert b"Content-Type: text/event-stream" in head
+    data = last.rpartition(b"data: ")[2].partition(b"\n")[0]
+    if data.endswith(b"}"):
+        assert set(json.loads(data)) == {"status", "reasons"}
+    client.close()
+
+
+def test_few_may_listen_and_whoever_has_gone_makes_room(running: Running) -> None:
+    running.start_loop()
+    clients = [listen(running) for _ in range(server.MAX_STREAMS)]
+    for client in clients:
+        until(client, b"event: look")
+
+    too_many = until(listen(running), b"too many listen")
+    clients.pop().close()
+    until_s = time.monotonic() + PATIENCE_S
+    while b"event: look" not in listen(running).recv(1 << 16):
+        assert time.monotonic() < until_s
+
+    assert b" 503 " in too_many
+    for client in clients:
+        client.close()
 
 
 # --- the socket ---

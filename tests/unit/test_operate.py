@@ -23,7 +23,7 @@ from balancer.pool.share import Operator, Standing
 from balancer.reckoner import Reckoner
 from balancer.tools import top
 from common.control import place
-from common.control.api import Asked, Refused
+from common.control.forms import Asked, Refused
 from common.control.inbox import Inbox
 from common.engine.sources import Sources
 from common.verdict import Event
