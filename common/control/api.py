@@ -64,16 +64,15 @@ class Common:
         self._engine = engine
         self._views = views
         self._started_s = time.monotonic()
-        self._events = Events({name: self._named(name) for name in views.live})
+        self._named: dict[str, Handler] = {
+            "status": self.status, "reasons": self.reasons, **views.gets}
+        events = Events({name: self._named[name] for name in views.live})
+        self._named["events"] = events.stream
 
     def gets(self) -> dict[str, Handler]:
         """By path: what changes nothing."""
-        named = {"status": self.status, "reasons": self.reasons, "events": self._events.stream,
-                 **self._views.gets}
-        return {"/healthz": self.health, **{PREFIX + name: each for name, each in named.items()}}
-
-    def _named(self, name: str) -> Handler:
-        return {"status": self.status, "reasons": self.reasons, **self._views.gets}[name]
+        return {"/healthz": self.health,
+                **{PREFIX + name: each for name, each in self._named.items()}}
 
     def posts(self) -> dict[str, Handler]:
         """By path: what changes something."""

@@ -3,7 +3,7 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, Mapping
 
 from common.control.forms import Asked, Handler, Refused, Stream
 
@@ -25,7 +25,7 @@ class Events:
         """A handler."""
         return Stream(self._chunks())
 
-    async def _chunks(self) -> AsyncIterator[bytes]:
+    async def _chunks(self) -> AsyncGenerator[bytes, None]:
         while True:
             yield await self._latest()
             await asyncio.sleep(EVERY_S)

@@ -1,6 +1,6 @@
 """Questions and answers, without a word of HTTP."""
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from typing import Any, NamedTuple
 
 
@@ -27,7 +27,7 @@ class Content(NamedTuple):
 class Stream(NamedTuple):
     """An answer that goes on until its client has gone: server-sent events (HTML, 9.2)."""
 
-    chunks: AsyncIterator[bytes]
+    chunks: AsyncGenerator[bytes, None]
     kind: str = "text/event-stream"
 
 

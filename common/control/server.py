@@ -15,6 +15,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
+from common.control import token
 from common.control.forms import Asked, Content, Handler, Refused, Stream
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ MAX_STREAMS = 4  # of a socket, beside these
 MAX_OCTETS = 64 << 10  # that a connection may send
 _PAUSE_S = 0.005  # between two connections
 _LOOK_S = 0.5
+_END_S = 2.0
 # The engine has turned the collector off, and connections leave cycles behind.
 _COLLECT_EVERY = 500  # connections
 _COLLECT_SHARE = 1000  # it takes one part of so many of the time at most
@@ -41,6 +43,7 @@ class End(NamedTuple):
     gets: Mapping[str, Handler]
     posts: Mapping[str, Handler] = {}
     max_time_s: float = 0.0  # 0: MAX_TIME_S
+    token: str = ""  # what orders need; empty: nothing
 
 
 class Server:
@@ -55,9 +58,9 @@ class Server:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more. The sockets are closed."""
+        """Answer no more. The sockets are closed, unless something takes its time."""
         self._loop.call_soon_threadsafe(self._closed.set)
-        self._thread.join()
+        self._thread.join(_END_S)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -194,6 +197,7 @@ class _Gate:
         except (OSError, TimeoutError):
             pass
         finally:
+            await stream.chunks.aclose()
             self._streams.discard(transport)
             transport.abort()
         return response
@@ -215,6 +219,9 @@ class _Gate:
                 return _error(405, f"{request.path} takes {'GET' if posts else 'POST'}")
             paths = " ".join(sorted({*self._end.gets, *self._end.posts}))
             return _error(404, f"there is no {request.path[:100]}; there are: {paths}")
+        authorization = request.headers.get("Authorization", "")
+        if posts and self._end.token and not token.is_right(self._end.token, authorization):
+            return _error(401, "an order needs `Authorization: Bearer` and the token")
         try:
             answer = await handler(Asked(dict(request.query), _object(octets) if posts else {}))
         except Refused as refused:

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -13,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from common.control import api, place, server
+from common.control import api, place, server, token
 from common.control.api import Common, Views
 from common.control.forms import Asked, Content, Refused
 from common.control.inbox import Inbox
@@ -291,15 +292,15 @@ def test_events_go_on_for_longer_than_a_question_may(
     running.start_loop()
     client = listen(running)
 
-    head = until(client, b"event: look")
+    octets = until(client, b"event: look")
     began_s = time.monotonic()
     while time.monotonic() - began_s < 2:
-        last = until(client, b"}}\n\n")
+        octets += until(client, b"\n\n")
 
-    assert b"Content-Type: text/event-stream" in head
-    data = last.rpartition(b"data: ")[2].partition(b"\n")[0]
-    if data.endswith(b"}"):
-        assert set(json.loads(data)) == {"status", "reasons"}
+    assert b"Content-Type: text/event-stream" in octets
+    looks = re.findall(rb"event: look\ndata: (.*)\n\n", octets)
+    assert len(looks) > 2
+    assert set(json.loads(looks[-1])) == {"status", "reasons"}
     client.close()
 
 
@@ -318,6 +319,48 @@ def test_few_may_listen_and_whoever_has_gone_makes_room(running: Running) -> Non
     assert b" 503 " in too_many
     for client in clients:
         client.close()
+
+
+# --- the token ---
+
+
+@pytest.mark.parametrize("authorization, status", [
+    ("Bearer 0123456789abcdef", 200), ("", 401), ("Bearer ", 401), ("0123456789abcdef", 401),
+    ("Bearer 0123456789abcdeF", 401), ("Basic 0123456789abcdef", 401), ("Bearer \xff", 401)])
+def test_orders_need_the_token_where_there_is_one(
+    running: Running, tmp_path: Path, authorization: str, status: int
+) -> None:
+    path = running.path = tmp_path / "other.sock"
+    common = Common("test", running.engine, Views(running.inbox, running.facts, {},
+                                                  {"echo": running.echo}, ()))
+    other = Server([End(place.listen(path, "file", True), common.gets(), common.posts(),
+                        token="0123456789abcdef")])
+    running.start_loop()
+
+    found = running.ask("/api/v1/echo", '{"words": 1}', headers={"Authorization": authorization})
+    read = running.ask("/api/v1/status")
+    other.close()
+
+    assert (found[0], read[0]) == (status, 200)
+
+
+@pytest.mark.parametrize("mode, content, why", [
+    (0o644, "0123456789abcdef\n", "others may use it"), (0o600, "short\n", "16 letters or more"),
+    (0o600, "two words of some length", "16 letters or more"), (0o600, "ÿ" * 20, "ascii"),
+    (0, None, "No such file"), (0o600, "0123456789abcdef\n", "")])
+def test_a_token_is_read_from_a_file_of_ones_own(
+    tmp_path: Path, mode: int, content: str | None, why: str
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+        path.chmod(mode)
+
+    if why:
+        with pytest.raises(ConfigError, match=rf"file: token_file = .*{why}.*umask 077; openssl"):
+            token.read("file", str(path))
+    else:
+        assert token.read("file", str(path)) == "0123456789abcdef"
 
 
 # --- the socket ---
