@@ -204,9 +204,10 @@ class _Gate:
 
     async def _ask(self, request: "web.BaseRequest") -> Content | Stream:
         try:
+            query = dict(request.query)
             octets = await request.content.read()  # in any case: it is on its way
-        except Exception:  # the connection's end; whatever aiohttp calls it
-            return _error(400, "the body is not whole")
+        except Exception:  # whatever aiohttp raises of it; it is the client's fault, so not logged
+            return _error(400, "the question is not whole")
         posts = request.method == "POST"
         if not posts and request.method not in ("GET", "HEAD"):
             return _error(405, "GET, HEAD or POST is meant")
@@ -223,7 +224,7 @@ class _Gate:
         if posts and self._end.token and not token.is_right(self._end.token, authorization):
             return _error(401, "an order needs `Authorization: Bearer` and the token")
         try:
-            answer = await handler(Asked(dict(request.query), _object(octets) if posts else {}))
+            answer = await handler(Asked(query, _object(octets) if posts else {}))
         except Refused as refused:
             return _error(refused.status, str(refused))
         except Exception:
