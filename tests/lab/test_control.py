@@ -308,9 +308,9 @@ def test_top_shows_what_flows(site: Site) -> None:
         ended.set()
         traffic.join()
 
-    rows = re.findall(r"web +(\d) +192\.168\.33\.2\d +up +50\.0% +\d+ +([\d.]+) +([\d.]+\S*)",
+    rows = re.findall(r"web +(\d) +192\.168\.33\.2\d +up +50\.0% +[\d,]+ +([\d.]+) +([\d.]+\S*)",
                       shown)
-    assert {row[0] for row in rows} == {"1", "2"}
+    assert {row[0] for row in rows} == {"1", "2"}, shown
     assert all(float(row[1]) > 0 for row in rows)
     assert re.search(r"handoff +[\d.]*[1-9]", shown)
 
