@@ -68,6 +68,12 @@ class Answers:
             self._server.close()
 
 
+def forget(program: str, config: Config) -> None:
+    """Remove the control socket that a killed daemon has left. Raises: OSError."""
+    if config.control:
+        place.clear(path_of(program, config))
+
+
 def path_of(program: str, config: Any) -> Path:
     """Where the control socket of a configuration is."""
     if isinstance(config.control, str):

@@ -11,8 +11,8 @@ from typing import NamedTuple, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
+from common.control import start
 from common.control.api import Views
-from common.control.start import Answers
 from common.engine import clock, secrets
 from common.engine.firewall import FirewallError
 from common.engine.host import Change, Host
@@ -76,13 +76,13 @@ def serve(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory has the secret in it
     signals = Signals()
     host, locks = Host(program, config.queue), Locks()
-    answers: Answers | None = None
+    answers: start.Answers | None = None
     own = Claim(host.owner_name, "queue", config.queue, "a queue number of its own")
     try:
         for claim in (*claims, own):
             _lock(program, config.file, claim, locks)
         engine = _make_engine(config, datapath, sender, signals, [*sources, views.inbox])
-        answers = Answers(program, config, engine, views)
+        answers = start.Answers(program, config, engine, views)
         return _run(host, engine, signals, change, last_words, lasting)
     finally:
         if answers:
@@ -102,6 +102,7 @@ def undo(program: str, config: Config, lasting: Lasting) -> int:
         lasting.detach()
         host.recover()
         host.undo()
+        start.forget(program, config)
     except (FirewallError, NetlinkError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1
