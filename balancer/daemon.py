@@ -130,9 +130,9 @@ def make_views(
     counted_ms = (lambda: offload.counted_ms) if offload else clock.now_ms
     shown = Shown(datapath, monitor, config.max_flows, counted_ms)
     history = History(inbox, shown)
-    return Views(inbox, shown.facts, gets(inbox, shown),
+    return Views(inbox, partial(shown.facts, inbox), {**gets(inbox, shown), **history.gets()},
                  Orders(inbox, shown, reckoner, kept).posts(),
-                 pages=partial(pages, history=history), background=[history.keep])
+                 ("status", "services", "backends", "reasons"), pages(), [history.keep])
 
 
 def detach(config: Config) -> int:

@@ -124,7 +124,8 @@ class VipWatch:
         self.interface = interface
         self._count = count
         self._socket = socket.socket(
-            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK, 0)
+            socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK,
+            socket.htons(arp.ETHERTYPE))
         self._known: list[bytes] | None = None
         self.follow(vips)
         self._worker: Worker[bool] = Worker("defending VIPs", self._on_done)
@@ -197,4 +198,3 @@ def _listen(made: socket.socket, vips: Collection[bytes]) -> None:
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
     made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                     struct.pack("@HP", len(steps), ctypes.addressof(code)))
-    made.bind(("", arp.ETHERTYPE))

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
-from common.control.api import Asked, Refused, Views
+from common.control.api import Views, in_loop
+from common.control.forms import Asked, Refused
 from common.control.inbox import Inbox
 from common.control.query import FlowQuery, client_of
 from packetbridge.config import Config
@@ -17,15 +18,17 @@ class Shown:
     """Describes a bridge. choices: how its services are served."""
 
     def __init__(
-        self, config: Config, beside: Beside, choices: Callable[[], Sequence[Choice]]
+        self, inbox: Inbox, config: Config, beside: Beside,
+        choices: Callable[[], Sequence[Choice]],
     ) -> None:
+        self._inbox = inbox
         self._max_flows = config.max_flows
         self._beside = beside
         self._choices = choices
 
-    def facts(self) -> dict[str, Any]:
+    async def facts(self) -> dict[str, Any]:
         """The bridge's part of `status`."""
-        flows, evicted = self._beside.totals()
+        flows, evicted = await in_loop(self._inbox, self._beside.totals)
         return {"flows": flows, "max_flows": self._max_flows, "evicted_flows": evicted,
                 "services": len(self._choices())}
 
@@ -61,5 +64,6 @@ def make_views(
     config: Config, beside: Beside, choices: Callable[[], Sequence[Choice]]
 ) -> Views:
     """What is answered by HTTP."""
-    shown = Shown(config, beside, choices)
-    return Views(Inbox(), shown.facts, {"services": shown.services, "flows": shown.flows})
+    inbox = Inbox()
+    shown = Shown(inbox, config, beside, choices)
+    return Views(inbox, shown.facts, {"services": shown.services, "flows": shown.flows})

@@ -17,7 +17,8 @@ from balancer.pool.pool import Backend
 from balancer.pool.share import Operator, Standing
 from balancer.reckoner import Reckoner
 from balancer.services import ServiceState
-from common.control.api import Asked, Handler, Refused, in_loop
+from common.control.api import in_loop
+from common.control.forms import Asked, Handler, Refused
 from common.control.inbox import Inbox
 
 _SETTLED_S = 20.0

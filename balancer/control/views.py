@@ -20,10 +20,12 @@ from balancer.health.monitor import Monitor
 from balancer.pool.pool import Backend, State
 from balancer.pool.share import state_of, weight_of
 from balancer.services import ServiceState
-from common.control.api import Asked, Handler, Refused, in_loop
+from common.control.api import in_loop
+from common.control.forms import Asked, Handler, Refused
 from common.control.inbox import Inbox
 from common.control.query import FlowQuery, client_of
 from common.engine import clock
+from common.histogram import Histogram
 
 
 class Shown:
@@ -36,24 +38,26 @@ class Shown:
         """counted_ms: of when the backends' counts are, by the engine's clock."""
         self.services = datapath.services
         self.flows = datapath.flows
+        self._datapath = datapath
         self._monitor = monitor
         self._max_flows = max_flows
         self._counted_ms = counted_ms
 
-    def facts(self) -> dict[str, Any]:
+    async def facts(self, inbox: Inbox) -> dict[str, Any]:
         """The balancer's part of `status`."""
-        backends = list(self.services.backends())
-        states = Counter(_state(backend) for backend in backends)
+        services = await in_loop(inbox, lambda: list(self.services))
+        states: Counter[str] = Counter()
+        for service in services:
+            states += await in_loop(inbox, partial(_states, service))
         return {
             "flows": len(self.flows), "max_flows": self._max_flows,
-            "evicted_flows": self.flows.evicted, "services": len(list(self.services)),
-            "backends": {state: states[state] for state in sorted(states)},
+            "evicted_flows": self.flows.evicted, "services": len(services),
+            "backends": dict(sorted(states.items())),
         }
 
     def service(self, service: ServiceState) -> dict[str, Any]:
         """A service."""
         config, backends = service.config, list(service.pool)
-        states = Counter(map(_state, backends))
         return {
             "name": config.name, "vip": str(config.vip), "port": config.port, "dscp": config.dscp,
             "key": str(config.key), "scheduler": config.scheduler, "mss": service.mss,
@@ -61,8 +65,13 @@ class Shown:
             "handoffs": sum(backend.handoffs for backend in backends),
             "packets": sum(backend.packets for backend in backends),
             "bytes": sum(backend.octets for backend in backends),
-            "backends": {state: states[state] for state in sorted(states)},
+            "backends": dict(sorted(_states(service).items())),
         }
+
+    def round_trips(self, service: ServiceState) -> Histogram:
+        """How long handshakes of a service's clients took."""
+        offload = self._datapath.offload
+        return offload.handshakes(service) if offload else service.handshakes
 
     def backends(
         self, service: ServiceState, which: Collection[Backend] | None = None
@@ -159,6 +168,11 @@ def _look(
     found = list(islice(meant, wants.limit + 1))
     return {"total": len(shown.flows), "more": len(found) > wants.limit,
             "flows": [shown.flow(flow, now_ms) for flow in found[:wants.limit]]}
+
+
+def _states(service: ServiceState) -> Counter[str]:
+    """How many backends are in which state."""
+    return Counter(map(_state, service.pool))
 
 
 def _state(backend: Backend) -> str:

@@ -45,8 +45,8 @@ class HealthWatch:
         self.monitor = self._monitor = Monitor(
             datapath.services, lambda: datapath.secrets, datapath.paths, clock.now_ms, random)
         self._services = datapath.services
-        self._socket = _deaf()
         self._vips: set[bytes] = set()
+        self._socket = answers_from(self._vips)
         self._listen()
         self._buffer = bytearray(_PACKET_LEN)
         self._calm_ms = 0.0
@@ -109,14 +109,10 @@ class HealthWatch:
 
 def answers_from(vips: Iterable[bytes]) -> socket.socket:
     """A socket that hears TCP from the VIPs, on all interfaces. Raises: OSError."""
-    made = _deaf()
+    made = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK,
+                         socket.htons(_ETH_P_IP))
     _hear(made, vips)
     return made
-
-
-def _deaf() -> socket.socket:
-    """A packet socket of no protocol: it hears nothing yet."""
-    return socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
 
 
 def _hear(made: socket.socket, vips: Iterable[bytes]) -> None:
@@ -132,7 +128,6 @@ def _hear(made: socket.socket, vips: Iterable[bytes]) -> None:
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
     made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                     struct.pack("@HP", len(steps), ctypes.addressof(code)))
-    made.bind(("", _ETH_P_IP))
     try:
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_OCTETS)
     except PermissionError:  # in a container

@@ -103,7 +103,7 @@ class View:
                        ("backends",))
         for each in self._now.services:
             own = [rate for (name, _), rate in rates.items() if name == each["name"]]
-            table.add_row(each["name"], f"{each['vip']}:{each['port']}", each["key"],
+            table.add_row(Text(each["name"]), f"{each['vip']}:{each['port']}", each["key"],
                           each["scheduler"], f"{each['flows']:,}",
                           f"{sum(rate[0] for rate in own):.1f}",
                           short(sum(rate[1] for rate in own)), counted(each["backends"]))
@@ -117,7 +117,7 @@ class View:
             new, octets = rates.get((each["service"], each["id"]), (0.0, 0.0))
             check = each["check"]
             table.add_row(
-                each["service"], str(each["id"]), each["address"],
+                Text(each["service"]), str(each["id"]), each["address"],
                 Text(each["state"], _STYLES.get(each["state"], "")), f"{each['share']:.1%}",
                 f"{each['flows']:,}", f"{new:.1f}", short(octets),
                 f"{check['seconds'] * 1000:.1f} ms" if check else "–",

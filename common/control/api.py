@@ -1,4 +1,4 @@
-"""What is asked and answered, without a word of HTTP; and what can be asked of either program.
+"""What can be asked of either program.
 
 An answer is made where it may take its time: what belongs to the loop is read there by small calls
 (common/control/inbox.py), the rest in the thread that serves.
@@ -9,10 +9,12 @@ import os
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from common import __version__
 from common.control import PREFIX
+from common.control.events import Events
+from common.control.forms import Asked, Content, Handler, Refused
 from common.control.inbox import Inbox
 from common.counters import Counters, Sample
 
@@ -20,52 +22,23 @@ _LOOP_S = 3.0  # how long the loop may take to answer
 R = TypeVar("R")
 
 
-class Asked(NamedTuple):
-    """A question. body: the JSON object of a POST."""
-
-    query: Mapping[str, str] = {}
-    body: Mapping[str, Any] = {}
-
-    @property
-    def words(self) -> Mapping[str, Any]:
-        """What it says, wherever it says that."""
-        return {**self.query, **self.body}
-
-
-class Content(NamedTuple):
-    """An answer that is not JSON, or not the usual 200. kind: its Content-Type."""
-
-    octets: bytes
-    kind: str = "text/plain; charset=utf-8"
-    status: int = 200
-
-
-class Refused(Exception):
-    """What cannot be answered. status: HTTP's."""
-
-    def __init__(self, status: int, words: str) -> None:
-        super().__init__(words)
-        self.status = status
-
-
 Background = Callable[[], Coroutine[Any, Any, None]]
-Handler = Callable[[Asked], Awaitable[Any]]  # to Content, or to what JSON can say
 
 
 @dataclass(frozen=True)
 class Views:
     """What a program shows and does, besides what both do.
 
-    facts: its part of `status`, asked for in the loop. gets, posts: by name in the path.
-    pages: from all that is got by name, what is got by a path of its own. background: what goes on
-           beside, until it is cancelled.
+    facts: its part of `status`. gets, posts: by name in the path. live: what events tell of.
+    pages: by path. background: what goes on beside, until it is cancelled.
     """
 
     inbox: Inbox
-    facts: Callable[[], Mapping[str, Any]] = dict
+    facts: Callable[[], Awaitable[Mapping[str, Any]]]
     gets: Mapping[str, Handler] = field(default_factory=dict)
     posts: Mapping[str, Handler] = field(default_factory=dict)
-    pages: Callable[[Mapping[str, Handler]], Mapping[str, Handler]] = lambda gets: {}
+    live: Sequence[str] = ("status", "services", "reasons")
+    pages: Mapping[str, Handler] = field(default_factory=dict)
     background: Sequence[Background] = ()
 
 
@@ -97,12 +70,15 @@ class Common:
         self._engine = engine
         self._views = views
         self._started_s = time.monotonic()
+        self._named: dict[str, Handler] = {
+            "status": self.status, "reasons": self.reasons, **views.gets}
+        events = Events({name: self._named[name] for name in views.live})
+        self._named["events"] = events.stream
 
     def gets(self) -> dict[str, Handler]:
         """By path: what changes nothing."""
-        named = {"status": self.status, "reasons": self.reasons, **self._views.gets}
-        return {"/healthz": self.health, **{PREFIX + name: each for name, each in named.items()},
-                **self._views.pages(named)}
+        return {"/healthz": self.health, **self._views.pages,
+                **{PREFIX + name: each for name, each in self._named.items()}}
 
     def posts(self) -> dict[str, Handler]:
         """By path: what changes something."""
@@ -110,7 +86,7 @@ class Common:
 
     async def status(self, _: Asked) -> Mapping[str, Any]:
         """What runs here, and since when."""
-        facts = await in_loop(self._views.inbox, self._views.facts)
+        facts = await self._views.facts()
         return {
             "program": self._program, "version": __version__, "pid": os.getpid(),
             "state": self._engine.state, "ready": self._engine.line,

@@ -53,7 +53,7 @@ def listen(path: Path, file: str, value: object) -> socket.socket:
             check_directory(RUN, 0o755)
         elif path.parent.stat().st_mode & stat.S_IWOTH:
             raise PermissionError(f"anybody may write in {path.parent}")
-        _clear(path)
+        clear(path)
         made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         made.bind(str(path))
         os.chmod(path, MODE)  # nobody can connect before `listen`
@@ -64,7 +64,7 @@ def listen(path: Path, file: str, value: object) -> socket.socket:
     return made
 
 
-def _clear(path: Path) -> None:
+def clear(path: Path) -> None:
     """Remove a socket that nobody listens on. Raises: OSError where there is something else."""
     try:
         found = path.lstat()

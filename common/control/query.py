@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from ipaddress import IPv4Network, ip_address
 
-from common.control.api import Refused
+from common.control.forms import Refused
 from common.wire import five_tuple
 
 _MOST, _USUAL = 1000, 100

@@ -15,16 +15,20 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from common.control.api import Asked, Background, Content, Handler, Refused
+from common.control import token
+from common.control.api import Background
+from common.control.forms import Asked, Content, Handler, Refused, Stream
 
 if TYPE_CHECKING:
     from aiohttp import web
 
 MAX_CONNECTIONS = 8  # of a socket; one more ends the oldest
 MAX_TIME_S = 5.0  # from accept to end, of a connection
+MAX_STREAMS = 4  # of a socket, beside these
 MAX_OCTETS = 64 << 10  # that a connection may send
 _PAUSE_S = 0.005  # between two connections
 _LOOK_S = 0.5
+_END_S = 2.0
 # The engine has turned the collector off, and connections leave cycles behind.
 _COLLECT_EVERY = 500  # connections
 _COLLECT_SHARE = 1000  # it takes one part of so many of the time at most
@@ -40,6 +44,7 @@ class End(NamedTuple):
     gets: Mapping[str, Handler]
     posts: Mapping[str, Handler] = {}
     max_time_s: float = 0.0  # 0: MAX_TIME_S
+    token: str = ""  # what orders need; empty: nothing
 
 
 class Server:
@@ -58,9 +63,9 @@ class Server:
         self._thread.start()
 
     def close(self) -> None:
-        """Answer no more. The sockets are closed."""
+        """Answer no more. The sockets are closed, unless something takes its time."""
         self._loop.call_soon_threadsafe(self._closed.set)
-        self._thread.join()
+        self._thread.join(_END_S)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -115,6 +120,7 @@ class _Gate:
         self._server = server
         self._running = 0
         self._open: dict[asyncio.BaseTransport, float] = {}  # until when; the oldest first
+        self._streams: set[asyncio.Transport] = set()
         self._http = web.Server(
             self._answer, access_log=None, logger=_silent, auto_decompress=False,
             max_line_size=4096, max_field_size=4096, lingering_time=0.0)
@@ -128,7 +134,7 @@ class _Gate:
                 await asyncio.sleep(_PAUSE_S)
         finally:
             watch.cancel()
-            for transport in list(self._open):
+            for transport in (*self._open, *self._streams):
                 cast(asyncio.Transport, transport).abort()
             await self._http.shutdown(0)
 
@@ -168,17 +174,46 @@ class _Gate:
         self._running += 1
         try:
             found = await self._ask(request)
+            if isinstance(found, Stream):
+                return await self._go_on(request, found)
         finally:
             self._running -= 1
         return web.Response(body=found.octets, status=found.status, headers={
             "Content-Type": found.kind, "Cache-Control": "no-store",
             "X-Content-Type-Options": "nosniff"})
 
-    async def _ask(self, request: "web.BaseRequest") -> Content:
+    async def _go_on(
+        self, request: "web.BaseRequest", stream: Stream
+    ) -> "web.StreamResponse":
+        """Answer until the client has gone, or takes nothing for too long."""
+        from aiohttp import web
+
+        transport = request.transport
+        if transport is None or len(self._streams) >= MAX_STREAMS:
+            return web.Response(status=503, text="too many listen\n")
+        self._open.pop(transport, None)
+        self._streams.add(transport)
+        response = web.StreamResponse(headers={
+            "Content-Type": stream.kind, "Cache-Control": "no-store",
+            "X-Content-Type-Options": "nosniff"})
         try:
+            await response.prepare(request)
+            async for chunk in stream.chunks:
+                await asyncio.wait_for(response.write(chunk), MAX_TIME_S)
+        except (OSError, TimeoutError):
+            pass
+        finally:
+            await stream.chunks.aclose()
+            self._streams.discard(transport)
+            transport.abort()
+        return response
+
+    async def _ask(self, request: "web.BaseRequest") -> Content | Stream:
+        try:
+            query = dict(request.query)
             octets = await request.content.read()  # in any case: it is on its way
-        except Exception:  # the connection's end; whatever aiohttp calls it
-            return _error(400, "the body is not whole")
+        except Exception:  # whatever aiohttp raises of it; it is the client's fault, so not logged
+            return _error(400, "the question is not whole")
         posts = request.method == "POST"
         if not posts and request.method not in ("GET", "HEAD"):
             return _error(405, "GET, HEAD or POST is meant")
@@ -191,14 +226,17 @@ class _Gate:
                 return _error(405, f"{request.path} takes {'GET' if posts else 'POST'}")
             paths = " ".join(sorted({*self._end.gets, *self._end.posts}))
             return _error(404, f"there is no {request.path[:100]}; there are: {paths}")
+        authorization = request.headers.get("Authorization", "")
+        if posts and self._end.token and not token.is_right(self._end.token, authorization):
+            return _error(401, "an order needs `Authorization: Bearer` and the token")
         try:
-            answer = await handler(Asked(dict(request.query), _object(octets) if posts else {}))
+            answer = await handler(Asked(query, _object(octets) if posts else {}))
         except Refused as refused:
             return _error(refused.status, str(refused))
         except Exception:
             log.exception("%s failed", request.path)
             return _error(500, "a fault of the program's; its log has the details")
-        return answer if isinstance(answer, Content) else _json(answer)
+        return answer if isinstance(answer, (Content, Stream)) else _json(answer)
 
 
 class _Bounded(asyncio.Protocol):
@@ -256,6 +294,7 @@ def _object(octets: bytes) -> Mapping[str, Any]:
 
 
 def _json(answer: object) -> Content:
+    """Indented for people, and so made by Python's own code, which lets packets in between."""
     return Content(json.dumps(answer, indent=2).encode() + b"\n", "application/json")
 
 

@@ -1,12 +1,12 @@
-"""What a daemon answers by HTTP: all at its control socket, and what changes nothing at the
-metrics' address.
+"""What a daemon answers by HTTP: all at its control socket; at the metrics' address what changes
+nothing, and orders that have the token.
 """
 
 import socket
 from pathlib import Path
 from typing import Any, Protocol
 
-from common.control import place
+from common.control import place, token
 from common.control.api import Common, Engine, Views
 from common.control.server import End, Server
 
@@ -24,6 +24,8 @@ class Config(Protocol):
     def metrics(self) -> tuple[str, int] | None: ...
     @property
     def control(self) -> bool | str: ...
+    @property
+    def token_file(self) -> str | None: ...
 
 
 class Answers:
@@ -45,12 +47,16 @@ class Answers:
                 # most of the program's memory, where nobody asks for them
                 from common.engine import metrics
 
+                secret = token.read(config.file, config.token_file) if config.token_file else ""
                 listeners.append(metrics.listen(config.file, *config.metrics))
                 ends.append(End(listeners[-1],
-                                {**gets, "/metrics": metrics.handler(program, engine)}))
+                                {**gets, "/metrics": metrics.handler(program, engine)},
+                                posts if secret else {}, token=secret))
         except BaseException:
             for listener in listeners:
                 listener.close()
+            if self._path and listeners:
+                self._path.unlink(missing_ok=True)
             raise
         self._server = Server(ends, views.background) if ends else None
 
@@ -60,6 +66,12 @@ class Answers:
             self._path.unlink(missing_ok=True)
         if self._server:
             self._server.close()
+
+
+def forget(program: str, config: Config) -> None:
+    """Remove the control socket that a killed daemon has left. Raises: OSError."""
+    if config.control:
+        place.clear(path_of(program, config))
 
 
 def path_of(program: str, config: Any) -> Path:

@@ -14,9 +14,10 @@ from typing import Any, Protocol
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from common.control.api import Asked, Handler, Refused, Views, in_loop
+from common.control import start
+from common.control.api import Views, in_loop
+from common.control.forms import Asked, Handler, Refused
 from common.control.inbox import Inbox
-from common.control.start import Answers
 from common.counters import Sample
 from common.engine import claims, clock, secrets
 from common.engine.claims import Claim
@@ -48,6 +49,8 @@ class Config(secrets.Config, Protocol):
     @property
     def control(self) -> bool | str: ...
     @property
+    def token_file(self) -> str | None: ...
+    @property
     def lifetime_ms(self) -> int | None: ...
 
 
@@ -65,7 +68,7 @@ def serve(
     program: str, config: Config, datapath: Datapath, sender: Sender, needed: Sequence[Claim],
     change: Callable[[Host], str], live: Live, *,
     last_words: Callable[[int], list[bytes]] = lambda now_ms: [],
-    lasting: Lasting | None = None, sources: Sequence[Source] = (), views: Views | None = None,
+    lasting: Lasting | None = None, sources: Sequence[Source] = (), views: Views,
     guarded: Guarded, observation: Observation | None = None,
 ) -> int:
     """Run a data path until it is asked to stop (service.Signals). Returns: the exit code.
@@ -82,7 +85,7 @@ def serve(
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # what is in memory has the secret in it
     signals = Signals()
     host, locks = Host(program, config.queue), Locks()
-    views, answers = views or Views(Inbox()), None
+    answers: start.Answers | None = None
     own = Claim(host.owner_name, "queue", config.queue, "a queue number of its own")
     try:
         for claim in (*needed, own):
@@ -97,7 +100,7 @@ def serve(
             [reloader.samples, guarded.repairs.samples], observation)
         views = replace(views, posts={
             **views.posts, "reload": _on_reload(views.inbox, reloader)})
-        answers = Answers(program, config, engine, views)
+        answers = start.Answers(program, config, engine, views)
         return _run(host, engine, guard, signals, change, last_words, lasting, reloader)
     finally:
         if answers:
@@ -118,6 +121,7 @@ def undo(program: str, config: Config, lasting: Lasting) -> int:
         host.recover()
         host.undo()
         Notes(host.owner_name).remove()
+        start.forget(program, config)
     except (FirewallError, NetlinkError, OSError) as error:
         print(f"{program}: {error}", file=sys.stderr)
         return 1

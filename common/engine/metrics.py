@@ -6,7 +6,7 @@ import socket
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
-from common.control.api import Asked, Content, Handler
+from common.control.forms import Asked, Content, Handler
 from common.engine.collector import Collector, Observed
 from common.settings import ConfigError
 

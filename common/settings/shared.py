@@ -84,6 +84,10 @@ class Shared:
         "than the default. Root and its group may use it ([below](#operating-it)).",
         metavar="true|false|PATH",
     )] = True
+    token_file: Annotated[str | None, Setting(
+        text, "a file of mode 0600 with the token that orders at the metrics' address need",
+        "Without one, nothing can be changed there ([below](#operating-it)).", metavar="FILE",
+    )] = None
     log_level: Annotated[str, Setting(
         choice("debug", "info", "warning", "error"), "how much is logged",
         metavar="debug|info|warning|error", restart=True,

@@ -1,5 +1,6 @@
 """Where flows are kept: what holds in memory holds in a loaded program's map."""
 
+import threading
 from collections.abc import Iterator
 from ipaddress import IPv4Address
 from operator import attrgetter
@@ -100,6 +101,20 @@ def in_map() -> Iterator[Kept]:
 @pytest.fixture(params=[in_memory, pytest.param(in_map, marks=pytest.mark.root)])
 def kept(request: pytest.FixtureRequest) -> Iterator[Kept]:
     yield from request.param()
+
+
+def test_a_glance_from_another_thread_sees_the_flows_and_leaves_them(kept: Kept) -> None:
+    for number in range(5):
+        assert kept.flows.insert(kept.made(number, of=number % 2))
+    seen: list[tuple[bytes, int]] = []
+
+    looking = threading.Thread(target=lambda: seen.extend(
+        (flow.key, flow.backend.id) for flow in kept.flows.glance()))
+    looking.start()
+    looking.join()
+
+    assert sorted(seen) == [(key(number), 1 + number % 2) for number in range(5)]
+    assert len(kept.flows) == 5
 
 
 def test_a_flow_is_found_as_it_was_inserted(kept: Kept) -> None:

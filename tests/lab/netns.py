@@ -62,6 +62,7 @@ def state(node: Node) -> list[str]:
         *node.run(["ip", "-4", "-o", "addr"]).splitlines(),
         *node.run(["sysctl", *sysctls]).splitlines(),
         *map(str, Path("/run/l3dsr").glob(f"*.{node.inode}.*")),
+        *map(str, Path("/run/l3dsr").glob(f"*@{node.namespace}.*")),
     ]
 
 

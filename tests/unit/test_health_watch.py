@@ -40,7 +40,7 @@ def test_127_backends_change_and_no_packet_waits_for_their_tables(
               and found.id == 1]
     heard, _other = socket.socketpair()
     heard.setblocking(False)
-    monkeypatch.setattr(watch, "_deaf", lambda: heard)
+    monkeypatch.setattr(watch, "answers_from", lambda vips: heard)
     monkeypatch.setattr(watch, "_hear", lambda made, vips: None)
     makers: list[threading.Thread] = []
     may_go_on = threading.Event()

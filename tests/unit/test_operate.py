@@ -3,7 +3,13 @@
 import asyncio
 import json
 import os
+import pty
+import re
+import subprocess
+import sys
+import termios
 import threading
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -23,13 +29,25 @@ from balancer.pool.share import Operator, Standing
 from balancer.reckoner import Reckoner
 from balancer.tools import top
 from common.control import place
-from common.control.api import Asked, Refused
+from common.control.api import Common, Views
+from common.control.forms import Asked, Refused
 from common.control.inbox import Inbox
+from common.control.server import End, Server
 from common.engine.sources import Sources
 from common.verdict import Event
 
 PATIENCE_S = 20.0
 WEB = f"{VIP}:80"
+
+
+class Engine:
+    """As api.Engine."""
+
+    state, line = "ready", "ready: web, tls"
+
+    def __init__(self, datapath: Datapath) -> None:
+        self.counters = datapath.counters
+        self.samples = datapath.samples
 
 
 class Operated:
@@ -41,8 +59,8 @@ class Operated:
         other = replace(web, name="tls", port=443, dscp=7, backends=(backend(1), backend(3)))
         self.datapath = Datapath(config.Config(services=(web, other)), SECRETS, random=Random(1))
         self.web, self.tls = self.datapath.services
-        inbox, reckoner = Inbox(), Reckoner(self.datapath)
-        shown = Shown(self.datapath, None, 1000)
+        self._inbox, reckoner = (inbox := Inbox()), Reckoner(self.datapath)
+        shown = self._shown = Shown(self.datapath, None, 1000)
         self.kept = Kept(path)
         kept.stand(self.datapath.services, self.kept.standings)
         self._gets = gets(inbox, shown)
@@ -55,6 +73,16 @@ class Operated:
     def _run(self) -> None:
         while not self._stop:
             self._sources.wait(0.02)
+
+    def serve(self, path: Path) -> Server:
+        """Answer at a control socket."""
+        async def facts() -> dict[str, Any]:
+            return await self._shown.facts(self._inbox)
+
+        views = Views(self._inbox, facts, self._gets, self._posts,
+                      ("status", "services", "backends", "reasons"))
+        common = Common("balancer", Engine(self.datapath), views)
+        return Server([End(place.listen(path, "file", True), common.gets(), common.posts())])
 
     def close(self) -> None:
         self._stop = True
@@ -243,6 +271,72 @@ def test_without_a_daemon_a_command_says_where_it_looked(
     assert "/run/own.sock" in capsys.readouterr().err
     assert cli.main(["status", "--socket", str(tmp_path / "x")]) == 3
     assert cli.main(["status", "--config", str(tmp_path / "missing")]) == 2
+
+
+@pytest.fixture
+def socket_path(site: Operated, tmp_path: Path) -> Iterator[str]:
+    """Of a daemon that answers."""
+    path = tmp_path / "control.sock"
+    server = site.serve(path)
+    yield str(path)
+    server.close()
+
+
+def test_commands_say_what_the_daemon_does(
+    site: Operated, socket_path: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def say(*words: str, code: int = 0) -> str:
+        assert cli.main([*words, "--socket", socket_path]) == code
+        return "".join(capsys.readouterr())
+
+    open_flows(site.datapath, 40)
+
+    assert re.search(r"^state +ready, for \d+ s, pid \d+, version", say("status"), re.MULTILINE)
+    assert re.search(r"^flows +40 of 1,000 at most$", say("status"), re.MULTILINE)
+    assert "web      192.168.33.10:80   http.path  rendezvous" in say("services")
+    assert re.search(r"web +2 +192.168.33.22 +up +5 \(not 1\) +83.3%", say(
+        "weight", "2", "5", "--service", "web"))
+    assert re.search(r"tls +1 +192.168.33.21 +draining +1 +0.0% +0", say(
+        "drain", "1", "--service", "tls", "--wait"))
+    assert json.loads(say("undrain", "1", "--json"))["backends"][0]["operator"] == "enabled"
+    assert json.loads(say("disable", "192.168.33.23", "--json"))["backends"][0]["id"] == 3
+    assert "up" in say("enable", "3")
+    assert len(say("flows", "--limit", "3").splitlines()) == 3 + 2
+    assert "there are more; 40 in the table" in say("flows", "--limit", "3")
+    assert say("health").splitlines() == [
+        "service  id  address  state  up  since  last  passed  failed  it"]
+    assert "there is no backend 9; there are: 1 " in say("drain", "9", code=1)
+    assert "flows are left after 0 s; it stays draining" in say(
+        "drain", "1", "--wait", "--timeout", "0", code=1)
+
+
+def test_top_is_live_until_q_is_pressed(socket_path: str) -> None:
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(ours, (40, 150))
+    running = subprocess.Popen(
+        [sys.executable, "-m", "balancer", "top", "--socket", socket_path, "--interval", "0.2"],
+        stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True,
+        env={**os.environ, "TERM": "xterm"})
+    os.close(theirs)
+    screen = b""
+    until_s = time.monotonic() + PATIENCE_S
+    while b"192.168.33.23" not in screen or screen.count(b"quit") < 3:
+        assert time.monotonic() < until_s, screen
+        screen += os.read(ours, 1 << 16)
+
+    os.write(ours, b"fq")
+    while True:  # it does not end before what it has shown is read
+        try:
+            screen += os.read(ours, 1 << 16)
+        except OSError:
+            break
+    code = running.wait(PATIENCE_S)
+    os.close(ours)
+
+    assert code == 0
+    assert b"draining" not in screen
+    assert b"sort by" in screen
+    assert b"ready for" in screen
 
 
 def test_top_needs_a_terminal(
