@@ -16,7 +16,7 @@ UNLIMITED = 0xFFFFFFFF
 
 # Together, what nothing vouches for takes the portable engine less than a tenth of a processor.
 BUDGETS = {
-    "UP_FLOW": 20_000, "UP_HELD": 10_000, "UP_FIRST": 10_000, "UP_UNFINISHED": 500,
+    "UP_FLOW": 20_000, "UP_HELD": 12_000, "UP_FIRST": 12_000, "UP_UNFINISHED": 500,
     "UP_TAKEOVER": 10_000,
     "UP_NO_WAY": 50_000, "UP_UNKNOWN": 5_000, "UP_ODD": 2_000, "UP_IP": 1_000, "UP_ICMP": 1_000,
 }
@@ -25,7 +25,7 @@ BUDGETS = {
 BUSY_PART = 8
 YIELDING = ("UP_UNFINISHED", "UP_TAKEOVER", "UP_UNKNOWN", "UP_ODD", "UP_IP", "UP_ICMP")
 # A bridge serves whole flows so, those that a listener refuses; of others it hears from balancers.
-BRIDGE_BUDGETS = {**BUDGETS, "UP_FLOW": 50_000, "UP_UNKNOWN": 2_000}
+BRIDGE_BUDGETS = {**BUDGETS, "UP_FLOW": 50_000, "UP_FIRST": 10_000, "UP_UNKNOWN": 2_000}
 
 
 def allow(program_file: Object, budgets: Mapping[str, int] | None = None) -> None:
