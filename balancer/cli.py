@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -259,7 +260,11 @@ def _doctor(namespace: argparse.Namespace) -> int:
     from balancer.doctor.examine import examine
     from common.doctor import report
 
-    findings = examine(loaded, secrets, client.packed)
+    try:
+        findings = examine(loaded, secrets, client.packed)
+    except OSError as error:
+        print(f"{PROGRAM} doctor: {error}", file=sys.stderr)
+        return 1
     title = f"services: {len(loaded.services)}, bridges: {len(findings.bridges)}"
     return report.show(title, diagnose(findings), namespace.json)
 

@@ -46,8 +46,8 @@ def _of_host(host: OfHost) -> Iterator[Complaint]:
     elif host.xdp == "generic":
         yield Complaint(NOTE, f"the program runs at generic XDP on {host.interface}"
                         f"{host.why_generic and ': '}{host.why_generic}",
-                        "each packet becomes a socket buffer before the program has it, which is "
-                        "most of its cost; a driver with native XDP saves that")
+                        "each packet becomes a socket buffer before the program has it; a driver "
+                        "with native XDP saves the time for that")
     if host.joins_packets:
         yield Complaint(WARNING, f"{host.interface} joins packets (large receive offload) before "
                         "the program sees them", f"ethtool -K {host.interface} lro off")
@@ -104,6 +104,9 @@ def _silent(bridge: OfBridge, silence: Silence) -> Iterator[Complaint]:
         yield Complaint(WARNING, f"{bridge.name} takes connections, but does not answer probes",
                         f"let UDP port {bridge.probe_port} to {bridge.address} through; or its "
                         "probe_port is another one; or it is of a release before this one")
+        for service in bridge.services:
+            if service.handoff and not service.handoff.is_passed:
+                yield _unwell(service, service.handoff, bridge)
         return
     answers = "answers ping" if bridge.pings else "does not answer ping"
     remedy = (
@@ -173,12 +176,10 @@ def _handoff(
     handoff = service.handoff
     if handoff is None:
         return None
-    at = f"{bridge.name} of {service.name}"
     if handoff.is_refused:
         return server.refused(served, bridge.name)
     if handoff.is_taken and not handoff.is_passed:
-        return Complaint(ERROR, f"{at} {handoff.words}",
-                         "ask the server: its log, and [service.check] says what is expected")
+        return _unwell(service, handoff, bridge)
     if handoff.is_taken:
         if handoff.client is not None and not handoff.client.packets:
             return Complaint(
@@ -188,6 +189,12 @@ def _handoff(
                 "uRPF loose, a cloud's source/destination check); --client tries another address")
         return None
     return _silent_handoff(handoff, service, served, bridge)
+
+
+def _unwell(service: OfService, handoff: Handoff, bridge: OfBridge) -> Complaint:
+    """The server is reached, and does not do what it should."""
+    return Complaint(ERROR, f"{bridge.name} of {service.name} {handoff.words}",
+                     "ask the server: its log, and [service.check] says what is expected")
 
 
 def _silent_handoff(

@@ -63,18 +63,27 @@ def others_with(interface: str, vips: Iterable[bytes]) -> list[tuple[bytes, byte
         if kind != _ETHERNET or len(own) != _MAC_LEN:
             return []
         for _ in range(_TRIES):
-            for vip in asked:
-                link.send(b"\xff" * _MAC_LEN + own + b"\x08\x06" + _ARP.pack(
-                    _ETHERNET, 0x0800, _MAC_LEN, 4, 1, own, bytes(4), bytes(_MAC_LEN), vip))
-            end_s = time.monotonic() + PATIENCE_S / 2
-            while (left_s := end_s - time.monotonic()) > 0 \
-                    and select.select([link], [], [], left_s)[0]:
-                frame = link.recv(256)
-                if len(frame) >= _ARP_OFF + _ARP.size:
-                    *_, mac, address, _, _ = _ARP.unpack_from(frame, _ARP_OFF)
-                    if address in asked and mac != own:
-                        found[address, mac] = None
+            try:
+                for vip in asked:
+                    link.send(b"\xff" * _MAC_LEN + own + b"\x08\x06" + _ARP.pack(
+                        _ETHERNET, 0x0800, _MAC_LEN, 4, 1, own, bytes(4), bytes(_MAC_LEN), vip))
+            except OSError:  # the interface is down: there is no way to anybody
+                return []
+            found |= dict.fromkeys(_heard(link, set(asked), own))
     return list(found)
+
+
+def _heard(link: socket.socket, asked: set[bytes], own: bytes) -> list[tuple[bytes, bytes]]:
+    """Who has said within a while that he has one of the addresses asked for."""
+    found = []
+    end_s = time.monotonic() + PATIENCE_S / 2
+    while (left_s := end_s - time.monotonic()) > 0 and select.select([link], [], [], left_s)[0]:
+        frame = link.recv(256)
+        if len(frame) >= _ARP_OFF + _ARP.size:
+            *_, mac, address, _, _ = _ARP.unpack_from(frame, _ARP_OFF)
+            if address in asked and mac != own:
+                found.append((address, mac))
+    return found
 
 
 def measured(addresses: Iterable[bytes], interface: str) -> Paths:

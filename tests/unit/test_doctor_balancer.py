@@ -163,6 +163,14 @@ def test_what_is_well_is_not_blamed(findings: Findings) -> None:
     assert diagnose(findings) == []
 
 
+def test_a_server_is_blamed_also_where_its_bridge_answers_no_probes() -> None:
+    refused = SERVICE._replace(handoff=Handoff(is_refused=True, words="refuses the connection"))
+
+    assert [each.sentence for each in diagnose(silence(services=(refused,)))] == [
+        "backend 2 takes connections, but does not answer probes",
+        "backend 2 of web refuses the connection"]
+
+
 def test_a_bridge_with_several_ids_has_its_address_for_a_name() -> None:
     found = bridge(services=(SERVICE, SERVICE._replace(backend=5, name="tls", handoff=SILENT)))
 
