@@ -131,7 +131,7 @@ def test_services_come_and_go_under_load(served: Lab, start: Start) -> None:
     assert running.process.stop() == 0
 
 
-def test_what_is_removed_drains_and_is_reset_when_its_time_is_over(served: Lab, start: Start) -> None:
+def test_what_is_removed_drains_and_is_reset_in_the_end(served: Lab, start: Start) -> None:
     lab = served
     running = start(service(lab, 80, [1]))
     clients = [connect(lab.client) for _ in range(2)]
@@ -217,7 +217,7 @@ def test_files_that_are_watched_are_taken_when_they_have_changed(served: Lab, st
     assert running.process.stop() == 0
 
 
-def test_the_kill_switch_ends_everything_even_if_the_daemon_is_dead(served: Lab, start: Start) -> None:
+def test_a_kill_switch_works_even_if_the_daemon_is_dead(served: Lab, start: Start) -> None:
     lab = served
     before = state(lab.balancer)
     running = start('lifetime = "3s"\n' + service(lab, 80, [1]))
