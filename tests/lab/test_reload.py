@@ -1,6 +1,6 @@
 """The configuration changes while packets flow: nothing that goes on notices it."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 from netns import state
@@ -33,6 +33,23 @@ class Running:
         return self.process.metrics()[f"l3dsr_balancer_{name}"]
 
 
+Start = Callable[[str], Running]
+
+
+@pytest.fixture
+def start(served: Lab) -> Iterator[Start]:
+    """Starts balancers, which end with the test."""
+    started: list[Running] = []
+
+    def begin(text: str) -> Running:
+        started.append(Running(served, text))
+        return started[-1]
+
+    yield begin
+    for running in started:
+        running.process.stop()
+
+
 def service(lab: Lab, port: int, ids: list[int], more: str = "", vip: str = VIP, **weights: int
             ) -> str:
     backends = "".join(
@@ -63,14 +80,14 @@ def answerers(lab: Lab, port: int = 80, vip: str = VIP) -> set[str]:
     return {line.split()[0] for line in lines}
 
 
-def test_backends_weights_and_schedulers_change_under_load(served: Lab) -> None:
+def test_backends_weights_and_schedulers_change_under_load(served: Lab, start: Start) -> None:
     lab = served
-    running = Running(lab, service(lab, 80, [1]))
+    running = start(service(lab, 80, [1]))
     assert answerers(lab) == {"backend1"}
 
     with requests(lab) as count:
         said = running.reload(service(lab, 80, [1, 2]))
-        assert f"service {VIP}:80, backend 2 ({lab.backend2.address}): is added" in said
+        assert f"service {VIP}:80, backend 2 ({lab.backend2.address}) is added" in said
         assert answerers(lab) == {"backend1", "backend2"}
         kept = connect(lab.client)
         kept.sendall(request("/kept"))
@@ -93,10 +110,10 @@ def test_backends_weights_and_schedulers_change_under_load(served: Lab) -> None:
     assert running.process.stop() == 0
 
 
-def test_services_come_and_go_under_load(served: Lab) -> None:
+def test_services_come_and_go_under_load(served: Lab, start: Start) -> None:
     lab = served
     web = "[timeouts]\nidle = 5\nhalf_closed = 1\nreset = 1\n" + service(lab, 80, [1, 2])
-    running = Running(lab, web)
+    running = start(web)
     before = state(lab.balancer)
 
     with requests(lab):
@@ -114,9 +131,9 @@ def test_services_come_and_go_under_load(served: Lab) -> None:
     assert running.process.stop() == 0
 
 
-def test_what_is_removed_drains_and_is_reset_when_its_time_is_over(served: Lab) -> None:
+def test_what_is_removed_drains_and_is_reset_in_the_end(served: Lab, start: Start) -> None:
     lab = served
-    running = Running(lab, service(lab, 80, [1]))
+    running = start(service(lab, 80, [1]))
     clients = [connect(lab.client) for _ in range(2)]
     for client in clients:
         client.sendall(request("/"))
@@ -144,10 +161,10 @@ def test_what_is_removed_drains_and_is_reset_when_its_time_is_over(served: Lab) 
     assert running.process.stop() == 0
 
 
-def test_a_broken_file_changes_nothing_and_says_why(served: Lab) -> None:
+def test_a_broken_file_changes_nothing_and_says_why(served: Lab, start: Start) -> None:
     lab = served
     web = service(lab, 80, [1, 2])
-    running = Running(lab, web)
+    running = start(web)
 
     with requests(lab):
         for text, why in (
@@ -165,25 +182,25 @@ def test_a_broken_file_changes_nothing_and_says_why(served: Lab) -> None:
     running.path.write_text(service(lab, 80, [1]))
     secret = ("--secret-file", str(lab.secret_file))
     said = lab.balancer.run([*program("balancer"), "check", "--diff", *secret, str(running.path)])
-    assert f"backend 2 ({lab.backend2.address}): is removed" in said
+    assert f"backend 2 ({lab.backend2.address}) is removed" in said
     assert answerers(lab) == {"backend1", "backend2"}
     assert running.process.stop() == 0
     with pytest.raises(RuntimeError, match="expected a balancer that runs here"):
         lab.balancer.run([*program("balancer"), "reload"])
 
 
-def test_files_that_are_watched_are_taken_when_they_have_changed(served: Lab) -> None:
+def test_files_that_are_watched_are_taken_when_they_have_changed(served: Lab, start: Start) -> None:
     lab = served
     addresses = lab.directory / "addresses"
     addresses.write_text(f"{lab.backend1.address} id=1\n")
     web = (f'watch = true\nstate_directory = "{lab.directory}/state"\n'
            + service(lab, 80, [], f'backends_file = "{addresses}"'))
-    running = Running(lab, web)
+    running = start(web)
     assert answerers(lab) == {"backend1"}
 
     with requests(lab):
         addresses.write_text(f"{lab.backend1.address} id=1\nnonsense\n{lab.backend2.address}\n")
-        running.process.wait_for(rf"backend 2 \({lab.backend2.address}\): is added")
+        running.process.wait_for(rf"backend 2 \({lab.backend2.address}\) is added")
         assert running.process.log().count("line 2: 'nonsense': expected") == 1
         assert answerers(lab) == {"backend1", "backend2"}
         draft = lab.directory / "draft"
@@ -194,16 +211,16 @@ def test_files_that_are_watched_are_taken_when_they_have_changed(served: Lab) ->
         running.path.write_text(web.replace("port = 80", "prot = 80"))
         running.process.wait_for("in use are kept: .*prot")
         addresses.write_text(f"{lab.backend2.address}\n")
-        running.process.wait_for(rf"backend 1 \({lab.backend1.address}\): is removed")
+        running.process.wait_for(rf"backend 1 \({lab.backend1.address}\) is removed")
         assert answerers(lab) == {"backend2"}
 
     assert running.process.stop() == 0
 
 
-def test_the_kill_switch_ends_everything_even_if_the_daemon_is_dead(served: Lab) -> None:
+def test_a_kill_switch_works_even_if_the_daemon_is_dead(served: Lab, start: Start) -> None:
     lab = served
     before = state(lab.balancer)
-    running = Running(lab, 'lifetime = "3s"\n' + service(lab, 80, [1]))
+    running = start('lifetime = "3s"\n' + service(lab, 80, [1]))
     assert answerers(lab) == {"backend1"}
     wait_until(lambda: not running.process.running, PATIENCE_S, "it has ended")
     assert running.process.popen.returncode == 0
