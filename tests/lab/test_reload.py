@@ -1,5 +1,6 @@
 """The configuration changes while packets flow: nothing that goes on notices it."""
 
+import json
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -28,6 +29,18 @@ class Running:
         if text is not None:
             self.path.write_text(text)
         return self.lab.balancer.run([*program("balancer"), "reload"])
+
+    def post(self, name: str, text: str) -> str:
+        """Rewrite the file and give an order at the control socket. Returns: the answer."""
+        self.path.write_text(text)
+        path = f"/run/l3dsr/balancer@{self.lab.balancer.namespace}.sock"
+        return self.lab.balancer.run(["curl", "-sS", "--unix-socket", path, "-d", "{}",
+                                      f"http://balancer/api/v1/{name}"])
+
+    def asked(self, name: str) -> list[dict]:
+        """What the program says of its backends."""
+        found = self.lab.balancer.run([*program("balancer"), name, "--json"])
+        return json.loads(found)["backends"]
 
     def metric(self, name: str) -> float:
         return self.process.metrics()[f"l3dsr_balancer_{name}"]
@@ -124,10 +137,47 @@ def test_services_come_and_go_under_load(served: Lab, start: Start) -> None:
         with requests(lab, 8080, OTHER_VIP):
             assert f"service {OTHER_VIP}:8080, backend 1" in running.reload(
                 web + service(lab, 8080, [2], vip=OTHER_VIP))
+        # what is watched is what is configured now
+        lab.balancer.run(["ip", "address", "delete", f"{OTHER_VIP}/32", "dev", "eth1"])
+        wait_until(lambda: running.metric('repairs_total{what="address"}') == 1, PATIENCE_S,
+                   "the VIP is back")
+        assert answerers(lab, 8080, OTHER_VIP) == {"backend2"}
         running.reload(web)
         # its flows have ended, and then nothing of it is left
         wait_until(lambda: state(lab.balancer) == before, PATIENCE_S, "the host is as before")
 
+    repairs = {name: value for name, value in running.process.metrics().items()
+               if name.startswith("l3dsr_balancer_repairs_total") and value}
+    assert repairs == {'l3dsr_balancer_repairs_total{what="address"}': 1}
+    assert running.process.stop() == 0
+
+
+def test_a_vip_that_another_host_has_is_refused(served: Lab, start: Start) -> None:
+    web = service(served, 80, [1, 2])
+    running = start(web)
+
+    with pytest.raises(RuntimeError, match="an address that no other host has"):
+        running.reload(web + service(served, 8080, [1, 2], vip=served.backend1.server))
+
+    assert answerers(served) == {"backend1", "backend2"}
+    assert running.process.stop() == 0
+
+
+def test_checks_begin_and_what_the_operator_wants_stays(served: Lab, start: Start) -> None:
+    lab = served
+    running = start(service(lab, 80, [1]))
+    lab.balancer.run([*program("balancer"), "drain", "1"])
+
+    said = json.loads(running.post("reload", service(lab, 80, [1, 2], "[service.check]")))
+    assert any("backend 2" in line for line in said["changed"])
+    wait_until(lambda: all(each["passed"] for each in running.asked("health")), PATIENCE_S,
+               "both are checked")
+
+    states = {each["id"]: each["state"] for each in running.asked("backends")}
+    assert states == {1: "draining", 2: "up"}
+    assert answerers(lab) == {"backend2"}
+    refused = json.loads(running.post("reload", "[["))
+    assert "expected valid TOML" in refused["error"]
     assert running.process.stop() == 0
 
 
