@@ -27,6 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--restarts", type=int, default=8, help="for so many seconds (default 8)")
 
 
+@pytest.hookimpl(tryfirst=True)  # before the groups are read
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What runs beside what (lab/run test): labs one at a time, and a booted kernel beside them.
 
