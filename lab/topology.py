@@ -377,7 +377,10 @@ def remove(prefix: str) -> None:
     """End what runs in the namespaces of a lab, and delete them."""
     for namespace in namespaces(prefix):
         end_all(namespace)
-        inode = Path(f"/run/netns/{namespace}").stat().st_ino
+        try:
+            inode = Path(f"/run/netns/{namespace}").stat().st_ino
+        except FileNotFoundError:  # somebody else sweeps, too
+            continue
         run(["ip", "netns", "delete", namespace], check=False)
         # Numbers of namespaces come again: a journal must not speak of another one.
         for left in (*_JOURNALS.glob(f"*.{inode}.json"), *_JOURNALS.glob(f"*.{inode}.trace")):

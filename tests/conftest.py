@@ -27,17 +27,16 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--restarts", type=int, default=8, help="for so many seconds (default 8)")
 
 
-@pytest.hookimpl(tryfirst=True)  # before the groups are read
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What runs beside what (lab/run test): labs one at a time, and a booted kernel beside them.
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """What runs beside what (lab/run test): labs one at a time, and a booted kernel beside them."""
+    if item.path.name == "test_kernels.py":
+        item.add_marker(pytest.mark.xdist_group("kernels"))
+    elif item.path.parent in (_LAB, _TESTS / "attacks"):
+        item.add_marker(pytest.mark.xdist_group("labs"))
 
-    Tests that need root say so, and are skipped without it.
-    """
-    for item in items:
-        if item.path.name == "test_kernels.py":
-            item.add_marker(pytest.mark.xdist_group("kernels"))
-        elif item.path.parent in (_LAB, _TESTS / "attacks"):
-            item.add_marker(pytest.mark.xdist_group("labs"))
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that need root say so, and are skipped without it."""
     if os.geteuid() == 0:
         return
     reason = pytest.mark.skip(reason="needs root and network namespaces: sudo lab/run test")

@@ -53,7 +53,7 @@ def test_systemd_understands_the_unit(unit: Path, tmp_path: Path) -> None:
     text = unit.read_text().replace("@INTERFACE@", "eth1").replace("@ADDRESS@", "192.168.33.30")
     # The programs are not installed here; what they are called is not what this is about.
     copy = tmp_path / unit.name
-    copy.write_text(re.sub(r"ExecStart=/usr/local/bin/\S+", "ExecStart=/bin/true", text))
+    copy.write_text(re.sub(r"=/usr/local/bin/\S+", "=/bin/true", text))
 
     done = subprocess.run(["systemd-analyze", "verify", "--man=no", str(copy)], text=True,
                           capture_output=True, check=False)
