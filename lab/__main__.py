@@ -5,14 +5,15 @@ import importlib
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 
 from lab.node import REPOSITORY
 from lab.topology import PAIRS
 
 _SHORT = "tests/lab/test_pair.py"
-# Those that mostly wait, one after the other, beside those that mostly reckon (tests/conftest.py).
-_WHOLE = ("-n", "2", "--dist", "loadgroup")
+_WAITING = ("tests/lab", "tests/attacks")  # labs, in which tests mostly wait
+_KERNELS = "tests/lab/test_kernels.py"
 _FUZZ, _FUZZ_WIRE = "tests/attacks/test_fuzz.py", "tests/lab/test_pair_fuzz.py"
 _A_MINUTE_S = 60
 _DESCRIPTION = """\
@@ -124,11 +125,31 @@ def _test(repeat: int, arguments: Sequence[str]) -> int:
     for number in range(1, repeat + 1):
         if repeat > 1:
             print(f"lab: run {number} of {repeat}", flush=True)
-        code = _pytest(arguments or _WHOLE) or (
-            0 if arguments else _test_pairs("adopt", [_SHORT]))
+        code = _pytest(arguments) if arguments else _whole() or _test_pairs("adopt", [_SHORT])
         if code:
             return code
     return 0
+
+
+def _whole() -> int:
+    """All tests: labs one after the other, and beside them what mostly reckons, which is told of
+    afterwards. Returns: an exit code that is not 0, if there is one.
+    """
+    others = sorted(
+        str(path.relative_to(REPOSITORY)) for path in (REPOSITORY / "tests").iterdir()
+        if any(path.glob("test_*.py")) and str(path.relative_to(REPOSITORY)) not in _WAITING)
+    with tempfile.TemporaryFile("w+") as said:
+        beside = subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *others, _KERNELS],
+            cwd=REPOSITORY, stdout=said, stderr=subprocess.STDOUT)
+        try:
+            code = _pytest([*_WAITING, f"--ignore={_KERNELS}"])
+            code = beside.wait() or code
+        finally:
+            beside.terminate()
+        said.seek(0)
+        print(said.read(), flush=True)
+    return code
 
 
 def _fuzz(minutes: float, packets: int, seed: int) -> int:

@@ -10,8 +10,7 @@ from hypothesis import settings
 # searches anew each time.
 settings.register_profile("suite", derandomize=True, deadline=None)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "suite"))
-_TESTS = Path(__file__).parent
-_LAB = _TESTS / "lab"
+_LAB = Path(__file__).parent / "lab"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -25,14 +24,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fuzz-s", type=float, default=3, help="seconds on the wire (default 3)")
     group = parser.getgroup("restarts under load (tests/lab/test_restarts.py)")
     group.addoption("--restarts", type=int, default=8, help="for so many seconds (default 8)")
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """What runs beside what (lab/run test): labs one at a time, and a booted kernel beside them."""
-    if item.path.name == "test_kernels.py":
-        item.add_marker(pytest.mark.xdist_group("kernels"))
-    elif item.path.parent in (_LAB, _TESTS / "attacks"):
-        item.add_marker(pytest.mark.xdist_group("labs"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
