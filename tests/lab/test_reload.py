@@ -157,8 +157,8 @@ def test_what_is_removed_drains_and_is_reset_in_the_end(served: Lab, start: Star
         return False
 
     wait_until(is_reset, PATIENCE_S, "it is reset")
+    clients[1].sendall(request("/late"))
     with pytest.raises(ConnectionError):
-        clients[1].sendall(request("/late"))
         one_answer(clients[1])
     assert answerers(lab) == {"backend2"}
     assert running.process.stop() == 0
