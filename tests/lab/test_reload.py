@@ -285,5 +285,16 @@ def test_a_bridge_takes_services_and_servers_while_packets_flow(kind: str) -> No
         kept.sendall(request("/goes-on"))
         one_answer(kept)
         assert bridge.metrics()['l3dsr_packetbridge_reloads_total{result="taken"}'] == 2
+
+        lab.start_nginx(backend, port=8080, name="other")
+        end = f"{backend.server}:80"
+        assert f'server: "{end}" → "{end}80"' in reload(bridged(80).replace(end, f"{end}80"))
+        assert answerers(lab) == {"other"}
+        kept.sendall(request("/to-the-old-one"))
+        if kind == "adopt":
+            assert one_answer(kept).split()[0] == b"backend1"
+        else:
+            with pytest.raises(ConnectionError):
+                one_answer(kept)
         kept.close()
         assert bridge.stop() == running.process.stop() == 0
