@@ -39,6 +39,7 @@ examples:
   sudo balancer --interface eth0 --vip 192.0.2.10 --backend 192.0.2.20 --backend 192.0.2.21
   sudo balancer --config balancer.toml      any number of services, as the file says
   balancer check balancer.toml              is this file right, and what does it say?
+  sudo balancer reload                      take what the file says now, while packets flow
   sudo balancer doctor                      why does it hang, and what can be done?
   balancer explain http://example.org/a     which backend would that be, and why?
   balancer replay in.pcap out.pcap          what would it do with this traffic?

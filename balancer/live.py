@@ -49,21 +49,25 @@ def claim_of(vip: str) -> Claim:
 
 
 class LiveBalancer:
-    """As reload.Live. running: the configuration that runs."""
+    """As reload.Live.
+
+    running: the configuration that runs. configured: the same without what files of backends say.
+    on_host: the services whose packets come here: those that drain, too.
+    """
 
     def __init__(
         self, running: Config, configured: Config, load: Callable[[], Config],
         files: BackendsFiles, datapath: Datapath, watch: RouteWatch, health: HealthWatch,
         conflicts: VipWatch, stand: Callable[[], Sequence[ServiceState]],
     ) -> None:
-        """configured: without what files of backends say. load: as it is written now.
+        """load: the configuration, as it is written now.
 
         stand: lets new backends stand as the operator has kept them; returns their services.
         """
         self.running, self.configured = running, configured
         self.datapath, self.watch, self.health = datapath, watch, health
         self.conflicts, self.stand = conflicts, stand
-        self.on_host = running.services  # whose packets come here
+        self.on_host = running.services
         self._load, self._files = load, files
         self._said: set[str] = set()  # of these files
 

@@ -33,6 +33,7 @@ examples:
   sudo packetbridge --interface eth0 --vip 3=192.0.2.10:80 --server 192.0.2.30:8080
   sudo packetbridge --config bridge.toml    any number of services, as the file says
   packetbridge check bridge.toml            is this file right, and what does it say?
+  sudo packetbridge reload                  take what the file says now, while packets flow
   sudo packetbridge doctor                  what is wrong on this host?
   packetbridge replay in.pcap out.pcap      what would it do with this traffic?
   sudo packetbridge services                how does the one that runs serve them?"""

@@ -46,6 +46,7 @@ class LiveBridge:
     """As reload.Live. running: the configuration that runs; its address is known.
 
     leaving: services that are configured no more, and until when they are served (monotonic).
+    foreign: servers that are not on this host.
     """
 
     def __init__(
@@ -59,6 +60,7 @@ class LiveBridge:
         self.running = running
         self.datapath, self.engine, self.senders = datapath, engine, senders
         self.leaving: dict[Service, float] = {}
+        self.foreign = foreign_servers(running.services)
         self._load, self._on_served = load, on_served
 
     @property
@@ -86,7 +88,7 @@ class LiveBridge:
                    if choice.engine == "fast" and choice.mode not in modes]
         if missing:
             raise Refused(missing)
-        return Change(self, loaded, plan.lines, leaving, choices)
+        return Change(self, loaded, plan.lines, leaving, choices, foreign)
 
     def watched(self) -> tuple[Sequence[str], Sequence[str]]:
         """As reload.Live."""
@@ -113,14 +115,13 @@ class LiveBridge:
         before = self.engine.choices
         services = [choice.service for choice in choices]
         servers = {service.server.packed for service in services}
-        foreign = foreign_servers(services)
-        packets = self.datapath.serve(
-            services, frozenset(server.packed for server in foreign), clock.now_ms())
+        foreign = frozenset(server.packed for server in self.foreign)
+        packets = self.datapath.serve(services, foreign, clock.now_ms())
         for packet in packets:
             self.senders.send(packet)
         self.senders.servers = frozenset(servers)
         self.engine.serve(choices)
-        self._on_served(foreign)
+        self._on_served(self.foreign)
         return Tidying(self, before)
 
     def _leaving(self, loaded: Config) -> dict[Service, float]:
@@ -139,11 +140,12 @@ class Change:
 
     def __init__(
         self, live: LiveBridge, loaded: Config, lines: tuple[str, ...],
-        leaving: dict[Service, float], choices: Sequence[Choice],
+        leaving: dict[Service, float], choices: Sequence[Choice], foreign: set[IPv4Address],
     ) -> None:
         self.lines = lines
         self.file, self.secret_file = loaded.file, loaded.secret_file
         self._live, self._loaded, self._leaving, self._choices = live, loaded, leaving, choices
+        self._foreign = foreign
         held = {claim.lock for claim in claims_of(live.served)}
         self.claims: Sequence[Claim] = [
             claim for claim in claims_of(loaded.services) if claim.lock not in held]
@@ -167,7 +169,7 @@ class Change:
     def apply(self) -> None:
         """As reload.Change."""
         live = self._live
-        live.running, live.leaving = self._loaded, self._leaving
+        live.running, live.leaving, live.foreign = self._loaded, self._leaving, self._foreign
         self._left = live.serve(self._choices)
         self.released = self._left.locks
         live.datapath.configure(self._loaded)

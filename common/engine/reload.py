@@ -264,10 +264,15 @@ class Reloader:
         try:
             change.after(self._host)
             self._notes.write_config(self._live.emit())
+            named = _signature(self._paths())  # some of them since just now
         except Exception as error:
             faults = _faults(error)
             return lambda: self._end(Outcome(False, (*change.lines, *faults)))
-        return lambda: self._end(Outcome(True, change.lines))
+        return lambda: self._finish(change, named)
+
+    def _finish(self, change: Change, named: Signature) -> None:
+        self._taken = named | self._taken
+        self._end(Outcome(True, change.lines))
 
     def _refusing(self, error: Exception) -> Callable[[], None]:
         faults = _faults(error)

@@ -1,6 +1,7 @@
 """The configuration changes while packets flow: nothing that goes on notices it."""
 
 import json
+import socket
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -72,7 +73,7 @@ def service(lab: Lab, port: int, ids: list[int], more: str = "", vip: str = VIP,
     return (f'[[service]]\nvip = "{vip}"\nport = {port}\ndscp = {DSCPS[port]}\n{more}\n{backends}')
 
 
-@pytest.fixture(scope="module", params=KINDS)
+@pytest.fixture(scope="module", params=["portable", "adopt"])
 def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
     """Servers and bridges for all services."""
     with Lab(pair=request.param) as lab:
@@ -91,6 +92,16 @@ def answerers(lab: Lab, port: int = 80, vip: str = VIP) -> set[str]:
     urls = [f"http://{vip}:{port}/{number}" for number in range(20)]
     lines = lab.client.run(["curl", "-sS", "--fail", *ALONE, *urls]).splitlines()
     return {line.split()[0] for line in lines}
+
+
+def goes_on(client: socket.socket) -> bool:
+    """Whether a kept connection is served once more; else it was reset."""
+    try:
+        client.sendall(request("/again"))
+        one_answer(client)
+    except ConnectionError:
+        return False
+    return True
 
 
 def test_backends_weights_and_schedulers_change_under_load(served: Lab, start: Start) -> None:
@@ -189,28 +200,22 @@ def test_what_is_removed_drains_and_is_reset_in_the_end(served: Lab, start: Star
         client.sendall(request("/"))
         one_answer(client)
 
-    said = running.reload("drain_timeout = 3\n" + service(lab, 80, [2]))
-    assert "its flows go on for 3 s at most" in said
+    assert "its flows go on for 300 s at most" in running.reload(service(lab, 80, [2]))
     assert answerers(lab) == {"backend2"}
-    clients[0].sendall(request("/goes-on"))
-    assert one_answer(clients[0]).split()[0] == b"backend1"
+    for client in clients:
+        client.sendall(request("/goes-on"))
+        assert one_answer(client).split()[0] == b"backend1"
+    running.reload(service(lab, 80, [1, 2]))  # it comes back
+    said = running.reload("drain_timeout = 0\n" + service(lab, 80, [2]))
+    assert "its flows are reset" in said
 
-    def is_reset() -> bool:
-        try:
-            clients[0].sendall(request("/again"))
-            one_answer(clients[0])
-        except ConnectionError:
-            return True
-        return False
-
-    wait_until(is_reset, PATIENCE_S, "it is reset")
-    clients[1].sendall(request("/late"))
-    with pytest.raises(ConnectionError):
-        one_answer(clients[1])
+    wait_until(lambda: not goes_on(clients[0]), PATIENCE_S, "it is reset")
+    assert not goes_on(clients[1])
     assert answerers(lab) == {"backend2"}
     assert running.process.stop() == 0
 
 
+@pytest.mark.parametrize("served", ["adopt"], indirect=True)
 def test_a_broken_file_changes_nothing_and_says_why(served: Lab, start: Start) -> None:
     lab = served
     web = service(lab, 80, [1, 2])
@@ -239,6 +244,7 @@ def test_a_broken_file_changes_nothing_and_says_why(served: Lab, start: Start) -
         lab.balancer.run([*program("balancer"), "reload"])
 
 
+@pytest.mark.parametrize("served", ["adopt"], indirect=True)
 def test_files_that_are_watched_are_taken_when_they_have_changed(served: Lab, start: Start) -> None:
     lab = served
     addresses = lab.directory / "addresses"
@@ -271,7 +277,6 @@ def test_a_kill_switch_works_even_if_the_daemon_is_dead(served: Lab, start: Star
     lab = served
     before = state(lab.balancer)
     running = start('lifetime = "3s"\n' + service(lab, 80, [1]))
-    assert answerers(lab) == {"backend1"}
     wait_until(lambda: not running.process.running, PATIENCE_S, "it has ended")
     assert running.process.popen.returncode == 0
     assert state(lab.balancer) == before
@@ -279,8 +284,7 @@ def test_a_kill_switch_works_even_if_the_daemon_is_dead(served: Lab, start: Star
     # the VIP stays when it is killed, and what is not for us the host answers: with a RST
     path = lab.directory / "killed.toml"
     path.write_text(service(lab, 80, [1]))
-    killed = lab.start_balancer("--config", str(path), "--for", "4s", defaults=False)
-    assert answerers(lab) == {"backend1"}
+    killed = lab.start_balancer("--config", str(path), "--for", "6s", defaults=False)
     killed.kill()
 
     wait_until(lambda: not _answers(lab), PATIENCE_S, "the host refuses")
@@ -332,5 +336,11 @@ def test_a_bridge_takes_services_and_servers_while_packets_flow(kind: str) -> No
         kept.sendall(request("/goes-on"))
         one_answer(kept)
         assert bridge.metrics()['l3dsr_packetbridge_reloads_total{result="taken"}'] == 2
+
+        lab.start_nginx(backend, port=8080, name="other")
+        end = f"{backend.server}:80"
+        assert f'server: "{end}" → "{end}80"' in reload(bridged(80).replace(end, f"{end}80"))
+        assert answerers(lab) == {"other"}
+        assert goes_on(kept) == (kind == "adopt")  # it is the stack's; else it was translated
         kept.close()
         assert bridge.stop() == running.process.stop() == 0

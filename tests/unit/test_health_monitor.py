@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -379,3 +380,44 @@ def test_several_and_more_than_half_make_a_backend_suspect(
         found.append(suspicion.look(handoffs, unanswered))
 
     assert found == [False] * (len(growth) - 1) + [expected]
+
+
+def configure(network: Network, check: Check) -> None:
+    """Have the service checked in another way."""
+    network.service.config = replace(network.service.config, check=check)
+    network.monitor.follow([network.service])
+
+
+def test_what_is_known_of_backends_stays_when_checks_become_others() -> None:
+    network = Network(_1=refuses)
+    network.run(3000)
+    assert network.states() == [False, True]
+
+    configure(network, replace(CHECK, path="/other", rise=6))
+    network.run(2000)
+
+    assert network.states() == [False, True]
+    assert network.handoffs[-1].payload.startswith(b"GET /other ")
+    network.answers[1] = serves
+    network.run(1200)
+    assert network.states() == [False, True]  # a few in a row are not enough any more
+    network.run(6000)
+    assert network.states() == [True, True]
+
+
+def test_nothing_speaks_against_a_backend_that_is_checked_no_more() -> None:
+    network = Network(_1=refuses)
+    network.run(3000)
+    network.monitor.changed.clear()
+
+    configure(network, Check())
+    sent = len(network.handoffs)
+    network.run(3000)
+
+    assert network.states() == [True, True]
+    assert network.monitor.changed == {network.service}
+    assert len(network.handoffs) == sent
+    assert network.monitor.vips == set()
+    configure(network, CHECK)
+    network.run(3000)
+    assert network.states() == [False, True]

@@ -1,5 +1,6 @@
 """What another configuration would change, in words; and a configuration as TOML."""
 
+import re
 import tomllib
 from collections.abc import Callable
 from typing import Any
@@ -12,6 +13,7 @@ from common.settings import shared
 from common.settings.emit import emit
 from common.settings.schema import settings_of
 from common.settings.table import Table
+from lab import reference
 from packetbridge import config as bridge_config
 from packetbridge.plan import plan_of as bridge_plan_of
 
@@ -130,3 +132,6 @@ def test_what_takes_a_restart_is_declared_so() -> None:
         "interface", "engine", "accept_version_1", "max_flows", "metrics", "log_level",
         "log_format", "lifetime", "xdp", "id_bits", "state_directory", "queue", "mark", "address",
         "mode"}
+    _, _, told = reference.PAGE.read_text().partition("**What takes a restart**")
+    told = told.partition("\n- **")[0]
+    assert restart <= set(re.findall("`([a-z0-9_]+)`", told))

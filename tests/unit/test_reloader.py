@@ -206,6 +206,9 @@ def test_files_that_have_changed_and_settled_are_read_once(bench: Bench, tmp_pat
     bench.live.files = [str(configured)], [str(named)]
     bench.reload()  # which notes what they are
     bench.live.steps.clear()
+    for _ in range(300):
+        bench.sources.wait(0.01)
+    assert bench.live.steps == []
 
     named.write_text("bb")
     bench.until(lambda: "after" in bench.live.steps)
