@@ -11,6 +11,7 @@ from balancer.measure import Measurement
 from balancer.offload import instance
 from balancer.offload.offload import ProgramOffload, beside
 from balancer.routes import Routes, RouteWatch
+from balancer.trace.messages import path_of
 from balancer.trace.server import TraceServer
 from common.bpf.allowance import BUDGETS
 from common.engine import daemon, log
@@ -87,7 +88,9 @@ def detach(config: Config) -> int:
 
     Raises: ConfigError while an instance runs.
     """
-    return daemon.undo(PROGRAM, config, instance.Lasting(config))
+    code = daemon.undo(PROGRAM, config, instance.Lasting(config))
+    path_of(config.queue).unlink(missing_ok=True)  # a killed one's
+    return code
 
 
 def rules(config: Config) -> list[Rule]:
