@@ -24,6 +24,7 @@ from balancer.offload.offload import ProgramOffload, beside
 from balancer.reckoner import Reckoner
 from balancer.routes import Routes, RouteWatch
 from balancer.rules import rules
+from balancer.trace.messages import path_of
 from balancer.trace.server import TraceServer
 from balancer.vips import CONFLICT, Probe, VipWatch
 from common.control.api import Views
@@ -140,4 +141,6 @@ def detach(config: Config) -> int:
 
     Raises: ConfigError while an instance runs.
     """
-    return daemon.undo(PROGRAM, config, instance.Lasting(config))
+    code = daemon.undo(PROGRAM, config, instance.Lasting(config))
+    path_of(config.queue).unlink(missing_ok=True)  # a killed one's
+    return code
