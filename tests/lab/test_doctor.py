@@ -43,6 +43,8 @@ from faults import (
 from lab.node import wait_until
 from lab.topology import DSCP, FAR_CLIENT, PAIRS, VIP, Lab, program
 
+SETTLED_S = 30.0  # until a fault that was undone is forgotten
+
 
 def complaints(report: dict[str, Any], notes: bool = False) -> list[str]:
     """The sentences. notes: with those that cost something and break nothing."""
@@ -54,7 +56,7 @@ def complaints(report: dict[str, Any], notes: bool = False) -> list[str]:
 def site() -> Iterator[Site]:
     with Lab(balancers=2, hub=True, pair="auto") as lab:
         made = Site(lab)
-        wait_until(made.is_well, PATIENCE_S, "checks are passed")
+        wait_until(made.is_well, SETTLED_S, "checks are passed")
         yield made
 
 
@@ -121,7 +123,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_a_fault_is_named_and_nothing_else_is_blamed(site: Site, case: Case) -> None:
-    wait_until(site.is_well, PATIENCE_S, "all was well before")
+    wait_until(site.is_well, SETTLED_S, "all was well before")
     said_before = len(site.balancer.log())
 
     with case.fault(site):
@@ -139,13 +141,13 @@ def test_a_fault_is_named_and_nothing_else_is_blamed(site: Site, case: Case) -> 
 
 
 def test_nothing_is_blamed_where_all_is_well(site: Site) -> None:
-    wait_until(site.is_well, PATIENCE_S, "all was well before")
+    wait_until(site.is_well, SETTLED_S, "all was well before")
 
     report = site.examine("--client", FAR_CLIENT)
 
     assert report["ok"]
     assert complaints(report) == []
-    wait_until(lambda: not site.far.run(["ss", "-0", "-H"]), PATIENCE_S, "the bridge looks no more")
+    wait_until(lambda: not site.far.run(["ss", "-0", "-H"]), SETTLED_S, "the bridge looks no more")
     assert "the program runs at generic XDP on eth1: it is a veth" in complaints(report, True)
 
 
