@@ -187,7 +187,7 @@ class HostGuard:
         """Raises: FirewallError, NetlinkError, OSError."""
         if finding.what == guard.RULES:
             self._host.install_again()
-            self._wanted = self._wanted._replace(rules=self._host.rules_seen())
+            self._expect_rules()
         elif finding.what == guard.INTERFACE:
             self._follow(seen.link)
         elif finding.what == guard.SYSCTL:
@@ -205,14 +205,18 @@ class HostGuard:
         """The interface is this one now."""
         if link and link.name != self._wanted.interface:
             self._host.follow(self._wanted.interface, link.name)
-            self._wanted = self._with_changes(self._wanted._replace(
-                interface=link.name, rules=self._host.rules_seen()))
+            self._wanted = self._with_changes(self._wanted._replace(interface=link.name))
+            self._expect_rules()
         elif link and link.is_up:
             for interface, address in self._host.addresses:
                 if interface == link.name:
                     host.announce(interface, address)
         self._index = link.ifindex if link else 0
         self._wanted = self._wanted._replace(link=link)
+
+    def _expect_rules(self) -> None:
+        """They were installed: that is how they are to be, unless they are gone again already."""
+        self._wanted = self._wanted._replace(rules=self._host.rules_seen() or self._wanted.rules)
 
     def _with_changes(self, ground: Ground) -> Ground:
         """With what the host has of ours."""

@@ -82,6 +82,8 @@ def remake(lab: Lab) -> Callable[[Node], None]:
         addresses = [BALANCER] if node is lab.balancer else [bridge_address(1), server_address(1)]
         for address in addresses:
             node.run(["ip", "addr", "add", f"{address}/24", "dev", "eth1"])
+        for neighbour in (lab.client, lab.balancer, lab.backend1):
+            neighbour.run(["ip", "neigh", "flush", "dev", "eth1"])  # its MAC is another one now
 
     return act
 

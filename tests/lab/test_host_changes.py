@@ -256,14 +256,14 @@ def test_an_interface_with_a_new_name_is_undone_by_that(node: Node) -> None:
         node.run(["ip", "link", "set", old, "name", new, "up"])
 
     arp_ignore = ["sysctl", "-n", "net.ipv4.conf.wan0.arp_ignore"]
-    changes = Host("test", 7)
+    changes, later = Host("test", 7), Host("test", 7)
     change_all(changes)
     changes.set_sysctl("net/ipv4/conf/eth1/arp_ignore", "1")
 
     rename("eth1", "wan0")
     changes.follow("eth1", "wan0")
     followed, set_value = rules(node), node.run(arp_ignore)
-    Host("test", 7).recover()  # a later one's, who knows the journal alone
+    later.recover()  # which knows the journal alone
     undone, undone_value = host.addresses_of("wan0"), node.run(arp_ignore)
     rename("wan0", "eth1")
 
@@ -271,7 +271,7 @@ def test_an_interface_with_a_new_name_is_undone_by_that(node: Node) -> None:
     assert "eth1" not in str(followed)
     assert (set_value, undone_value) == ("1\n", "0\n")
     assert undone == [BALANCER]
-    Host("test", 7).undo()
+    later.undo()
 
 
 def test_neighbours_are_told_where_the_vip_is_now(lab: Lab, node: Node) -> None:
