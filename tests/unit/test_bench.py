@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lab import bench
+from lab import bench, changes
 from lab.contenders import NAMES
 
 WRK = """\
@@ -83,3 +83,13 @@ def test_the_comparison_is_printed_after_the_table(
         "table", "beside", "the", "earlier", "run", "then", "now", "ratio",
         "SYN", "80", "60", "0.750"]
     assert json.loads((tmp_path / "now.json").read_text()) == {"SYN": 60}
+
+
+def test_changes_show_requests_at_rest_beside_those_meanwhile() -> None:
+    noted = {"at rest": 1.0, "meanwhile": 4.25}
+
+    head, line = changes.table({"adopt": {"changes": 3100.0, "kept": noted, "new": noted}})
+
+    assert "62 services of 100 backends" in head
+    assert line == ("  adopt      kept connection: 1.0 at rest, 4.2 meanwhile   "
+                    "new connection: 1.0 at rest, 4.2 meanwhile   (3,100 backends changed)")
