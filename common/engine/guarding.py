@@ -165,7 +165,7 @@ class HostGuard:
         installed = self._host.installed
         if installed != self._installed:
             self._installed = installed
-            self._wanted = self._wanted._replace(rules=self._host.rules_seen())
+            self._expect_rules()
 
     def _treat(self, finding: Finding, seen: Ground) -> None:
         now_s = time.monotonic()
