@@ -81,9 +81,9 @@ class Site:
 
     def is_well(self) -> bool:
         """Whether both backends pass their checks."""
-        values = self.balancer.metrics()
-        return all(values.get(f'l3dsr_balancer_backend_up{{backend="{each}",service="web"}}')
-                   for each in (1, 2))
+        up = [value for name, value in self.balancer.metrics().items()
+              if name.startswith("l3dsr_balancer_backend_up{")]
+        return up == [1, 1]
 
 
 def doctor(node: Node, name: str, *flags: str) -> dict[str, Any]:
