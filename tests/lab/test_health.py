@@ -157,9 +157,13 @@ def test_clients_that_hear_nothing_have_a_backend_checked_at_once(kind: str) -> 
         for client in clients:
             client.close()
 
-        name = 'l3dsr_balancer_backend_%s_total{backend="%d",service="web"}'
-        assert 3 <= metrics[name % ("unanswered", 1)] <= metrics[name % ("handoffs", 1)]
-        assert metrics[name % ("unanswered", 2)] == 0
+        def counted(what: str, backend: int) -> float:
+            return metrics[f'l3dsr_balancer_backend_{what}_total{{'
+                           f'address="{bridge_address(backend)}",backend="{backend}",'
+                           'service="web"}']
+
+        assert 3 <= counted("unanswered", 1) <= counted("handoffs", 1)
+        assert counted("unanswered", 2) == 0
 
 
 @pytest.mark.parametrize("kind", ONE_EACH)
