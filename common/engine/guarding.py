@@ -6,6 +6,7 @@ done in a thread: a firewall's command may wait for others, and packets do not w
 """
 
 import logging
+import os
 import socket
 import struct
 import time
@@ -29,6 +30,7 @@ RULES_EVERY_S = 5.0
 _CALM_S, _RULES_CALM_S = 0.1, 0.25  # between two looks, where changes do not end
 _GROUPS = 0x1 | 0x10  # linux/rtnetlink.h: RTMGRP_LINK, _IPV4_IFADDR
 _NFTABLES = 1 << 6  # linux/netfilter/nfnetlink.h: NFNLGRP_NFTABLES, as a bit
+_NOT_THE_QUEUE_S = 1 << 30  # whose port is the process's id: that is how its owner is known
 _GETLINK, _GETADDR = 18, 22
 _LINK = struct.Struct("=BBHiII")  # ifinfomsg
 _ADDRESS = struct.Struct("=BBBBI")  # ifaddrmsg
@@ -280,7 +282,8 @@ class _RulesEar:
     def __init__(self, on_change: Callable[[], None]) -> None:
         self._on_change = on_change
         try:
-            self._events: Netlink | None = Netlink(NETLINK_NETFILTER, _NFTABLES)
+            self._events: Netlink | None = Netlink(
+                NETLINK_NETFILTER, _NFTABLES, os.getpid() | _NOT_THE_QUEUE_S)
         except OSError:  # a kernel without; the guard looks now and then
             self._events = None
 

@@ -42,12 +42,13 @@ class Netlink:
     """A socket that asks, and waits for the answer: not for the packet path.
 
     groups: bits of the multicast groups to hear of; read by `heard`.
+    port:   its address; 0: the process's id, if that is free, else any.
     """
 
-    def __init__(self, protocol: int = NETLINK_ROUTE, groups: int = 0) -> None:
+    def __init__(self, protocol: int = NETLINK_ROUTE, groups: int = 0, port: int = 0) -> None:
         """Raises: OSError."""
         self._socket = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, protocol)
-        self._socket.bind((0, groups))
+        self._socket.bind((port, groups))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _PATIENCE)
         self._sequence = 0
         self._families: dict[str, int] = {}
