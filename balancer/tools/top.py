@@ -26,7 +26,8 @@ from common.control.commands import counted, lasting
 
 _WIDE = 160  # columns, where nobody sees them
 _MOST_REASONS = 12
-SORTS = {"n": "name", "s": "state", "f": "flows", "h": "new/s", "b": "bytes/s", "c": "check"}
+SORTS = {"n": "name", "s": "state", "f": "flows", "h": "new/s", "b": "bytes/s",
+         "u": "unanswered", "c": "check"}
 _STYLES = {"up": "green", "down": "bold red", "draining": "yellow", "leaving": "yellow",
            "disabled": "magenta"}
 Key = tuple[str, int]
@@ -110,8 +111,9 @@ class View:
         return table
 
     def _backends(self, rates: dict[Key, tuple[float, float]]) -> Table:
-        table = _table(("service", "id", "address", "state"),
-                       ("share", "flows", "new/s", "bytes/s", "check"), ("it",))
+        table = _table(
+            ("service", "id", "address", "state"),
+            ("share", "flows", "new/s", "bytes/s", "unanswered", "check"), ("it",))
         for each in sorted(self._now.backends, key=lambda one: self._order(one, rates),
                            reverse=self.reverse):
             new, octets = rates.get((each["service"], each["id"]), (0.0, 0.0))
@@ -119,7 +121,7 @@ class View:
             table.add_row(
                 Text(each["service"]), str(each["id"]), each["address"],
                 Text(each["state"], _STYLES.get(each["state"], "")), f"{each['share']:.1%}",
-                f"{each['flows']:,}", f"{new:.1f}", short(octets),
+                f"{each['flows']:,}", f"{new:.1f}", short(octets), f"{each['unanswered']:,}",
                 f"{check['seconds'] * 1000:.1f} ms" if check else "–",
                 Text(check["says"] if check else "is not checked"))
         return table
@@ -130,7 +132,7 @@ class View:
         check = backend["check"]
         first: Any = {
             "n": 0, "s": backend["state"], "f": -backend["flows"], "h": -new, "b": -octets,
-            "c": -check["seconds"] if check else 0}[self.sort]
+            "u": -backend["unanswered"], "c": -check["seconds"] if check else 0}[self.sort]
         return first, key
 
 
