@@ -27,7 +27,6 @@ from balancer.control.views import Shown, gets
 from balancer.datapath import Datapath
 from balancer.pool.share import Operator, Standing
 from balancer.reckoner import Reckoner
-from balancer.tools import top
 from common.control import place
 from common.control.api import Common, Views
 from common.control.forms import Asked, Refused
@@ -347,52 +346,6 @@ def test_top_needs_a_terminal(
         assert cli.main(["top", "--socket", str(tmp_path / "x")]) == 1
 
     assert "top needs a terminal; without one, `top --once`" in capsys.readouterr().err
-
-
-def seen(seconds: float, *counts: tuple[int, int]) -> top.Look:
-    backends = [
-        {"service": "web", "id": place + 1, "address": "192.0.2.1", "state": "up", "share": 0.5,
-         "flows": 9 - place, "handoffs": handoffs, "bytes": octets, "check": None}
-        for place, (handoffs, octets) in enumerate(counts)]
-    status = {"state": "ready", "uptime_seconds": 7, "flows": 17, "max_flows": 100,
-              "backends": {"up": 2}}
-    return top.Look(seconds, status, [], backends, {"handoff": sum(each[0] for each in counts)})
-
-
-def test_top_reckons_rates_by_when_it_was_counted() -> None:
-    view = top.View(seen(10, (100, 5000), (0, 0)))
-    assert view.rates() == ({}, {})
-
-    view.add(seen(12, (120, 9000), (10, 0)))
-    view.add(seen(12, (120, 9000), (10, 0)))  # not counted since
-
-    assert view.rates() == ({("web", 1): (10, 2000), ("web", 2): (5, 0)}, {"handoff": 15})
-
-
-def test_top_sorts_by_keys() -> None:
-    def order() -> list[int]:
-        (table,) = [each for each in view.render().renderables
-                    if getattr(each, "columns", None) and each.columns[1].header == "id"]
-        return [int(cell) for cell in table.columns[1].cells]
-
-    view = top.View(seen(10, (0, 0), (0, 0), (0, 0)))
-    view.add(seen(11, (1, 0), (9, 0), (5, 0)))
-    orders = {}
-    for key in "nfh":
-        view.press(key)
-        orders[key] = order()
-    view.press("r")
-    view.press("?")
-
-    assert orders == {"n": [1, 2, 3], "f": [1, 2, 3], "h": [2, 3, 1]}
-    assert order() == [1, 3, 2]
-
-
-@pytest.mark.parametrize("number, text", [
-    (0, "0"), (999, "999"), (1234, "1.2k"), (99_940, "99.9k"), (999_400, "999.4k"),
-    (35_000_000, "35.0M")])
-def test_rates_are_short(number: float, text: str) -> None:
-    assert top.short(number) == text
 
 
 def test_json_of_a_service_names_what_it_is(site: Operated) -> None:
