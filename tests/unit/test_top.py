@@ -8,7 +8,8 @@ from balancer.tools import top
 def seen(seconds: float, *counts: tuple[int, int]) -> top.Look:
     backends = [
         {"service": "web", "id": place + 1, "address": "192.0.2.1", "state": "up", "share": 0.5,
-         "flows": 9 - place, "handoffs": handoffs, "bytes": octets, "check": None}
+         "flows": 9 - place, "handoffs": handoffs, "bytes": octets,
+         "unanswered": 10 * place, "check": None}
         for place, (handoffs, octets) in enumerate(counts)]
     status = {"state": "ready", "uptime_seconds": 7, "flows": 17, "max_flows": 100,
               "backends": {"up": 2}}
@@ -34,14 +35,15 @@ def test_top_sorts_by_keys() -> None:
     view = top.View(seen(10, (0, 0), (0, 0), (0, 0)))
     view.add(seen(11, (1, 0), (9, 0), (5, 0)))
     orders = {}
-    for key in "nfh":
+    for key in "nfhu":
         view.press(key)
         orders[key] = order()
     view.press("r")
     view.press("?")
 
-    assert orders == {"n": [1, 2, 3], "f": [1, 2, 3], "h": [2, 3, 1]}
-    assert order() == [1, 3, 2]
+    assert orders == {"n": [1, 2, 3], "f": [1, 2, 3], "h": [2, 3, 1],
+                      "u": [3, 2, 1]}
+    assert order() == [1, 2, 3]
 
 
 @pytest.mark.parametrize("number, text", [
