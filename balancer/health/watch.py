@@ -35,6 +35,8 @@ _SWITCH_S = 0.0005  # for how long one thread may keep others from running
 _LOAD_OCTET, _LOAD_WORD, _EQUALS, _RETURN = 0x30, 0x20, 0x15, 0x06  # linux/bpf_common.h
 _PROTOCOL_OFF, _SOURCE_OFF = 9, 12
 _INSTRUCTION = struct.Struct("=HBBI")
+_ADDRESS = struct.Struct("=HH16x")  # linux/if_packet.h: sockaddr_ll, of all interfaces
+_LIBC = ctypes.CDLL(None, use_errno=True)
 log = logging.getLogger(__name__)
 
 
@@ -157,7 +159,10 @@ def _listen(made: socket.socket, vips: Iterable[bytes]) -> None:
     code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
     made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
                     struct.pack("@HP", len(steps), ctypes.addressof(code)))
-    made.bind(("", _ETH_P_IP))
+    # socket.bind wants an interface
+    end = _ADDRESS.pack(socket.AF_PACKET, socket.htons(_ETH_P_IP))
+    if _LIBC.bind(made.fileno(), end, len(end)):
+        raise OSError(ctypes.get_errno(), "cannot hear answers to health checks")
     try:
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_OCTETS)
     except PermissionError:  # in a container
