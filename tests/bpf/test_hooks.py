@@ -12,7 +12,7 @@ from common.bpf.hooks import Hooks
 from common.bpf.links import Direction, Link
 from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
-from lab.node import Node
+from lab.node import Node, wait_until
 from lab.topology import Lab
 from tests.lab.netns import inside
 
@@ -56,6 +56,17 @@ def replace(attached: Attached) -> None:
     link.close()
 
 
+def is_attached(attached: Attached) -> bool:
+    """Whether it could be attached again; a link without a pin is freed a little later."""
+    try:
+        attached.hooks.attach(attached.index)
+    except BpfError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return False
+    return True
+
+
 FAULTS: dict[str, Callable[[Attached], object]] = {
     "XDP detached": lambda attached: attached.link("xdp").detach(),
     "tc detached": lambda attached: attached.link("tcx").detach(),
@@ -70,7 +81,7 @@ def test_what_was_taken_off_is_missed_and_put_there_again(attached: Attached, fa
 
     FAULTS[fault](attached)
     missed = attached.hooks.are_lost(attached.index)
-    attached.hooks.attach(attached.index)
+    wait_until(lambda: is_attached(attached), 5, "the kernel has let go of what had a pin")
 
     assert (before, missed, attached.hooks.are_lost(attached.index)) == (False, True, False)
     assert len(attached.pins.links()) == 2
