@@ -29,14 +29,16 @@ def add(commands: Any, program: str) -> None:
                       _backends)
     _add_service(parser)
     parser = ours.add("health", "", "what the checks find",
-                      "Show what is known of the backends that are checked.", _health)
+                      "Show what the checks find, since when, how fast, and how many were passed.",
+                      _health)
     _add_service(parser)
     ours.add_flows("Show flows: whose, where they go, how old they are.", _flows).add_argument(
-        "--backend", metavar="BACKEND", default=None, help="of an id or address")
+        "--backend", metavar="BACKEND", default=None,
+        help="of this backend alone: its id or address")
     _add_top(ours)
     _add_order(ours, "weight", "BACKEND WEIGHT", "give a backend another weight",
-               "Let a backend have another weight than the configuration says. `default` is what "
-               "that says.", _weigh).add_argument(
+               "Give a backend another weight than the configuration says; `default` is the "
+               "configuration's again.", _weigh).add_argument(
                    "weight", metavar="WEIGHT", help="0 to 65535, or default")
     parser = _add_order(
         ours, "drain", "BACKEND", "give a backend no new flows",
@@ -59,15 +61,16 @@ def add(commands: Any, program: str) -> None:
 def _add_top(ours: Commands) -> None:
     parser = ours.add(
         "top", "", "what flows now, live",
-        "Show services, backends and packets by reason, live. q quits; n, s, f, h, b and c sort by "
-        "name, state, flows, new flows, bytes and check; r turns the order round.", _top)
+        "Show services, backends and packets by reason, live. q quits; n, s, f, h, b, u and c "
+        "sort by name, state, flows, new flows, bytes, unanswered and check; r turns the order "
+        "round.", _top)
     parser.add_argument("--once", action="store_true", default=False, help="print it once")
     parser.add_argument("--interval", metavar="SECONDS", type=float, default=2.0,
-                        help="between two looks (default 2)")
+                        help="time between two looks (default 2)")
 
 
 def _add_service(parser: cli.Parser) -> None:
-    parser.add_argument("--service", metavar="NAME", default=None, help="of this one alone")
+    parser.add_argument("--service", metavar="NAME", default=None, help="of this service alone")
 
 
 def _add_order(

@@ -50,9 +50,10 @@ class Commands:
     def add_flows(self, description: str, act: Act) -> cli.Parser:
         """`flows`."""
         parser = self.add("flows", "", "the flows in its table", description, act)
-        parser.add_argument("--service", metavar="NAME", default=None, help="of this one alone")
+        parser.add_argument("--service", metavar="NAME", default=None,
+                            help="of this service alone")
         parser.add_argument("--client", metavar="NET", default=None,
-                            help="of an address or a network, such as 198.51.100.0/24")
+                            help="of a client, or of a network such as 198.51.100.0/24")
         parser.add_argument("--limit", metavar="N", type=int, default=None,
                             help="how many, at most 1000 (default 100)")
         return parser

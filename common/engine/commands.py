@@ -26,7 +26,7 @@ def add_reload(commands: Any, program: str) -> None:
                     "where nothing has been changed.",
     )
     parser.add_argument("--queue", metavar="N", type=int,
-                        help="of the one that is meant, where several run")
+                        help="NFQUEUE number of the one that is meant, where several run")
     cli.add_json(parser)
     parser.set_defaults(act=lambda namespace: _reload(program, namespace))
 

@@ -76,7 +76,8 @@ class Shared:
         metavar="N",
     )] = 7733
     metrics: Annotated[tuple[str, int] | None, Setting(
-        listen, "where to answer Prometheus", metavar="ADDR:PORT", restart=True,
+        listen, "where to answer Prometheus, the API and, at the balancer, browsers",
+        "See [below](#while-it-runs-metrics-and-logs).", metavar="ADDR:PORT", restart=True,
     )] = None
     control: Annotated[bool | str, Setting(
         unix_socket, "whether there is a control socket, or where",
@@ -108,7 +109,8 @@ class Shared:
     lifetime_ms: Annotated[int | None, Setting(
         duration, "a kill switch: how long after its start the program ends by itself",
         "All is undone then; and if it has been killed, its programs leave all packets to the host "
-        "from then on. The flag is `--for`.", metavar="TIME", restart=True, flag="--for",
+        "from then on ([below](#a-kill-switch)). The flag is `--for`.", metavar="TIME",
+        restart=True, flag="--for",
     )] = None
     file: str = COMMAND_LINE
 
