@@ -129,7 +129,7 @@ def make_views(
     """What is answered by HTTP. offload: of a program."""
     inbox = Inbox()
     counted_ms = (lambda: offload.counted_ms) if offload else clock.now_ms
-    shown = Shown(datapath, monitor, config.max_flows, counted_ms)
+    shown = Shown(datapath, monitor, counted_ms)
     history = History(inbox, shown)
     return Views(inbox, partial(shown.facts, inbox), {**gets(inbox, shown), **history.gets()},
                  Orders(inbox, shown, reckoner, kept).posts(),

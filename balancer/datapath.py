@@ -117,7 +117,7 @@ class Datapath:
         self._index()
         self._at_bridges: dict[bytes, list[Backend]] | None = None  # made when it is asked for
         self._fitted, self._narrowest = self.paths.version, self.paths.narrowest
-        self._max_flows = config.max_flows
+        self.max_flows = config.max_flows
         self._secrets = secrets
         self._clock_offset_ms = 0
 
@@ -222,7 +222,7 @@ class Datapath:
 
     def configure(self, config: Config) -> None:
         """Go by these settings from now on, as far as they are not fixed at the start."""
-        self._drain_ms = config.drain_timeout_ms
+        self._drain_ms, self.max_flows = config.drain_timeout_ms, config.max_flows
         self.flows.set_bounds(config.max_flows, timeouts_ms(config.timeouts))
         for mode in self.modes.values():
             mode.configure(config)
@@ -294,7 +294,7 @@ class Datapath:
         offload = self.offload
         samples = [
             FLOWS.at(len(self.flows)),
-            FLOWS_LIMIT.at(self._max_flows),
+            FLOWS_LIMIT.at(self.max_flows),
             FLOWS_EVICTED.at(self.flows.evicted),
         ]
         for mode in self.modes.values():

@@ -9,7 +9,7 @@ from common.control.api import Views, in_loop
 from common.control.forms import Asked, Refused
 from common.control.inbox import Inbox
 from common.control.query import FlowQuery, client_of
-from packetbridge.config import Config
+from packetbridge.datapath import Datapath
 from packetbridge.offload.beside import Beside
 from packetbridge.offload.fast import Choice
 
@@ -18,18 +18,18 @@ class Shown:
     """Describes a bridge. choices: how its services are served."""
 
     def __init__(
-        self, inbox: Inbox, config: Config, beside: Beside,
+        self, inbox: Inbox, datapath: Datapath, beside: Beside,
         choices: Callable[[], Sequence[Choice]],
     ) -> None:
         self._inbox = inbox
-        self._max_flows = config.max_flows
+        self._datapath = datapath
         self._beside = beside
         self._choices = choices
 
     async def facts(self) -> dict[str, Any]:
         """The bridge's part of `status`."""
         flows, evicted = await in_loop(self._inbox, self._beside.totals)
-        return {"flows": flows, "max_flows": self._max_flows, "evicted_flows": evicted,
+        return {"flows": flows, "max_flows": self._datapath.max_flows, "evicted_flows": evicted,
                 "services": len(self._choices())}
 
     async def services(self, _: Asked) -> Mapping[str, Any]:
@@ -61,9 +61,9 @@ class Shown:
 
 
 def make_views(
-    config: Config, beside: Beside, choices: Callable[[], Sequence[Choice]]
+    datapath: Datapath, beside: Beside, choices: Callable[[], Sequence[Choice]]
 ) -> Views:
     """What is answered by HTTP."""
     inbox = Inbox()
-    shown = Shown(inbox, config, beside, choices)
+    shown = Shown(inbox, datapath, beside, choices)
     return Views(inbox, shown.facts, {"services": shown.services, "flows": shown.flows})

@@ -84,7 +84,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
         LiveBridge(config, load, datapath, engine, senders, on_served),
         last_words=datapath.on_shutdown, lasting=engine if engine.parts else None,
         sources=[source for probe in probes for source in probe.sources],
-        views=make_views(config, beside, lambda: engine.choices),
+        views=make_views(datapath, beside, lambda: engine.choices),
         guarded=Guarded(config.interface, hooks=[part.hooks for part in engine.parts]),
     )
 

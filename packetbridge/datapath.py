@@ -96,7 +96,7 @@ class Datapath:
             timeouts_ms(timeouts),
             self._forget_flow,
         )
-        self._max_flows = config.max_flows
+        self.max_flows = config.max_flows
         self._secrets = secrets
         self._clock_offset_ms = 0
         self.splice = Splice(states, self.flows, secrets, timeouts.replay_ms, foreign_servers,
@@ -204,6 +204,7 @@ class Datapath:
 
     def configure(self, config: Config) -> None:
         """Go by these settings from now on, as far as they are not fixed at the start."""
+        self.max_flows = config.max_flows
         timeouts = config.timeouts
         self.flows.set_bounds(config.max_flows, timeouts_ms(timeouts))
         self.splice.set_patience(timeouts.replay_ms)
@@ -220,7 +221,7 @@ class Datapath:
             flows, evicted = self.offload.totals()
         return [
             FLOWS.at(flows),
-            FLOWS_LIMIT.at(self._max_flows),
+            FLOWS_LIMIT.at(self.max_flows),
             FLOWS_EVICTED.at(evicted),
             *self.splice.samples(),
             *(sample for observer in self.observers for sample in observer()),

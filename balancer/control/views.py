@@ -32,7 +32,7 @@ class Shown:
     """Describes a data path, and what checks have found. monitor: None where nothing is checked."""
 
     def __init__(
-        self, datapath: Datapath, monitor: Monitor | None, max_flows: int,
+        self, datapath: Datapath, monitor: Monitor | None,
         counted_ms: Callable[[], int] = clock.now_ms,
     ) -> None:
         """counted_ms: of when the backends' counts are, by the engine's clock."""
@@ -40,7 +40,6 @@ class Shown:
         self.flows = datapath.flows
         self._datapath = datapath
         self._monitor = monitor
-        self._max_flows = max_flows
         self._counted_ms = counted_ms
 
     async def facts(self, inbox: Inbox) -> dict[str, Any]:
@@ -50,7 +49,7 @@ class Shown:
         for service in services:
             states += await in_loop(inbox, partial(_states, service))
         return {
-            "flows": len(self.flows), "max_flows": self._max_flows,
+            "flows": len(self.flows), "max_flows": self._datapath.max_flows,
             "evicted_flows": self.flows.evicted, "services": len(services),
             "backends": dict(sorted(states.items())),
         }

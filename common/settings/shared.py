@@ -73,7 +73,7 @@ class Shared:
     probe_port: Annotated[int, Setting(
         whole(0, 65535), "UDP port at which bridges answer a doctor",
         "The same on all hosts. At a bridge 0 turns that off ([below](#when-it-hangs-doctor)).",
-        metavar="N",
+        metavar="N", restart=True,
     )] = 7733
     metrics: Annotated[tuple[str, int] | None, Setting(
         listen, "where to answer Prometheus, the API and, at the balancer, browsers",
@@ -83,11 +83,12 @@ class Shared:
         unix_socket, "whether there is a control socket, or where",
         "With `true` it is `/run/l3dsr/PROGRAM.sock`, or `PROGRAM-N.sock` if `queue` is another N "
         "than the default. Root and its group may use it ([below](#operating-it)).",
-        metavar="true|false|PATH",
+        metavar="true|false|PATH", restart=True,
     )] = True
     token_file: Annotated[str | None, Setting(
         text, "a file of mode 0600 with the token that orders at the metrics' address need",
         "Without one, nothing can be changed there ([below](#operating-it)).", metavar="FILE",
+        restart=True,
     )] = None
     log_level: Annotated[str, Setting(
         choice("debug", "info", "warning", "error"), "how much is logged",

@@ -235,7 +235,7 @@ def test_another_programs_queue_is_refused(lab: Lab) -> None:
     process = lab.start_bridge(lab.backend1, "--queue", "33")
     on_one_host = lab.balancer.start("packetbridge", [
         *program("packetbridge"), "--secret-file", str(lab.secret_file), "--queue", "33",
-        "--vip", "7=192.168.33.99:80", "--server", f"{BALANCER}:80", "--address", BALANCER,
+        "--vip", "7=192.168.33.99:80", "--server", f"{BALANCER}:8080", "--address", BALANCER,
     ])
 
     assert process.running  # another host, another queue 33
@@ -348,7 +348,7 @@ def test_counters_are_logged_when_asked_for(lab: Lab, name: str) -> None:
     process.wait_for(r"counters: .*send_failures=0")
     entries = [json.loads(line) for line in process.log().splitlines()]
     assert entries[0]["message"].startswith("ready: ")
-    assert {"time", "level", "message"} == set(entries[0])
+    assert {"time", "level", "message", "event"} == set(entries[0])
 
 
 def test_systemd_is_told_through_the_programs_own_socket(lab: Lab) -> None:

@@ -59,7 +59,7 @@ class Operated:
         self.datapath = Datapath(config.Config(services=(web, other)), SECRETS, random=Random(1))
         self.web, self.tls = self.datapath.services
         self._inbox, reckoner = (inbox := Inbox()), Reckoner(self.datapath)
-        shown = self._shown = Shown(self.datapath, None, 1000)
+        shown = self._shown = Shown(self.datapath, None)
         self.kept = Kept(path)
         kept.stand(self.datapath.services, self.kept.standings)
         self._gets = gets(inbox, shown)
