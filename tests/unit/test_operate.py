@@ -291,7 +291,7 @@ def test_commands_say_what_the_daemon_does(
     open_flows(site.datapath, 40)
 
     assert re.search(r"^state +ready, for \d+ s, pid \d+, version", say("status"), re.MULTILINE)
-    assert re.search(r"^flows +40 of 1,000 at most$", say("status"), re.MULTILINE)
+    assert re.search(r"^flows +40 of 1,000,000 at most$", say("status"), re.MULTILINE)
     assert "web      192.168.33.10:80   http.path  rendezvous" in say("services")
     assert re.search(r"web +2 +192.168.33.22 +up +5 \(not 1\) +83.3%", say(
         "weight", "2", "5", "--service", "web"))
