@@ -129,7 +129,8 @@ def test_what_takes_a_restart_is_declared_so() -> None:
                for entry in settings_of(shape) if entry.setting.restart}
 
     assert restart == {
-        "interface", "engine", "accept_version_1", "max_flows", "metrics", "log_level",
+        "interface", "engine", "accept_version_1", "max_flows", "metrics", "control", "token_file",
+        "probe_port", "log_level",
         "log_format", "lifetime", "xdp", "id_bits", "state_directory", "queue", "mark", "address",
         "mode"}
     _, _, told = reference.PAGE.read_text().partition("**What takes a restart**")
