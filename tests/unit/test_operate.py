@@ -35,7 +35,7 @@ from common.control.server import End, Server
 from common.engine.sources import Sources
 from common.verdict import Event
 
-PATIENCE_S = 20.0
+PATIENCE_S = 60
 WEB = f"{VIP}:80"
 
 
