@@ -150,10 +150,11 @@ class HostGuard:
         """Look, and mend what is wrong. Returns: the interface's new name, if it has one."""
         before = self._wanted.interface
         try:
-            self._learn()
-            seen = self._look(with_rules)
-            for finding in guard.findings(self._wanted, seen):
-                self._treat(finding, seen)
+            with self._host.turn:  # else what a reload changes meanwhile would look like a fault
+                self._learn()
+                seen = self._look(with_rules)
+                for finding in guard.findings(self._wanted, seen):
+                    self._treat(finding, seen)
         except Exception:  # our bug, or a kernel that did not answer; the next look may be better
             if self._pace.may(_BLIND, time.monotonic()):
                 self._pace.note(_BLIND, time.monotonic())

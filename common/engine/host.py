@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 class Host:
     """The changes of one program that has the lock of its `owner_name`; one thread at a time.
 
+    turn: who holds it sees no change half-way, nor one after what has been seen.
     addresses, sysctls: what it has put there; interface and address, path and value.
     foreign: addresses that were there already. installed: how often rules were.
     When all is undone, nothing is changed any more.
@@ -53,7 +54,8 @@ class Host:
         self.installed = 0
         self._rules: Sequence[Rule] = ()
         self._way: firewall.Way | None = None
-        self._turn = threading.RLock()
+        self._names: dict[str, str] = {}  # what the interface was called: what it is now
+        self.turn = threading.RLock()
         self._is_over = False
 
     def recover(self, keep: Callable[[Change], bool] = lambda change: False) -> None:
@@ -78,9 +80,10 @@ class Host:
 
     def add_address(self, interface: str, address: str) -> None:
         """Give `address` (/32) to `interface` unless it is there, and tell the neighbours."""
-        with self._turn, IPRoute() as netlink:
+        with self.turn, IPRoute() as netlink:
             if self._is_over:
                 return
+            interface = self._names.get(interface, interface)
             index = _index(netlink, interface)
             change = {"kind": "address", "interface": interface, "address": address}
             is_there = address in _addresses(netlink, index)
@@ -98,8 +101,11 @@ class Host:
 
     def remove_address(self, interface: str, address: str) -> None:
         """Take back an address that was given; one that was there before stays."""
-        change = {"kind": "address", "interface": interface, "address": address}
-        with self._turn:
+        with self.turn:
+            if self._is_over:
+                return
+            interface = self._names.get(interface, interface)
+            change = {"kind": "address", "interface": interface, "address": address}
             self.addresses.discard((interface, address))
             self.foreign.discard((interface, address))
             self._undo_all(lambda made: made == change)
@@ -126,12 +132,13 @@ class Host:
 
         Returns: the name of the first way that works.
         """
-        with self._turn:
+        with self.turn:
             return self._install_rules(rules) if not self._is_over else ""
 
     def _install_rules(self, rules: Sequence[Rule]) -> str:
         refusals = {}
-        self._rules = rules
+        for old, new in self._names.items():
+            rules = _following(rules, old, new)
         self.installed += 1
         for name, way in firewall.WAYS.items():
             change = {"kind": "firewall", "owner": self.owner_name, "way": name}
@@ -142,7 +149,7 @@ class Host:
             except firewall.FirewallError as refusal:
                 refusals[name] = str(refusal)
                 continue
-            self._way = way
+            self._way, self._rules = way, rules
             break
         else:
             raise firewall.none_works(refusals)
@@ -153,18 +160,18 @@ class Host:
 
     def rules_seen(self) -> str:
         """The installed rules as they are now; empty if there are none."""
-        with self._turn:
+        with self.turn:
             return self._way.seen(self.owner_name) if self._way else ""
 
     def install_again(self) -> None:
         """Install the same rules in the same way. Raises: FirewallError."""
-        with self._turn:
+        with self.turn:
             if self._way and not self._is_over:
                 self._way.install(self.owner_name, self._rules)
 
     def restore_sysctl(self, name: str) -> None:
         """Give a sysctl of ours its value again. Raises: OSError."""
-        with self._turn:
+        with self.turn:
             if not self._is_over:
                 (_SYSCTLS / name).write_text(self.sysctls[name])
 
@@ -173,7 +180,7 @@ class Host:
 
         Raises: FirewallError.
         """
-        with self._turn:
+        with self.turn:
             self._changes = [_renamed(change, old, new) for change in self._changes]
             self._write()
             for pairs in (self.addresses, self.foreign):
@@ -182,21 +189,18 @@ class Host:
                 pairs |= {(new, address) for _, address in of_old}
             self.sysctls = {
                 _sysctl_of(name, old, new): value for name, value in self.sysctls.items()}
-            self._rules = [
-                replace(rule, interface=new if rule.interface == old else rule.interface,
-                        other_than=new if rule.other_than == old else rule.other_than)
-                for rule in self._rules
-            ]
+            self._names = dict.fromkeys((*self._names, old), new)
+            self._rules = _following(self._rules, old, new)
             self.install_again()
 
     def leave(self) -> None:
         """Leave everything as it is, to whoever takes it over."""
-        with self._turn:
+        with self.turn:
             self._is_over = True
 
     def undo(self) -> None:
         """Put everything back, the last change first."""
-        with self._turn:
+        with self.turn:
             self._is_over = True
             self._undo_all(lambda change: True)
 
@@ -320,6 +324,13 @@ def _renamed(change: Change, old: str, new: str) -> Change:
     if change["kind"] == "sysctl":
         return {**change, "name": _sysctl_of(change["name"], old, new)}
     return change
+
+
+def _following(rules: Sequence[Rule], old: str, new: str) -> list[Rule]:
+    """Rules, when an interface has got a new name."""
+    return [replace(rule, interface=new if rule.interface == old else rule.interface,
+                    other_than=new if rule.other_than == old else rule.other_than)
+            for rule in rules]
 
 
 def _sysctl_of(name: str, old: str, new: str) -> str:
