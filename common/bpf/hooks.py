@@ -4,6 +4,7 @@ A link that is detached, by `bpftool` or with its interface, leaves a pin that l
 filter goes with its queueing discipline. The kernel says so to nobody.
 """
 
+import threading
 from collections.abc import Callable
 
 from common.bpf.libbpf import BpfError
@@ -12,29 +13,36 @@ from common.bpf.pins import Pins
 
 
 class Hooks:
-    """attach: puts the programs of `pins` at the interface of an index. Raises: BpfError."""
+    """For any thread. A change waits for a look, so that no look sees it half-way.
+
+    attach: puts the programs of `pins` at the interface of an index. Raises: BpfError.
+    """
 
     def __init__(self, pins: Pins, attach: Callable[[int], None]) -> None:
         self._pins = pins
         self._attach = attach
+        self._turn = threading.RLock()
         self._index = 0
         self._known: dict[str, int] | None = None
 
     def attach(self, index: int) -> None:
         """Attach, and know from now on what is to be there. Raises: BpfError."""
-        self._attach(index)
-        self._index, self._known = index, self._at(index)
+        with self._turn:
+            self._attach(index)
+            self._index, self._known = index, self._at(index)
 
     def exchange(self, change: Callable[[Pins], None]) -> None:
         """Have a change put another program in place of one that is there. Raises: BpfError."""
-        is_whole = not self.are_lost(self._index)
-        change(self._pins)
-        if is_whole and self._known is not None:
-            self._known = self._at(self._index)
+        with self._turn:
+            is_whole = not self.are_lost(self._index)
+            change(self._pins)
+            if is_whole and self._known is not None:
+                self._known = self._at(self._index)
 
     def are_lost(self, index: int) -> bool:
         """Whether one is not at the interface any more, or another program in its place."""
-        return self._known is not None and self._at(index) != self._known
+        with self._turn:
+            return self._known is not None and self._at(index) != self._known
 
     def _at(self, index: int) -> dict[str, int]:
         """The numbers of the programs at an interface, by the names of their links."""
