@@ -162,9 +162,9 @@ class Change:
 
     def before(self, host: Host) -> None:
         """As reload.Change."""
+        host.install_rules(_rules(self._loaded, [*self._live.engine.choices, *self._choices]))
         for vip in _adopted_vips(self._choices) - _adopted_vips(self._live.engine.choices):
             host.add_address(_LOOPBACK, vip)
-        host.install_rules(_rules(self._loaded, [*self._live.engine.choices, *self._choices]))
 
     def apply(self) -> None:
         """As reload.Change."""

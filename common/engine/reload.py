@@ -35,6 +35,7 @@ from common.settings import ConfigError
 LOOK_S = 1.0
 _READY_S = 1.0  # so long at most, ways to what is new may take to be found
 _READY_PAUSE_S = 0.005
+_HALF = "the new configuration is in use, but not all that it needs on this host is there"
 log = logging.getLogger(__name__)
 
 Signature = dict[str, tuple[int, int, int]]  # of files, by path
@@ -221,24 +222,20 @@ class Reloader:
         return _all(on_read, lambda: self._take(change))
 
     def _take(self, change: Change) -> None:
+        change.begin()
+        self._worker.start(lambda: self._prepare_host(change))
+
+    def _prepare_host(self, change: Change) -> Callable[[], None]:
+        """In the thread."""
         taken: list[str] = []
         try:
-            for claim in change.claims:
+            for claim in change.claims:  # which another may have just for a moment
                 claims.take(self._program, change.file, claim, self._locks)
                 taken.append(claim.lock)
-        except ConfigError as error:
-            self._locks.release(taken)
-            self._refusing(error)()
-            return
-        change.begin()
-        self._worker.start(lambda: self._prepare_host(change, taken))
-
-    def _prepare_host(self, change: Change, locks: Sequence[str]) -> Callable[[], None]:
-        """In the thread."""
-        try:
             change.before(self._host)
         except Exception as error:
-            return _all(lambda: self._locks.release(locks), self._refusing(error))
+            self._locks.release(taken)
+            return self._refusing(error)
         return lambda: self._wait_for_ways(change)
 
     def _wait_for_ways(self, change: Change) -> None:
@@ -255,19 +252,21 @@ class Reloader:
         except Exception as error:  # our bug: what has changed by then stays
             self._refusing(error)()
             return
-        self._locks.release(change.released)
         self._secrets.read(change.file, change.secret_file)
         self._worker.start(lambda: self._finish_host(change))
 
     def _finish_host(self, change: Change) -> Callable[[], None]:
         """In the thread."""
         try:
-            change.after(self._host)
+            try:
+                change.after(self._host)
+            finally:  # not before: who has the lock of an address takes it for its own
+                self._locks.release(change.released)
             self._notes.write_config(self._live.emit())
             named = _signature(self._paths())  # some of them since just now
         except Exception as error:
-            faults = _faults(error)
-            return lambda: self._end(Outcome(False, (*change.lines, *faults)))
+            outcome = Outcome(False, tuple(f"{_HALF}: {fault}" for fault in _faults(error)))
+            return lambda: self._end(outcome, is_kept=False)
         return lambda: self._finish(change, named)
 
     def _finish(self, change: Change, named: Signature) -> None:
@@ -278,16 +277,18 @@ class Reloader:
         faults = _faults(error)
         return lambda: self._end(Outcome(False, faults))
 
-    def _end(self, outcome: Outcome) -> None:
+    def _end(self, outcome: Outcome, is_kept: bool = True) -> None:
+        """is_kept: where it is not ok, whether what ran before goes on."""
         self._is_busy = False
         self._counts["taken" if outcome.ok else "refused"] += 1
         if outcome.ok:
             log.info("the configuration was read: %s", "; ".join(outcome.lines) or "as it was")
             status = "ready"
         else:
+            kept = "the configuration and the secrets in use are kept: " if is_kept else ""
             for line in outcome.lines:
-                log.error("the configuration and the secrets in use are kept: %s", line)
-            status = f"the configuration in use is kept: {'; '.join(outcome.lines)}"
+                log.error("%s%s", kept, line)
+            status = kept + "; ".join(outcome.lines)
         self._notes.write_outcome(self._asked_ns, outcome)
         notify(f"READY=1\nSTATUS={status}", waits=False)
         for tell in self._told:
@@ -299,7 +300,6 @@ class Reloader:
         tidying = None if self._is_busy else self._live.tidy()
         if tidying is None:
             return
-        self._locks.release(tidying.locks)
         self._worker.start(lambda: self._tidy_host(tidying))
 
     def _tidy_host(self, tidying: Tidying) -> Callable[[], None]:
@@ -308,6 +308,7 @@ class Reloader:
             tidying.on_host(self._host)
         except Exception as error:
             log.error("what has left stays on this host: %s", "; ".join(_faults(error)))
+        self._locks.release(tidying.locks)
         return lambda: None
 
 

@@ -33,6 +33,7 @@ class Live:
         self.released: Sequence[str] = ()
         self.file, self.secret_file = "x.toml", "secret"
         self.is_ready = True
+        self.left: Left | None = None
 
     def read(self, whole: bool) -> "Live":
         self.steps.append("read" if whole else "read named")
@@ -46,8 +47,9 @@ class Live:
     def emit(self) -> str:
         return "a = 2\n"
 
-    def tidy(self) -> None:
-        return None
+    def tidy(self) -> "Left | None":
+        left, self.left = self.left, None
+        return left
 
     def begin(self) -> None:
         self._step("begin")
@@ -65,6 +67,16 @@ class Live:
         self.steps.append(name)
         if name == self.fails_in:
             raise OSError(1, name)
+
+
+class Left:
+    """What has left a program. had_lock: whether its lock was held while it was undone."""
+
+    locks: Sequence[str] = ("vip/a",)
+    had_lock: bool | None = None
+
+    def on_host(self, host: Host) -> None:
+        self.had_lock = lock.is_taken("vip/a")
 
 
 class Secrets:
@@ -146,7 +158,9 @@ def test_what_is_wrong_changes_nothing_and_the_next_one_is_taken(
     ("apply", ["read", "begin", "before", "apply"]),
     ("after", ["read", "begin", "before", "apply", "after"]),
 ])
-def test_a_step_that_fails_is_said(bench: Bench, step: str, done: list[str]) -> None:
+def test_a_step_that_fails_is_said(
+    bench: Bench, step: str, done: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     bench.live.fails_in = step
 
     outcome = bench.reload()
@@ -154,6 +168,7 @@ def test_a_step_that_fails_is_said(bench: Bench, step: str, done: list[str]) -> 
     assert not outcome.ok
     assert step in outcome.lines[-1]
     assert bench.live.steps == done
+    assert ("in use are kept" in caplog.text) == (step != "after")
 
 
 def test_what_another_instance_has_is_refused_and_locks_are_given_back(bench: Bench) -> None:
@@ -165,12 +180,30 @@ def test_what_another_instance_has_is_refused_and_locks_are_given_back(bench: Be
     outcome = bench.reload()
 
     assert "another balancer" in outcome.lines[0]
-    assert bench.live.steps == ["read"]
+    assert bench.live.steps == ["read", "begin"]
     assert not lock.is_taken("vip/a")
     other.release()
     assert bench.reload().ok
     assert lock.is_taken("vip/a")
     bench.locks.release()
+
+
+def test_a_lock_is_held_until_what_it_was_for_is_off_the_host(bench: Bench) -> None:
+    left = Left()
+    bench.locks.take("vip/a")
+    bench.live.left = left
+    bench.until(lambda: left.had_lock is not None and not lock.is_taken("vip/a"))
+
+    bench.locks.take("vip/a")
+    bench.live.released = ("vip/a",)
+    held: list[bool] = []
+    bench.live.after = lambda host: held.append(  # type: ignore[method-assign]
+        lock.is_taken("vip/a"))
+    bench.reload()
+
+    assert left.had_lock
+    assert held == [True]
+    assert not lock.is_taken("vip/a")
 
 
 def test_new_ways_are_waited_for_but_not_for_ever(bench: Bench) -> None:
@@ -239,5 +272,5 @@ def test_systemd_is_told(
 
     assert [lines[0] for lines in said] == ["RELOADING=1", "READY=1"] * 2
     assert said[0][1].startswith("MONOTONIC_USEC=")
-    assert said[1][1] == "STATUS=the configuration in use is kept: no"
+    assert said[1][1] == "STATUS=the configuration and the secrets in use are kept: no"
     assert said[3][1] == "STATUS=ready"
