@@ -134,6 +134,8 @@ class Trace:
                 yield Decision.parse(text)
             elif kind == LOST:
                 self._lost_by_socket = parse_lost(text)
+            elif kind == WELCOME:  # services are others now
+                self.welcome = Welcome.parse(text)
             else:
                 raise TraceError(_words(kind, text))
 

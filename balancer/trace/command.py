@@ -52,13 +52,18 @@ def run(namespace: argparse.Namespace, queue: int) -> int:
 
 def _show(going: Trace, namespace: argparse.Namespace, shown: "_Output") -> None:
     until_s = time.monotonic() + getattr(namespace, "for", float("inf"))
-    decisions = Decisions(going.welcome.services, getattr(namespace, "key", None),
+    welcome = going.welcome
+    decisions = Decisions(welcome.services, getattr(namespace, "key", None),
                           clock.offset_ns())
     going.watch(sys.stdout.fileno())
     shown.begin()
     try:
         while (left_s := until_s - time.monotonic()) > 0:
-            for decision in going.wait(min(_WAIT_S, left_s)):
+            found = going.wait(min(_WAIT_S, left_s))
+            if going.welcome is not welcome:
+                welcome = going.welcome
+                decisions.learn(welcome.services)
+            for decision in found:
                 for each in decisions.take(decision):
                     if not shown.show(each):
                         return

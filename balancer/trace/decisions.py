@@ -117,11 +117,15 @@ class Decisions:
         self, services: Iterable[ServiceWords], key: str | None, offset_ns: int
     ) -> None:
         """offset_ns: unix time − the time in decisions."""
-        self._services = {(each.vip, each.port): Service(each) for each in services}
+        self.learn(services)
         self._pattern = key
         self._offset_ns = offset_ns
         self._keys: OrderedDict[bytes, str] = OrderedDict()
         self._waiting: OrderedDict[bytes, list[Shown]] = OrderedDict()
+
+    def learn(self, services: Iterable[ServiceWords]) -> None:
+        """The balancer has these now."""
+        self._services = {(each.vip, each.port): Service(each) for each in services}
 
     def take(self, decision: Decision) -> list[Shown]:
         """What is to be shown now."""

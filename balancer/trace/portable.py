@@ -6,10 +6,11 @@ from balancer.offload.maps import SNAP_MAX
 from balancer.services import Services
 from balancer.trace.messages import Decision, Request
 from common.capture.replay import segment_in
-from common.cluster.service import TCP_OCTET, key_of
+from common.cluster.service import Endpoint
 from common.engine import clock
 from common.verdict import Event, Verdict
 from common.wire.family import look
+from common.wire.packet import TCP
 
 _MOST_PAYLOAD = 16384  # octets of a stream's beginning; as hold.octets, by default
 _TENTH_NS = 100_000_000
@@ -27,7 +28,7 @@ class Telling:
         self._network = int(request.client.network_address)
         self._mask = int(request.client.netmask)
         self._most = max(1, request.rate // 10)
-        self._services = dict(services.items())
+        self._services = services
         self._connection = connection
         self._tenth = self._told = 0
 
@@ -57,7 +58,8 @@ class Telling:
         if segment is None or verdict.reason not in (
                 Event.HANDOFF, Event.FORWARDED, Event.TAKEOVER):
             return 0, b""
-        service = self._services.get(key_of(segment.packet.dst, TCP_OCTET, segment.dport))
+        service = self._services.get(
+            Endpoint(segment.packet.dst, TCP, int.from_bytes(segment.dport)))
         # others' may have been sent with it, to make room
         sent = [own for made in verdict.packets if (own := segment_in(made)) is not None
                 and (own.packet.src, own.sport) == (segment.packet.src, segment.sport)]

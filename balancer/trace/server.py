@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from functools import partial
 from typing import NamedTuple
 
+from balancer.config import Service
 from balancer.datapath import Datapath
 from balancer.offload.offload import ProgramOffload
 from balancer.offload.tracing import Tracing
@@ -52,7 +53,10 @@ class Loaded(NamedTuple):
 
 
 class Client:
-    """Who traces. telling: once it does. until_s: it is taken for dead then; time.monotonic()."""
+    """Who traces. telling: once it does. services: those that it has been told of.
+
+    until_s: it is taken for dead then; time.monotonic().
+    """
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection = connection
@@ -61,6 +65,7 @@ class Client:
         self.request: Request | None = None
         self.telling: Telling | None = None
         self.tracing: Tracing | None = None
+        self.services: Sequence[Service] = ()
         self.until_s = 0.0
         self.renew()
 
@@ -177,6 +182,8 @@ class TraceServer:
             if message == PING and client.telling:
                 client.renew()
                 client.say(pack_lost(client.telling.lost))
+                if client.services != self._services():
+                    self._welcome(client, {})
         else:
             self._on_request(client, message)
 
@@ -217,7 +224,7 @@ class TraceServer:
             except BpfError as error:
                 self._end(str(error))
                 return
-        client.say(Welcome(self._words(), reasons).pack(), tracing.descriptors if tracing else ())
+        self._welcome(client, reasons, tracing.descriptors if tracing else ())
         self._observation.begin(self._observe)
         log.info("process %d traces %s", client.pid, client.request.client)
 
@@ -250,12 +257,19 @@ class TraceServer:
             log.exception("the trace ends by an internal error")
             self._end("an internal error; the balancer's log has more")
 
-    def _words(self) -> list[ServiceWords]:
-        return [
+    def _welcome(
+        self, client: Client, reasons: dict[str, str], descriptors: Sequence[int] = ()
+    ) -> None:
+        """Say what there is; once more, where services have become others."""
+        client.services = self._services()
+        client.say(Welcome([
             ServiceWords(each.name, str(each.vip), each.port, str(each.key), str(each.fallback),
                          {str(backend.id): str(backend.address) for backend in each.backends})
-            for each in (service.config for service in self._datapath.services)
-        ]
+            for each in client.services
+        ], reasons).pack(), descriptors)
+
+    def _services(self) -> list[Service]:
+        return [service.config for service in self._datapath.services]
 
 
 def _load(client: Client, offload: ProgramOffload, request: Request) -> Loaded:

@@ -3,6 +3,7 @@
 import socket
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import IPv4Address, IPv4Network
 from pathlib import Path
 from random import Random
@@ -13,6 +14,7 @@ from balancer import cli, config
 from balancer.datapath import Datapath
 from balancer.keys.request import KeySpec
 from balancer.trace import messages, server
+from balancer.trace.client import Trace
 from balancer.trace.decisions import Decisions, Shown
 from balancer.trace.messages import Decision, Request, ServiceWords, Welcome
 from balancer.trace.portable import Telling
@@ -58,6 +60,15 @@ def shown(key: str | None, *decisions: Decision) -> list[Shown]:
 
 
 # --- how it is shown ---
+
+
+def test_what_came_later_is_shown_when_it_is_known() -> None:
+    made = Decisions([], None, 0)
+    before, = made.take(HANDOFF)
+    made.learn([WORDS])
+    after, = made.take(HANDOFF)
+
+    assert [each.service for each in (before, after)] == ["", "web"]
 
 
 def test_a_line_says_all_that_there_is() -> None:
@@ -205,6 +216,21 @@ def test_a_handoff_tells_its_backend_and_what_was_held(
     assert second.packet == arrived
 
 
+def test_a_service_that_came_later_is_told_of_with_its_backend(
+    wire: tuple[socket.socket, socket.socket]
+) -> None:
+    teller, datapath = telling(wire)
+    later = datapath.services.make(
+        replace(CONFIG.services[0], name="later", port=81, dscp=9), 1)
+    datapath.add(later)
+    to_it = ends()[:-2] + struct.pack("!H", 81)
+    made = Handshake(SECRETS, to_it, 7, NOW_MS)
+    arrived = tcp.emit(to_it, 8, made.cookie_isn + 1, PSH | ACK, payload=GET)
+    teller.on_verdict(arrived, datapath.on_packet(arrived, NOW_MS))
+
+    assert [(each.reason, each.backend) for each in told(wire[1])] == [(Event.HANDOFF, 2)]
+
+
 def test_only_what_is_asked_for_is_told(wire: tuple[socket.socket, socket.socket]) -> None:
     teller, _ = telling(wire, client=IPv4Network("198.51.100.0/24"),
                         reasons=frozenset({Event.HELD}))
@@ -250,6 +276,7 @@ class Traced:
     def __init__(self) -> None:
         self.observation = Observation()
         datapath = Datapath(CONFIG, SECRETS, random=Random(1))
+        self.datapath = datapath
         self.server = TraceServer(33, datapath, self.observation, None)
         self.server.open()
 
@@ -298,6 +325,24 @@ def test_verdicts_are_told_while_somebody_traces_and_cost_nothing_else(traced: T
     assert Welcome.parse(welcome[1:]).services == [WORDS]
     assert (decision.reason, decision.packet) == (Event.HELD, packet())
     assert (before, during, traced.is_observed()) == (False, True, False)
+
+
+def test_who_traces_hears_of_services_that_have_become_others(traced: Traced) -> None:
+    with traced.connect() as connection:
+        connection.recv(messages.MOST_OCTETS)
+        trace = Trace(connection, Welcome([WORDS], {}), None)
+        connection.setblocking(False)
+        for name in ("web", "shop"):
+            (service,) = traced.datapath.services
+            traced.datapath.change(service, replace(service.config, name=name),
+                                   service.pool.scheduler)
+            connection.send(messages.PING)
+            traced.server.on_ready()
+            before = trace.welcome
+            trace.wait(5)
+
+    assert before.services == [WORDS]  # `web` is what it was
+    assert trace.welcome.services == [replace(WORDS, name="shop")]
 
 
 def test_one_process_traces_at_a_time(traced: Traced) -> None:
