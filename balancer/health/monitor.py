@@ -42,17 +42,18 @@ log = logging.getLogger(__name__)
 class Target:
     """A backend that is checked.
 
-    due_ms: when something is to be done for it. passed, failed: how many checks.
-    said_ms: when it was last said that it is suspect.
+    address: where it was when that began. due_ms: when something is to be done for it.
+    passed, failed: how many checks. said_ms: when it was last said that it is suspect.
     """
 
-    __slots__ = ("backend", "due_ms", "duration_ms", "durations", "exchange", "expires_ms",
-                 "failed", "health", "passed", "request", "said_ms", "service", "started_ms",
-                 "suspicion", "words")
+    __slots__ = ("address", "backend", "due_ms", "duration_ms", "durations", "exchange",
+                 "expires_ms", "failed", "health", "passed", "request", "said_ms", "service",
+                 "started_ms", "suspicion", "words")
 
     def __init__(self, service: ServiceState, backend: Backend, request: Request) -> None:
         self.service = service
         self.backend = backend
+        self.address = backend.address
         self.request = request
         self.health = Health(service.config.check)
         self.suspicion = Suspicion(backend.handoffs, backend.unanswered)
@@ -159,8 +160,10 @@ class Monitor:
     def samples(self) -> list[Sample]:
         """What there is to be seen."""
         samples = []
-        shares = {service: service.pool.shares().weights for service in self._requests}
-        for target in list(self._targets.values()):
+        targets = list(self._targets.values())
+        shares = {service: service.pool.shares().weights
+                  for service in {target.service for target in targets}}
+        for target in targets:
             backend, service = target.backend, target.service
             labels = metrics.labels_of(backend)
             state = state_of(backend.standing, backend.state is State.LEAVING)
@@ -203,7 +206,8 @@ class Monitor:
     def _follow(self, service: ServiceState, request: Request, now_ms: float) -> None:
         serving = {each for each in service.pool if each.state is State.SERVING}
         for backend, target in list(self._targets.items()):
-            if target.service is service and backend not in serving:
+            if target.service is service and (
+                    backend not in serving or target.address != backend.address):
                 self._leave(target)
         within_ms = min(service.config.check.interval_ms, _FIRST_WITHIN_MS)
         for backend in serving - self._targets.keys():

@@ -42,12 +42,14 @@ class Padded:
 
 
 class Checked(Protocol):
-    """What is needed of a backend that is checked."""
+    """What is needed of a backend that is checked. address: where it was when that began."""
 
     @property
     def service(self) -> ServiceState: ...
     @property
     def backend(self) -> Backend: ...
+    @property
+    def address(self) -> bytes: ...
     @property
     def request(self) -> Request: ...
 
@@ -110,10 +112,10 @@ class PaddedChecks:
 
     def forget(self, target: Checked) -> None:
         """It is checked no more."""
-        found = self._tries.get(target.backend.address)
+        found = self._tries.get(target.address)
         if found and found.target is target:
             self._end(found)
-            del self._tries[target.backend.address]
+            del self._tries[target.address]
 
     def on_time(self, now_ms: float, unix_ms: int) -> tuple[list[bytes], list[Backend]]:
         """What is due. Returns: packets, and those of whom a usual check is wanted at once."""

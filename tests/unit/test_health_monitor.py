@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from ipaddress import IPv4Address
 from random import Random
 
 import pytest
@@ -421,3 +422,26 @@ def test_nothing_speaks_against_a_backend_that_is_checked_no_more() -> None:
     configure(network, CHECK)
     network.run(3000)
     assert network.states() == [False, True]
+
+
+def test_a_backend_that_has_moved_is_known_by_nothing_that_was_found_at_its_old_address() -> None:
+    network = Network(b1=lambda *_: [])
+    network.run(3000)
+    before = network.states()
+
+    moved = replace(network.service.config.backends[0], address=IPv4Address("192.0.2.29"))
+    network.datapath.update(network.service, [moved, network.service.config.backends[1]])
+    network.routes(OWN)
+    network.run(1200)
+
+    assert before == [False, True]
+    assert network.states() == [True, True]
+    assert network.counts(1)[1] == 0
+
+
+def test_metrics_are_read_while_services_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Network()
+    network.run(2000)
+    monkeypatch.setattr(network.monitor, "_requests", {})  # as before the newest came
+
+    assert network.monitor.samples()
