@@ -63,7 +63,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
         datapath, offload = beside(program, config, secrets, random=SystemRandom())
     else:
         datapath = Datapath(config, secrets, random=SystemRandom())
-    stand(datapath.services, kept.standings)
+    stand(datapath.services.backends(), kept.standings)
     measurement, next_hops = Measurement(datapath.paths), NextHops()
     datapath.observers.append(next_hops.samples)
 
@@ -78,7 +78,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
     health = HealthWatch(datapath, sender, SystemRandom(), reckoner)
     observation = Observation()
     traces = TraceServer(config.queue, datapath, observation, offload)
-    views = make_views(config, datapath, reckoner, health.monitor, kept, offload)
+    views = make_views(datapath, reckoner, health.monitor, kept, offload)
     repairs, conflicts = Repairs([CONFLICT]), VipWatch(
         config.interface, () if config.vip_shared else vips, lambda: repairs.count(CONFLICT))
 
@@ -107,7 +107,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
 
     hooks = [program.hooks] if program and program.hooks else []
     live = LiveBalancer(config, configured, load, files, datapath, watch, health, conflicts,
-                        lambda: stand(datapath.services, kept.standings))
+                        lambda backends: stand(backends, kept.standings))
     live.say(faults)
     probe.check(config.file)
     try:
@@ -123,7 +123,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
 
 
 def make_views(
-    config: Config, datapath: Datapath, reckoner: Reckoner, monitor: Monitor, kept: Kept,
+    datapath: Datapath, reckoner: Reckoner, monitor: Monitor, kept: Kept,
     offload: ProgramOffload | None,
 ) -> Views:
     """What is answered by HTTP. offload: of a program."""

@@ -6,7 +6,7 @@ are ready when the data path changes, and so are the ways to new backends.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from ipaddress import IPv4Address
 from typing import NamedTuple
@@ -18,6 +18,7 @@ from balancer.datapath import Datapath
 from balancer.health.watch import HealthWatch
 from balancer.offload.maps import MAX_SERVICES
 from balancer.plan import plan_of
+from balancer.pool.pool import Backend
 from balancer.pool.schedule import Scheduler
 from balancer.routes import RouteWatch
 from balancer.rules import rules
@@ -58,11 +59,12 @@ class LiveBalancer:
     def __init__(
         self, running: Config, configured: Config, load: Callable[[], Config],
         files: BackendsFiles, datapath: Datapath, watch: RouteWatch, health: HealthWatch,
-        conflicts: VipWatch, stand: Callable[[], Sequence[ServiceState]],
+        conflicts: VipWatch, stand: Callable[[Iterable[Backend]], Sequence[ServiceState]],
     ) -> None:
         """load: the configuration, as it is written now.
 
-        stand: lets new backends stand as the operator has kept them; returns their services.
+        stand: lets backends that are new stand as the operator has kept them; returns whose some
+               are.
         """
         self.running, self.configured = running, configured
         self.datapath, self.watch, self.health = datapath, watch, health
@@ -111,7 +113,13 @@ class LiveBalancer:
             return None
         self.on_host = tuple(each for each in self.on_host if each not in left)
         self.health.follow(())
+        self.follow_vips()
         return Tidying(replace(self.running, services=self.on_host), _vips(left))
+
+    def follow_vips(self) -> None:
+        """Watch over those that are here now, unless others have them, too."""
+        self.conflicts.follow(() if self.running.vip_shared else
+                              {service.vip for service in self.on_host})
 
     def _can_change(self, difference: Difference) -> bool:
         """Whether what takes a restart with programs does not take one here."""
@@ -185,7 +193,9 @@ class Change:
 
     def apply(self) -> None:
         """As reload.Change."""
+        self.begin()  # again: a backend that has gone since takes paths along that none has yet
         services = self._datapath.services
+        before = set(services.backends())
         for made in self._made:
             state = services.get(made.service.endpoint)
             if state is not None:
@@ -200,12 +210,11 @@ class Change:
         self._datapath.configure(self._loaded)
         changed = [state for each in self._made
                    if (state := services.get(each.service.endpoint))]
-        self._live.health.follow([*changed, *self._live.stand()])
-        self._live.conflicts.follow(
-            () if self._loaded.vip_shared else
-            {service.vip for service in self._on_host})
+        new = [backend for backend in services.backends() if backend not in before]
+        self._live.health.follow([*changed, *self._live.stand(new)])
         self._live.running, self._live.on_host = self._loaded, self._on_host
         self._live.configured = self._configured
+        self._live.follow_vips()
 
     def after(self, host: Host) -> None:
         """As reload.Change."""

@@ -7,14 +7,15 @@ addresses change. What is kept of backends that are not configured waits for the
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from balancer.config import Config, Service
+from balancer.pool.pool import Backend
 from balancer.pool.share import Operator, Standing
-from balancer.services import Services, ServiceState
+from balancer.services import ServiceState
 from common.engine.lock import check_directory
 
 log = logging.getLogger(__name__)
@@ -87,20 +88,19 @@ def weighed(config: Config, standings: Mapping[Name, Standing]) -> Config:
         for service in config.services))
 
 
-def stand(services: Services, standings: Mapping[Name, Standing]) -> list[ServiceState]:
-    """Let backends stand as is kept, of whom nothing else is wanted. Returns: whose some are."""
+def stand(backends: Iterable[Backend], standings: Mapping[Name, Standing]) -> list[ServiceState]:
+    """Let backends that are new stand as is kept. Returns: whose some are."""
     changed = []
-    for service in services:
-        for backend in service.pool:
-            kept = standings.get(name_of(service.config, backend.id))
-            if kept is None or _is_special(backend.standing):
-                continue
-            backend.standing = backend.standing._replace(
-                operator=kept.operator, weight=kept.weight)
-            changed.append(service)
-            log.warning("backend %d of %s: the operator has kept it %s%s", backend.id,
-                        service.config.name, kept.operator.value,
-                        "" if kept.weight is None else f", with weight {kept.weight}")
+    for backend in backends:
+        service: ServiceState = backend.service
+        kept = standings.get(name_of(service.config, backend.id))
+        if kept is None:
+            continue
+        backend.standing = backend.standing._replace(operator=kept.operator, weight=kept.weight)
+        changed.append(service)
+        log.warning("backend %d of %s: the operator has kept it %s%s", backend.id,
+                    service.config.name, kept.operator.value,
+                    "" if kept.weight is None else f", with weight {kept.weight}")
     return changed
 
 

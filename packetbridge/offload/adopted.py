@@ -62,12 +62,6 @@ class AdoptedFlows:
             os.close(told)
         return counts
 
-    def close(self) -> None:
-        """Let go of the iterator."""
-        self._link.close()
-        self._ends.close()
-        self._object.close()
-
 
 def _end_of(service: Service) -> dict[str, Any]:
     return {"address": service.vip.packed, "port": service.port}

@@ -13,7 +13,7 @@ from balancer.backends_file import BackendsFiles
 from balancer.datapath import Datapath
 from balancer.flows import BackendFlow
 from balancer.live import LiveBalancer
-from balancer.pool.pool import CUT_MS
+from balancer.pool.pool import CUT_MS, Backend
 from balancer.services import ServiceState
 from common.cluster.cookie import Secrets
 from common.engine.reload import Refused
@@ -30,9 +30,12 @@ KEY = bytes(16)
 class Nobody:
     """In place of what watches routes, and of checks."""
 
-    def soon(self) -> None: ...
+    looks = 0
 
-    def follow(self, changed: Iterable[ServiceState]) -> None:
+    def soon(self) -> None:
+        self.looks += 1
+
+    def follow(self, changed: Iterable[object]) -> None:
         self.changed = list(changed)
 
 
@@ -49,7 +52,12 @@ class Bench:
         nobody: Any = Nobody()
         self.live = LiveBalancer(
             configured, configured, self.load, BackendsFiles(str(directory), keeps=True),
-            self.datapath, nobody, nobody, nobody, list)
+            self.datapath, nobody, nobody, nobody, self.stand)
+        self.new: list[tuple[int, int]] = []  # who may stand as is kept: port and id
+
+    def stand(self, backends: Iterable[Backend]) -> list[ServiceState]:
+        self.new = [(each.service.config.port, each.id) for each in backends]
+        return []
 
     def load(self) -> config.Config:
         top = f'secret_file = "{self.secret}"\ninterface = "eth0"\ndrain_timeout = 10\n'
@@ -142,6 +150,43 @@ def test_a_service_that_comes_back_while_it_drains_is_the_same(tmp_path: Path) -
     assert not any(each.is_leaving for each in bench.datapath.services)
 
 
+def test_only_backends_that_are_new_stand_as_is_kept(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, service(80, 1))
+
+    bench.take(service(80, 1, 2) + service(81, 1))
+
+    assert bench.new == [(80, 2), (81, 1)]
+
+
+def test_a_way_that_was_forgotten_before_its_backend_came_is_looked_up_again(
+    tmp_path: Path
+) -> None:
+    bench = Bench(tmp_path, service(80, 1))
+    bench.text = service(80, 1, 2)
+    change, watch = bench.live.read(whole=True), bench.live.watch
+    change.begin()
+    bench.datapath.paths.keep(each.address for each in bench.datapath.services.backends())
+
+    change.apply()
+
+    assert len(list(bench.datapath.paths)) == 2
+    assert watch.looks == 2  # type: ignore[attr-defined]
+
+
+def test_a_vip_that_has_left_is_defended_no_more(tmp_path: Path) -> None:
+    other = service(81, 1).replace("192.0.2.10", "192.0.2.11")
+    bench = Bench(tmp_path, service(80, 1) + other)
+    watch: Any = Nobody()
+    bench.live.conflicts = watch
+    bench.take(service(80, 1))
+    before = set(map(str, watch.changed))
+    bench.datapath.on_tick(1000)
+    bench.live.tidy()
+
+    assert before == {"192.0.2.10", "192.0.2.11"}
+    assert set(map(str, watch.changed)) == {"192.0.2.10"}
+
+
 def test_new_services_have_numbers_of_their_own_and_are_answered(tmp_path: Path) -> None:
     bench = Bench(tmp_path, service(80, 1))
     key = join(CLIENT, VIP, b"\x13\x88", (81).to_bytes(2, "big"))
@@ -193,6 +238,8 @@ def test_the_size_of_a_table_in_memory_changes(tmp_path: Path) -> None:
     for sport in range(5000, 5010):
         bench.enter(80, 1, sport)
     assert len(bench.datapath.flows) == 3
+    limit, = (each for each in bench.datapath.samples() if each.name == "flows_limit")
+    assert limit.value == 3
     bench.datapath.on_tick(6000)
     assert len(bench.datapath.flows) == 0
 

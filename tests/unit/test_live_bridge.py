@@ -2,6 +2,7 @@
 
 import tomllib
 from collections.abc import Sequence
+from dataclasses import replace
 from random import Random
 
 import pytest
@@ -99,3 +100,13 @@ def test_another_server_or_dscp_ends_what_is_translated(old: str, new: str) -> N
     assert ends_of(bench.serve(WEB.replace(old, new))) == {(VIP, CLIENT), (CLIENT, SERVER)}
 
     assert len(bench.datapath.flows) == 0
+
+
+def test_the_room_that_is_told_is_that_of_the_configuration_that_runs() -> None:
+    bench = Bench(WEB)
+
+    bench.datapath.configure(replace(config.read(Table("x.toml", tomllib.loads(
+        'interface = "eth0"\naddress = "192.0.2.20"\n' + WEB))), max_flows=7))
+
+    limit, = (each for each in bench.datapath.samples() if each.name == "flows_limit")
+    assert limit.value == bench.datapath.max_flows == 7

@@ -61,7 +61,7 @@ class Operated:
         self._inbox, reckoner = (inbox := Inbox()), Reckoner(self.datapath)
         shown = self._shown = Shown(self.datapath, None)
         self.kept = Kept(path)
-        kept.stand(self.datapath.services, self.kept.standings)
+        kept.stand(self.datapath.services.backends(), self.kept.standings)
         self._gets = gets(inbox, shown)
         self._posts = Orders(inbox, shown, reckoner, self.kept).posts()
         self._sources = Sources([inbox, reckoner], _raise)
@@ -201,6 +201,19 @@ def test_what_is_kept_holds_at_the_next_start_until_it_is_taken_back(tmp_path: P
     assert standings == {("web", 1): ("draining", 1), ("web", 2): ("enabled", 1),
                          ("tls", 1): ("enabled", 1), ("tls", 3): ("enabled", 5)}
     assert not path.exists()
+
+
+def test_what_is_kept_is_for_backends_that_are_new_and_none_else(tmp_path: Path) -> None:
+    made = Operated(tmp_path / "state" / "kept.json")
+    made.close()
+    one, two = made.web.pool
+    kept_names = {Name(WEB, each.id): Standing(Operator.DRAINING) for each in (one, two)}
+
+    changed = kept.stand([two], kept_names)  # the order for the other may be on its way back
+
+    assert changed == [made.web]
+    assert [each.standing.operator for each in (one, two)] == [
+        Operator.ENABLED, Operator.DRAINING]
 
 
 def test_the_first_tables_are_made_of_what_is_kept() -> None:
