@@ -13,7 +13,7 @@ from balancer.trace.messages import (
     DECISION,
     LEASE_MS,
     LOST,
-    MOST_OCTETS,
+    MOST_WELCOME,
     PING,
     PING_S,
     REASONS,
@@ -124,7 +124,7 @@ class Trace:
     def _read(self) -> Iterator[Decision]:
         while True:
             try:
-                message = self._connection.recv(MOST_OCTETS)
+                message = self._connection.recv(MOST_WELCOME)
             except BlockingIOError:
                 return
             except OSError:
@@ -148,7 +148,7 @@ def trace(queue: int, request: Request) -> Iterator[Trace]:
         try:
             connection.connect(str(path_of(queue)))
             connection.send(request.pack())
-            message, descriptors, _, _ = socket.recv_fds(connection, MOST_OCTETS, 2)
+            message, descriptors, _, _ = socket.recv_fds(connection, MOST_WELCOME, 2)
         except PermissionError:
             raise TraceError("this needs root") from None
         except (FileNotFoundError, ConnectionRefusedError):

@@ -24,6 +24,7 @@ PING, REFUSAL = b".", b"!"
 WELCOME, DECISION, LOST = b"W", b"D", b"L"
 PING_S, LEASE_MS = 1.0, 10_000  # how often it is said, and for how long it holds
 MOST_OCTETS = 1 << 16  # of a message
+MOST_WELCOME = 1 << 18  # of a welcome, to 64 services of 127 backends
 REASONS: dict[str, Event | DropReason] = {
     reason.value: reason for kind in (Event, DropReason) for reason in kind}
 _DIRECTORY = Path("/run/l3dsr")

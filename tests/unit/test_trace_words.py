@@ -345,6 +345,20 @@ def test_who_traces_hears_of_services_that_have_become_others(traced: Traced) ->
     assert trace.welcome.services == [replace(WORDS, name="shop")]
 
 
+def test_a_welcome_to_as_many_services_as_there_can_be_is_read(
+    wire: tuple[socket.socket, socket.socket]
+) -> None:
+    backends = {str(number): f"192.168.100.{number}" for number in range(1, 128)}
+    words = [replace(WORDS, name=f"service-{port}", port=port, backends=backends)
+             for port in range(60000, 60064)]
+    wire[0].send(Welcome(words, {}).pack())
+    trace = Trace(wire[1], Welcome([], {}), None)
+
+    trace.wait(5)
+
+    assert trace.welcome.services == words
+
+
 def test_one_process_traces_at_a_time(traced: Traced) -> None:
     with traced.connect() as first, traced.connect() as second:
         assert first.recv(messages.MOST_OCTETS)[:1] == messages.WELCOME
