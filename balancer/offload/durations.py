@@ -4,6 +4,7 @@ Twin: balancer/offload/bpf/durations.h
 """
 
 from balancer.offload.maps import place_of
+from common.bpf.libbpf import possible_cpus
 from common.bpf.objects import Object
 from common.histogram import Histogram
 
@@ -26,6 +27,10 @@ class Durations:
         """Of a backend, and others. Raises: BpfError."""
         found = self._first_acks.lookup(place_of(service, backend_id))
         return others.plus(found.counts, found.sum_ms)
+
+    def begin(self, service: int) -> None:
+        """Another service has that number now. Raises: BpfError."""
+        self._handshakes.update(service, [{}] * possible_cpus())
 
     def forget(self, service: int, backend_id: int) -> None:
         """Another backend has that id now. Raises: BpfError."""

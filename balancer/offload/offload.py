@@ -95,6 +95,7 @@ class ProgramOffload:
         service.number = self.program.number(
             [*(each.config.endpoint for each in self._services), service.config.endpoint],
             service.config.endpoint)
+        self.program.durations.begin(service.number)
         self.apply(service, Changes(new=tuple(service.pool)), paths, prepared)
         self.program.set_mss(service.number, service.config, service.mss)
 

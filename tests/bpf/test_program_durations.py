@@ -78,3 +78,11 @@ def test_both_engines_measure_the_same() -> None:
     first, second = state.pool
     assert offload.first_acks(first).counts == found[1].counts
     assert sum(offload.first_acks(second).counts) == 0
+
+    datapath.drain(state)
+    datapath.on_tick(NOW_MS)  # it has gone as well
+    later = datapath.services.make(service, -1)
+    datapath.add(later, offload.prepare(later.shared(), later.pool.scheduler))
+
+    assert later.number == state.number
+    assert sum(offload.handshakes(later).counts) == 0
