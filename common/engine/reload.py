@@ -289,7 +289,10 @@ class Reloader:
             for line in outcome.lines:
                 log.error("%s%s", kept, line)
             status = kept + "; ".join(outcome.lines)
-        self._notes.write_outcome(self._asked_ns, outcome)
+        try:
+            self._notes.write_outcome(self._asked_ns, outcome)
+        except OSError as error:  # who asked by the socket, and who asks next, is answered
+            log.error("what became of the reload cannot be written down: %s", error)
         notify(f"READY=1\nSTATUS={status}", waits=False)
         for tell in self._told:
             tell(outcome)

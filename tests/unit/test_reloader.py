@@ -221,6 +221,15 @@ def test_new_ways_are_waited_for_but_not_for_ever(bench: Bench) -> None:
     assert bench.reload().ok
 
 
+def test_where_nothing_can_be_written_who_asks_is_answered(bench: Bench, tmp_path: Path) -> None:
+    (tmp_path / "running").write_text("no directory")
+
+    for _ in range(2):
+        outcome = bench.reload()
+
+        assert "the new configuration is in use, but not all" in outcome.lines[0]
+
+
 def test_who_asks_meanwhile_hears_of_the_next_one(bench: Bench) -> None:
     first: list[Outcome] = []
     second: list[Outcome] = []
