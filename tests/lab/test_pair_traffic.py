@@ -66,7 +66,8 @@ def test_many_requests_on_one_connection_all_reach_its_backend(
         connections = list(pool.map(ask, range(10)))
 
     for number, answers in enumerate(connections):
-        assert [path for _, path, *_ in answers] == [f"/kept/{number}/{n}" for n in range(1, most + 1)]
+        assert [path for _, path, *_ in answers] == [
+            f"/kept/{number}/{n}" for n in range(1, most + 1)]
         assert len({(backend, client) for backend, _, client in answers}) == 1
     assert {answers[0][0] for answers in connections} == {"backend1", "backend2"}
 
