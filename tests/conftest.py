@@ -24,8 +24,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fuzz-s", type=float, default=3, help="seconds on the wire (default 3)")
     group = parser.getgroup("end-to-end tests (tests/lab)")
     group.addoption("--thorough", action="store_true",
-                    help="long loads, transfers and series in their full length, an hour of them "
-                         "for all kinds of pairs; without, each has a short form of seconds")
+                    help="long loads, transfers and series in their full length; without, each "
+                         "has a short form of seconds")
     group.addoption("--restarts", type=int, default=0,
                     help="restarts under load for so many seconds (default 3, --thorough: 60)")
 

@@ -42,7 +42,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             (made.directory / f"{program}.toml").write_text(text)
         for backend in made.backends:
             made.start_nginx(backend)
-            made.start_bridge(backend, "--config", str(made.directory / "packetbridge.toml"))
+        made.start_bridges("--config", str(made.directory / "packetbridge.toml"))
         made.start_balancer("--config", str(made.directory / "balancer.toml"))
         yield made
 

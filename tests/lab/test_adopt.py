@@ -39,7 +39,7 @@ def start(lab: Lab, *flags: str, **nginx: object) -> tuple[Process, list[Process
     """The pair with adopting bridges. Returns: balancer and bridges."""
     for backend in lab.backends:
         lab.start_nginx(backend, **nginx)
-    bridges = [lab.start_bridge(backend, *ADOPT, *flags) for backend in lab.backends]
+    bridges = lab.start_bridges(*ADOPT, *flags)
     return lab.start_balancer(), bridges
 
 
