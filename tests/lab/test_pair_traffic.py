@@ -92,7 +92,7 @@ def test_a_request_sent_octet_by_octet_reaches_its_urls_backend(pair: Pair, leng
 
 
 def test_names_never_move_not_even_when_all_is_restarted_in_another_order(thorough: bool) -> None:
-    paths = [f"/object/{number}" for number in range(3000 if thorough else 900)]
+    paths = [f"/object/{number}" for number in range(3000 if thorough else 450)]
     with Lab(backends=3) as lab:
         pair = start_quick(lab)
         first = backends_of(lab, paths, parallel=2)
@@ -112,13 +112,13 @@ def test_names_never_move_not_even_when_all_is_restarted_in_another_order(thorou
     assert restarted == first
     shares = Counter(first.values())
     assert set(shares) == {"backend1", "backend2", "backend3"}
-    assert min(shares.values()) > 0.26 * len(paths)
+    assert min(shares.values()) > (0.26 if thorough else 0.2) * len(paths)
 
 
 @pytest.mark.slow
 def test_a_hundred_thousand_short_connections_leave_both_tables_empty(thorough: bool) -> None:
-    """A tenth of them, if not thorough."""
-    most, duration = (100_000, "-d8s") if thorough else (10_000, "-d2s")
+    """A twentieth of them, if not thorough."""
+    most, duration = (100_000, "-d8s") if thorough else (5000, "-d2s")
     with Lab(clients=2) as lab:
         pair = start_quick(lab)
         served = 0
