@@ -55,7 +55,7 @@ def test_a_narrow_path_of_which_nobody_says_anything_is_found_by_padded_checks(k
         uploaded = upload(lab, "it", sent, "--max-time", "20")
 
         assert uploaded == [sent]
-        assert balancer.metrics()['l3dsr_balancer_mss{service="192.168.33.10:80"}'] == 1360
+        assert balancer.metrics()['l3dsr_balancer_mss_bytes{service="192.168.33.10:80"}'] == 1360
         assert " is down" not in balancer.log()
 
 
