@@ -196,29 +196,25 @@ def test_a_killed_program_comes_back_by_itself(
     assert answers == {"backend1", "backend2"}
 
 
-def test_programs_that_hang_are_restarted(
-    booted: dict[str, Process], boxes: dict[str, debian.Root], network: Lab
+@pytest.mark.parametrize("name, unit", [
+    ("balancer", "l3dsr-balancer.service"), ("backend1", "l3dsr-packetbridge.service")
+])
+def test_a_program_that_hangs_is_restarted(
+    booted: dict[str, Process], boxes: dict[str, debian.Root], network: Lab, name: str, unit: str
 ) -> None:
-    units = {"balancer": "l3dsr-balancer.service", "backend1": "l3dsr-packetbridge.service"}
+    box = boxes[name], booted[name]
+    show = ["systemctl", "show", "--value", "-p", "MainPID", unit]
+    before = box[0].inside(box[1], show).stdout
 
-    def inside(name: str, *words: str) -> str:
-        return boxes[name].inside(booted[name], [*words, units[name]]).stdout
+    box[0].inside(box[1], ["systemctl", "kill", "--signal=STOP", unit])
 
-    def pid(name: str) -> str:
-        return inside(name, "systemctl", "show", "--value", "-p", "MainPID")
+    def is_back() -> bool:
+        is_another = box[0].inside(box[1], show).stdout not in (before, "0\n")
+        state = box[0].inside(box[1], ["systemctl", "is-active", unit]).stdout.strip()
+        return is_another and state == "active"
 
-    before = {name: pid(name) for name in units}
-
-    for name in units:
-        inside(name, "systemctl", "kill", "--signal=STOP")
-
-    def is_back(name: str) -> bool:
-        is_another = pid(name) not in (before[name], "0\n")
-        return is_another and inside(name, "systemctl", "is-active").strip() == "active"
-
-    for name in units:
-        wait_until(lambda name=name: is_back(name), 60, f"{units[name]} is back")
-        assert "atchdog" in inside(name, "journalctl", "-o", "cat", "-u")
+    wait_until(is_back, 60, f"{unit} is back")
+    assert "atchdog" in box[0].inside(box[1], ["journalctl", "-o", "cat", "-u", unit]).stdout
     answers = {network.client.curl(f"http://{VIP}/{number}").split()[0] for number in range(20)}
     assert answers == {"backend1", "backend2"}
 
