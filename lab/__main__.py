@@ -39,7 +39,8 @@ def make_parser() -> argparse.ArgumentParser:
         "test", help="run the test suite",
         description="Run the test suite with pytest, and some end-to-end tests once more with the "
                     "fast engine (--pair has them all). What follows is given to pytest, which "
-                    "then runs alone, for example: lab/run test tests/unit -k cookie",
+                    "then runs alone, for example: lab/run test tests/unit -k cookie. Long tests "
+                    "have a short form; with lab/run test -- --thorough, their full length.",
     )
     test.add_argument("--repeat", metavar="N", type=int, default=1,
                       help="so many times in a row, until it fails (default 1)")

@@ -44,6 +44,7 @@ FAR_SUBNET, BACKENDS_ROUTER = "192.168.35", "192.168.35.254"  # of backends behi
 DSCP = 3
 _MORE_CLIENTS_FROM = 100
 _JOURNALS = Path("/run/l3dsr")
+_READY = r"\bready\b"
 _OFFLOADS = ("tx", "tso", "gso", "gro", "txvlan", "rxvlan")
 _counter = itertools.count(1)
 
@@ -219,11 +220,16 @@ class Lab:
         described = ["--vip", f"{DSCP}={VIP}:80", "--server", f"{backend.server}:80"]
         return self._start(backend, "packetbridge", described if defaults else [], flags, ready)
 
+    def start_bridges(self, *flags: str) -> list[Process]:
+        """A bridge on every backend, started at the same time; all are ready."""
+        bridges = [self.start_bridge(backend, *flags, ready=False) for backend in self.backends]
+        return [bridge.wait_for(_READY) for bridge in bridges]
+
     def start_all(self, *balancer_flags: str) -> tuple[Process, list[Process]]:
         """nginx and bridge on every backend, and the balancer. Returns: balancer and bridges."""
         for backend in self.backends:
             self.start_nginx(backend)
-        bridges = [self.start_bridge(backend) for backend in self.backends]
+        bridges = self.start_bridges()
         return self.start_balancer(*balancer_flags), bridges
 
     def _start(
@@ -234,7 +240,7 @@ class Lab:
             *program(name), "--interface", "eth1", "--secret-file", str(self.secret_file),
             "--metrics", f"127.0.0.1:{METRICS_PORT}", *described, *engine, *flags,
         ])
-        return process.wait_for(r"\bready\b") if ready else process
+        return process.wait_for(_READY) if ready else process
 
     # --- the network ---
 

@@ -14,7 +14,7 @@ _LAB = Path(__file__).parent / "lab"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """How much the differential tests generate, and which."""
+    """How much the differential tests generate, and which; and how long the long tests are."""
     group = parser.getgroup("differential tests (tests/bpf)")
     group.addoption("--seed", type=int, default=1, help="of what they generate (default 1)")
     group.addoption("--times", type=int, default=1, help="so many times as much (default 1)")
@@ -22,8 +22,18 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     group.addoption("--fuzz", type=int, default=0,
                     help="so many packets for each program (default 4000)")
     group.addoption("--fuzz-s", type=float, default=3, help="seconds on the wire (default 3)")
-    group = parser.getgroup("restarts under load (tests/lab/test_restarts.py)")
-    group.addoption("--restarts", type=int, default=8, help="for so many seconds (default 8)")
+    group = parser.getgroup("end-to-end tests (tests/lab)")
+    group.addoption("--thorough", action="store_true",
+                    help="long loads, transfers and series in their full length; without, each "
+                         "has a short form of seconds")
+    group.addoption("--restarts", type=int, default=0,
+                    help="restarts under load for so many seconds (default 3, --thorough: 60)")
+
+
+@pytest.fixture(scope="session")
+def thorough(request: pytest.FixtureRequest) -> bool:
+    """Whether long tests have their full length."""
+    return bool(request.config.getoption("thorough"))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -42,7 +42,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             (made.directory / f"{program}.toml").write_text(text)
         for backend in made.backends:
             made.start_nginx(backend)
-            made.start_bridge(backend, "--config", str(made.directory / "packetbridge.toml"))
+        made.start_bridges("--config", str(made.directory / "packetbridge.toml"))
         made.start_balancer("--config", str(made.directory / "balancer.toml"))
         yield made
 
@@ -106,12 +106,12 @@ def arrived(lab: Lab) -> None:
 
 
 @pytest.mark.parametrize("timestamps", [True, False], ids=["timestamps", "bare"])
-@pytest.mark.parametrize("flags", [RST, RST | ACK, FIN | ACK], ids=["RST", "RST ACK", "FIN"])
-def test_a_sweep_of_ends_ends_nothing(lab: Lab, flags: int, timestamps: bool) -> None:
+def test_a_sweep_of_ends_ends_nothing(lab: Lab, timestamps: bool) -> None:
     with ExitStack() as stack:
         connections = Connections(lab, stack, timestamps)
 
-        sweep(lab, flags)
+        for flags in (RST, RST | ACK, FIN | ACK):
+            sweep(lab, flags)
         arrived(lab)
         time.sleep(LONG_ENOUGH_S)
 

@@ -90,9 +90,9 @@ def test_it_is_executed_once(network: Network) -> None:
         assert client.recv(4096)
 
     def is_dropped() -> bool:  # while something knows of the connection, that has it and goes on
-        time.sleep(4)
+        time.sleep(2.5)
         network.send(first)
-        time.sleep(1.5)
+        time.sleep(0.7)
         return requests(network, "/once") > 1 or network.counted("cookie_spent") >= 1
 
     wait_until(is_dropped, PATIENCE_S, "its cookie is spent")

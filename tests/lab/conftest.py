@@ -6,11 +6,20 @@ from collections.abc import Iterator
 import pytest
 from traffic import Pair, start_quick
 
-from lab.topology import Lab, sweep
+from lab.topology import PAIRS, Lab, sweep
 
 # The portable engine is the specification. Tests of the fast one name it, and the others are run
 # with it by `lab/run test --pair`.
 os.environ.setdefault("L3DSR_PAIR", "portable")
+
+_ONE_EACH = ["portable", "adopt", "splice"]  # of engines, and of modes
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """any_kind: of pairs, in which each engine and mode is once; with --thorough all mixtures."""
+    if "any_kind" in metafunc.fixturenames:
+        is_thorough = metafunc.config.getoption("thorough")
+        metafunc.parametrize("any_kind", sorted(PAIRS) if is_thorough else _ONE_EACH)
 
 
 @pytest.fixture(scope="session", autouse=True)

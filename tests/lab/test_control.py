@@ -29,7 +29,7 @@ class Site:
         self.lab = lab
         for backend in lab.backends:
             lab.start_nginx(backend)
-        self.bridges = [lab.start_bridge(backend) for backend in lab.backends]
+        lab.start_bridges()
         backends = "".join(
             f'[[service.backend]]\nid = {backend.number}\naddress = "{backend.address}"\n'
             for backend in lab.backends)
@@ -72,6 +72,10 @@ class Site:
 def shared(request: pytest.FixtureRequest) -> Iterator[Site]:
     with Lab(pair=request.param) as lab:
         yield Site(lab)
+
+
+# What no engine has a part in.
+one_engine = pytest.mark.parametrize("shared", ["adopt"], indirect=True)
 
 
 @pytest.fixture
@@ -164,6 +168,7 @@ def test_a_weight_moves_the_share(site: Site) -> None:
     assert site.hosts() == before
 
 
+@one_engine
 def test_orders_are_gone_with_the_process_unless_they_are_kept(site: Site) -> None:
     site.say("disable", "1")
     site.restart()
@@ -221,6 +226,7 @@ def test_curl_asks_and_orders(site: Site) -> None:
         assert error in json.loads(curl(site, f"/api/v1/{path}", "-d", body))["error"]
 
 
+@one_engine
 def test_the_metrics_address_changes_nothing(site: Site) -> None:
     url = "http://127.0.0.1:9101"
     node = site.lab.balancer
@@ -233,6 +239,7 @@ def test_the_metrics_address_changes_nothing(site: Site) -> None:
     assert "l3dsr_balancer_flows" in node.curl(f"{url}/metrics")
 
 
+@one_engine
 def test_the_socket_is_roots_and_a_killed_daemons_is_replaced(site: Site) -> None:
     found = site.socket.stat()
     tried = subprocess.run(
@@ -258,6 +265,7 @@ def test_the_socket_is_roots_and_a_killed_daemons_is_replaced(site: Site) -> Non
     site.start()
 
 
+@one_engine
 def test_slow_clients_take_no_descriptors(site: Site) -> None:
     directory = f"/proc/{site.balancer.pid}/fd"
     before = len(os.listdir(directory))
@@ -303,7 +311,7 @@ def test_top_shows_what_flows(site: Site) -> None:
                                                if not ended.is_set()])
     traffic.start()
     try:
-        shown = site.say("top", "--once", "--interval", "3")
+        shown = site.say("top", "--once", "--interval", "1")
     finally:
         ended.set()
         traffic.join()

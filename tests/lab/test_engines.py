@@ -29,7 +29,7 @@ def start(lab: Lab, balancer: str, bridge: str):
     """nginx and bridge on every backend, and the balancer, each with its engine."""
     for backend in lab.backends:
         lab.start_nginx(backend)
-    bridges = [lab.start_bridge(backend, "--engine", bridge) for backend in lab.backends]
+    bridges = lab.start_bridges("--engine", bridge)
     return lab.start_balancer("--engine", balancer), bridges
 
 
@@ -40,11 +40,16 @@ def answers(lab: Lab, count: int = 300) -> list[list[str]]:
     return [line.split()[:2] for line in lines if line]
 
 
-@pytest.mark.parametrize("engines", PAIRS, ids="-".join)
-def test_every_pair_of_engines_serves_alike(engines):
+@pytest.fixture(scope="module")
+def expected() -> list[list[str]]:
+    """What the portable engines answer."""
     with Lab() as lab:
         start(lab, "portable", "portable")
-        expected = answers(lab)
+        return answers(lab)
+
+
+@pytest.mark.parametrize("engines", PAIRS, ids="-".join)
+def test_every_pair_of_engines_serves_alike(engines, expected):
     with Lab() as lab:
         start(lab, *engines)
         digest = large_file(lab, 30_000_000)
@@ -157,7 +162,7 @@ def test_short_connections_under_load_all_succeed_and_leave_an_empty_table(tmp_p
         lab.start_balancer("--config", str(config), "--engine", "fast", defaults=False)
 
         report = lab.client.run(
-            ["wrk", "-t1", "-c50", "-d5s", "-H", "Connection: close", f"{URL}/short"]
+            ["wrk", "-t1", "-c50", "-d2s", "-H", "Connection: close", f"{URL}/short"]
         )
 
         assert int(re.search(r"(\d+) requests in", report)[1]) > 1000

@@ -4,6 +4,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from netns import inside, state
@@ -90,12 +91,16 @@ def remake(lab: Lab) -> Callable[[Node], None]:
     return act
 
 
-@pytest.mark.parametrize("name", ["balancer", "packetbridge"])
 @pytest.mark.parametrize("flush", [["nft", "flush", "ruleset"], ["iptables", "-t", "raw", "-F"]],
                          ids=lambda words: words[0])
-def test_rules_that_were_flushed(site: Site, name: str, flush: list[str]) -> None:
-    site.mends(name, "rules", "firewall rules were gone: installed again",
-               lambda node: node.run(flush))
+def test_rules_that_were_flushed(site: Site, flush: list[str]) -> None:
+    """On both hosts at the same time."""
+    with ThreadPoolExecutor(2) as pool:
+        mended = [pool.submit(site.mends, name, "rules",
+                              "firewall rules were gone: installed again",
+                              lambda node: node.run(flush)) for name in site.programs]
+    for each in mended:
+        each.result()
 
 
 def test_a_vip_that_was_removed(site: Site) -> None:

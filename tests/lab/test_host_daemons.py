@@ -27,6 +27,13 @@ def lab() -> Iterator[Lab]:
         yield network
 
 
+@pytest.fixture(scope="module")
+def quiet() -> Iterator[Lab]:
+    """For tests that show that nothing of theirs is left on its hosts."""
+    with Lab(backends=1) as network:
+        yield network
+
+
 def start(lab: Lab, name: str, *flags: str, ready: bool = True) -> Process:
     if name == "balancer":
         return lab.start_balancer(*flags, ready=ready)
@@ -49,11 +56,11 @@ both = pytest.mark.parametrize("name", ["balancer", "packetbridge"])
 
 @both
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
-def test_the_host_is_as_it_was_after(lab: Lab, name: str, number: int) -> None:
-    host = host_of(lab, name)
+def test_the_host_is_as_it_was_after(quiet: Lab, name: str, number: int) -> None:
+    host = host_of(quiet, name)
     before = state(host)
 
-    process = start(lab, name)
+    process = start(quiet, name)
     during = state(host)
     code = process.stop(number)
 
@@ -64,13 +71,13 @@ def test_the_host_is_as_it_was_after(lab: Lab, name: str, number: int) -> None:
 
 
 @both
-def test_the_next_start_cleans_up_after_a_killed_one(lab: Lab, name: str) -> None:
-    host = host_of(lab, name)
+def test_the_next_start_cleans_up_after_a_killed_one(quiet: Lab, name: str) -> None:
+    host = host_of(quiet, name)
     before = state(host)
 
-    start(lab, name).kill()
+    start(quiet, name).kill()
     left = state(host)
-    again = start(lab, name)
+    again = start(quiet, name)
     running = state(host)
     code = again.stop()
 
@@ -82,10 +89,10 @@ def test_the_next_start_cleans_up_after_a_killed_one(lab: Lab, name: str) -> Non
 
 @both
 @pytest.mark.parametrize("delay_s", [0.1, 0.2, 0.3, 0.4])
-def test_a_signal_during_the_start_leaves_nothing(lab: Lab, name: str, delay_s: float) -> None:
-    host = host_of(lab, name)
+def test_a_signal_during_the_start_leaves_nothing(quiet: Lab, name: str, delay_s: float) -> None:
+    host = host_of(quiet, name)
     before = state(host)
-    process = start(lab, name, ready=False)
+    process = start(quiet, name, ready=False)
 
     time.sleep(delay_s)
     code = process.stop()
@@ -272,14 +279,14 @@ def test_a_second_bridge_is_refused(lab: Lab, flags: tuple[str, ...], refusal: s
     (("--metrics", "192.0.2.1:9101"), "metrics = '192.0.2.1:9101': expected an address and port"),
 ], ids=["interface", "loopback", "secret", "metrics"])
 def test_what_cannot_work_is_refused_and_the_host_untouched(
-    lab: Lab, name: str, flags: tuple[str, ...], said: str
+    quiet: Lab, name: str, flags: tuple[str, ...], said: str
 ) -> None:
-    before = state(host_of(lab, name))
+    before = state(host_of(quiet, name))
 
-    line = refused(start(lab, name, *flags, ready=False))
+    line = refused(start(quiet, name, *flags, ready=False))
 
     assert line.startswith(f"{name}: command line: {said}")
-    assert state(host_of(lab, name)) == before
+    assert state(host_of(quiet, name)) == before
 
 
 @both
@@ -308,15 +315,15 @@ def test_on_a_strange_host_nothing_is_taken_for_granted(lab: Lab, name: str) -> 
     ("packetbridge", ("--address", VIP), f"--address = '{VIP}': expected the bridge's own"),
 ])
 def test_what_cannot_work_on_this_host_is_refused_by_run_and_by_check(
-    lab: Lab, name: str, flags: tuple[str, ...], said: str
+    quiet: Lab, name: str, flags: tuple[str, ...], said: str
 ) -> None:
-    host = host_of(lab, name)
+    host = host_of(quiet, name)
     before = state(host)
 
-    process = start(lab, name, *flags, ready=False)
+    process = start(quiet, name, *flags, ready=False)
     code = process.popen.wait(20)
     checked = host.start("check", [*program(name), "check", "--secret-file",
-                                   str(lab.secret_file), *flags])
+                                   str(quiet.secret_file), *flags])
 
     assert (code, checked.popen.wait(20)) == (2, 2)
     assert process.log().startswith(f"{name}: command line: {said}")
@@ -325,8 +332,8 @@ def test_what_cannot_work_on_this_host_is_refused_by_run_and_by_check(
 
 
 @both
-def test_who_has_no_right_to_it_is_told_so(lab: Lab, name: str) -> None:
-    process = host_of(lab, name).start(name, [
+def test_who_has_no_right_to_it_is_told_so(quiet: Lab, name: str) -> None:
+    process = host_of(quiet, name).start(name, [
         "setpriv", "--bounding-set", "-net_admin", *program(name),
     ])
 

@@ -26,7 +26,7 @@ def lab() -> Iterator[Lab]:
     with Lab(pair="adopt") as made:
         for backend in made.backends:
             made.start_nginx(backend)
-            made.start_bridge(backend)
+        made.start_bridges()
         token = made.directory / "token"
         token.touch(mode=0o600)
         token.write_text(TOKEN)

@@ -27,12 +27,12 @@ from common.cluster.secrets import load_secrets
 from lab.node import Node, wait_until
 from lab.topology import CLIENT, DSCP, VIP, Lab
 
-FLOOD = 50_000
+FLOOD = 25_000
 BURST, PAUSE_S = 100, 0.008  # about as much as one core answers
 FAR_NET = "10.66"
 SYN, PSH_ACK = 2, 24
 STRANGER = "192.168.33.77"
-MEMORY_OCTETS = 8 << 20  # addresses at hand are bounded; a flow for each SYN would take 20 MB
+MEMORY_OCTETS = 8 << 20  # addresses at hand are bounded; a flow for each SYN would take 10 MB
 
 
 def _raw_socket(node: Node) -> socket.socket:

@@ -88,6 +88,10 @@ def served(request: pytest.FixtureRequest) -> Iterator[Lab]:
         yield lab
 
 
+# What no engine has a part in.
+one_engine = pytest.mark.parametrize("served", ["adopt"], indirect=True)
+
+
 def answerers(lab: Lab, port: int = 80, vip: str = VIP) -> set[str]:
     urls = [f"http://{vip}:{port}/{number}" for number in range(20)]
     lines = lab.client.run(["curl", "-sS", "--fail", *ALONE, *urls]).splitlines()
@@ -163,6 +167,7 @@ def test_services_come_and_go_under_load(served: Lab, start: Start) -> None:
     assert running.process.stop() == 0
 
 
+@one_engine
 def test_a_vip_that_another_host_has_is_refused(served: Lab, start: Start) -> None:
     web = service(served, 80, [1, 2])
     running = start(web)
@@ -174,6 +179,7 @@ def test_a_vip_that_another_host_has_is_refused(served: Lab, start: Start) -> No
     assert running.process.stop() == 0
 
 
+@one_engine
 def test_checks_begin_and_what_the_operator_wants_stays(served: Lab, start: Start) -> None:
     lab = served
     running = start(service(lab, 80, [1]))
@@ -215,7 +221,7 @@ def test_what_is_removed_drains_and_is_reset_in_the_end(served: Lab, start: Star
     assert running.process.stop() == 0
 
 
-@pytest.mark.parametrize("served", ["adopt"], indirect=True)
+@one_engine
 def test_a_broken_file_changes_nothing_and_says_why(served: Lab, start: Start) -> None:
     lab = served
     web = service(lab, 80, [1, 2])
@@ -244,7 +250,7 @@ def test_a_broken_file_changes_nothing_and_says_why(served: Lab, start: Start) -
         lab.balancer.run([*program("balancer"), "reload"])
 
 
-@pytest.mark.parametrize("served", ["adopt"], indirect=True)
+@one_engine
 def test_files_that_are_watched_are_taken_when_they_have_changed(served: Lab, start: Start) -> None:
     lab = served
     addresses = lab.directory / "addresses"

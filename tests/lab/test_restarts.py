@@ -1,6 +1,6 @@
 """Both programs restarted again and again under load: nothing fails, and nothing is left over.
 
-A whole minute of it: lab/run test tests/lab/test_restarts.py --restarts 60
+A whole minute of it: lab/run test tests/lab/test_restarts.py --thorough, or --restarts 60
 """
 
 import itertools
@@ -27,9 +27,9 @@ MODES = {"adopt": "packetbridge-adopt-34", "splice": "packetbridge-splice-34"}
 
 @pytest.mark.parametrize("mode", MODES)
 def test_restarts_under_load_cost_nothing_and_leave_nothing(
-    mode: str, request: pytest.FixtureRequest
+    mode: str, request: pytest.FixtureRequest, thorough: bool
 ) -> None:
-    seconds = request.config.getoption("restarts")
+    seconds = request.config.getoption("restarts") or (60 if thorough else 3)
     with Lab(pair=mode) as lab:
         hosts = [lab.balancer, *lab.backends]
         before = [state(host) for host in hosts]
@@ -76,7 +76,7 @@ def _requests(lab: Lab, ended: Event, *flags: str) -> int:
     """How many requests were answered until the end. Raises: AssertionError if one was not."""
     answered = 0
     while not ended.is_set():
-        answered += wrk(lab.client, "-d2s", *flags)
+        answered += wrk(lab.client, "-d1s", *flags)
     return answered
 
 

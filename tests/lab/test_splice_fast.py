@@ -24,7 +24,7 @@ def start(lab: Lab, *flags: str) -> tuple[Process, list[Process]]:
     """The pair with splicing bridges. Returns: balancer and bridges."""
     for backend in lab.backends:
         lab.start_nginx(backend)
-    bridges = [lab.start_bridge(backend, *SPLICE, *flags) for backend in lab.backends]
+    bridges = lab.start_bridges(*SPLICE, *flags)
     return lab.start_balancer(), bridges
 
 

@@ -32,7 +32,7 @@ class Traced:
         self.is_fast = engine == "fast"
         for backend in lab.backends:
             lab.start_nginx(backend)
-            lab.start_bridge(backend)
+        lab.start_bridges()
         self.balancer = lab.start_balancer("--engine", engine)
 
     def trace(self, *flags: str) -> Process:

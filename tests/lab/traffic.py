@@ -4,6 +4,7 @@ import fcntl
 import hashlib
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -68,9 +69,7 @@ def start_quick(lab: Lab, *, nginx: bool = True, bridge: str = "") -> Pair:
     if nginx:
         for backend in lab.backends:
             lab.start_nginx(backend)
-    bridges = [
-        lab.start_bridge(backend, *quick(lab, "packetbridge", bridge)) for backend in lab.backends
-    ]
+    bridges = lab.start_bridges(*quick(lab, "packetbridge", bridge))
     return Pair(lab, lab.start_balancer(*quick(lab, "balancer")), bridges)
 
 
@@ -157,7 +156,26 @@ def requests(lab: Lab, port: int = 80, vip: str = VIP) -> Iterator[Callable[[], 
 
 def wrk(node: Node, *flags: str, path: str = "/wrk") -> int:
     """Run wrk. Returns: how many requests were served; every one of them was."""
-    report = node.run(["wrk", "-t1", "--timeout", "30s", *flags, URL + path], timeout_s=120)
+    return _served(node.run(["wrk", "-t1", "--timeout", "30s", *flags, URL + path], timeout_s=120))
+
+
+@contextmanager
+def wrk_meanwhile(node: Node, *flags: str, path: str = "/wrk") -> Iterator[Callable[[], int]]:
+    """Run wrk until the end, with the same connections. Yields: ends it, and answers as `wrk`."""
+    process = node.start("wrk", ["wrk", "-t1", "--timeout", "30s", "-d300s", *flags, URL + path])
+
+    def end() -> int:
+        process.stop(signal.SIGINT)
+        return _served(process.log())
+
+    try:
+        yield end
+    finally:
+        process.stop()
+
+
+def _served(report: str) -> int:
+    """How many requests wrk says were served. Raises: AssertionError if one was not."""
     assert "Socket errors" not in report, report
     assert "Non-2xx" not in report, report
     served = re.search(r"(\d+) requests in", report)
