@@ -24,7 +24,8 @@ def test_the_programs_hold_on_other_kernels(
     build.compile_all()
 
     code = kernel.boot(booted, [
-        sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "kernels", "tests/golden", "tests/bpf",
+        sys.executable, "-m", "pytest", "-q", "-n", "2", "-m", "kernels",
+        "tests/golden", "tests/bpf",
     ], timeout_s=2400)
 
     assert code == 0, capfd.readouterr().out
