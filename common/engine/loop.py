@@ -93,6 +93,7 @@ class Engine:
         # the collector would only walk a million of them again and again.
         gc.collect()
         gc.disable()
+        self.keep_time()  # the first packets may wait already, and a cookie needs it
         self._datapath.collect()
         self._remedies.begin(self.counters)
         log.info("%s", ready, extra=fields(event="ready"))

@@ -141,6 +141,19 @@ def test_each_verdict_is_carried_out(run: Run, server, back) -> None:
     assert sorted(received(back)) == [b"backsend", b"backsend", b"tick"]
 
 
+def test_the_first_packet_finds_the_time_known(run: Run) -> None:
+    """It may have waited; a cookie of another time would hold for nobody."""
+    offsets_ms = []
+
+    def prepare(stub: Stub) -> None:
+        stub.on_seen = lambda: offsets_ms.append(stub.clock_offset_ms)
+
+    run(b"pass", b"pass too", prepare=prepare)
+
+    assert len(offsets_ms) == 2
+    assert all(abs(offset_ms - clock.offset_ms()) < 1000 for offset_ms in offsets_ms)
+
+
 def test_a_packet_that_turns_out_too_big_is_answered(run: Run, back) -> None:
     run(b"big")
 
