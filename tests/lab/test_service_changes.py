@@ -3,6 +3,7 @@
 Clients have no timestamps, so nothing but the flow table knows where their packets go.
 """
 
+import itertools
 import signal
 import socket
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ DSCPS = {80: 3, 81: 7, 8080: 11}
 CLIENTS = 12
 FLOWS = "l3dsr_balancer_flows"
 OF_BACKEND = "l3dsr_balancer_backend_flows"
+_ports = itertools.count(20_000)  # below those that the kernel gives
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,7 +38,8 @@ def _programs() -> None:
 def served() -> Iterator[Lab]:
     """Servers and bridges for all services, and a client without timestamps."""
     with Lab() as lab:
-        lab.client.run(["sysctl", "-qw", "net.ipv4.tcp_timestamps=0"])
+        lab.client.run(["sysctl", "-qw", "net.ipv4.tcp_timestamps=0",
+                        "net.ipv4.ip_local_port_range=32768 60999"])
         for backend in lab.backends:
             lab.start_nginx(backend)
             services = "".join(
@@ -62,9 +65,13 @@ def balancer(lab: Lab, *ports: int) -> Process:
 
 
 def connect(lab: Lab, port: int) -> socket.socket:
+    """From a port that no other connection has: all services have the same server, which could not
+    tell two of one port apart.
+    """
     with inside(lab.client):
         made = socket.socket()
     made.settimeout(PATIENCE_S)
+    made.bind(("", next(_ports)))
     made.connect((VIP, port))
     return made
 
@@ -105,7 +112,7 @@ def test_flows_of_other_services_stay_whatever_the_file_says_next(served: Lab) -
     go_on(other)
     go_on(new)
     # its flows leave, and only then its number is another's
-    wait_until(lambda: running.metrics()[FLOWS] == 2 * CLIENTS + count(), PATIENCE_S,
+    wait_until(lambda: running.metrics()[FLOWS] == sum(_of_backends(running).values()), PATIENCE_S,
                "its flows have left")
 
     running.stop(signal.SIGUSR2)
