@@ -211,11 +211,13 @@ class Balancer(RuleBasedStateMachine):
         if verdict.reason is Event.TAKEOVER:
             assert [flow.state for flow in opened] in ([], [TAKEN_OVER])
             return verdict
-        assert len(opened) == (verdict.reason is Event.HANDOFF)
+        waiting = {each.key for each in held}
+        crowded_out = [flow for flow in opened if flow.key != packet[12:24] and flow.key in waiting]
+        assert len(opened) - len(crowded_out) == (verdict.reason is Event.HANDOFF)
         for flow in opened:
-            first = tcp.checked(verdict.packets[0])
-            waited = any(each.key == flow.key for each in held)
-            self._check_cookie(flow.key, first.seq, first.ack, waited)
+            first = next(made for made in map(tcp.checked, verdict.packets)
+                         if made.five_tuple[:4] + made.sport == flow.key[:4] + flow.key[8:10])
+            self._check_cookie(flow.key, first.seq, first.ack, flow.key in waiting)
         for each in self._held():
             if each not in held:
                 self._check_cookie(each.key, each.first.seq, each.first.ack, False)
