@@ -29,7 +29,8 @@ class Browser:
         chosen = program()
         if chosen is None:
             raise RuntimeError("there is no Chromium: apt-get install chromium-headless-shell")
-        self._directory = tempfile.TemporaryDirectory(prefix="l3dsr-browser-")
+        self._directory = tempfile.TemporaryDirectory(
+            prefix="l3dsr-browser-", ignore_cleanup_errors=True)  # its own processes may still write
         from_us, ours = os.pipe(), os.pipe()
 
         def place() -> None:  # where it looks for them, whatever numbers they have now
