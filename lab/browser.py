@@ -30,7 +30,7 @@ class Browser:
         if chosen is None:
             raise RuntimeError("there is no Chromium: apt-get install chromium-headless-shell")
         self._directory = tempfile.TemporaryDirectory(
-            prefix="l3dsr-browser-", ignore_cleanup_errors=True)  # its own processes may still write
+            prefix="l3dsr-browser-", ignore_cleanup_errors=True)  # it may still write
         from_us, ours = os.pipe(), os.pipe()
 
         def place() -> None:  # where it looks for them, whatever numbers they have now
