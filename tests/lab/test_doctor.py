@@ -184,17 +184,22 @@ def test_a_listener_by_mptcp_is_noted_with_what_ends_that(site: Site) -> None:
     site.server.stop()
     other = listen(site.far, MPTCP, site.far.server)
     site.bridge.stop()
+    reports: list[dict[str, Any]] = []
+
+    def are_well() -> bool:  # a server and a bridge have just begun
+        reports[:] = site.examine(), site.examine_far()
+        return all(each["ok"] for each in reports)
+
     try:
         site.bridge = site.start_bridge(site.far)
-        report, own = site.examine(), site.examine_far()
+        wait_until(are_well, SETTLED_S, "nothing is wrong")
     finally:
         other.stop()
         site.server = site.lab.start_nginx(site.far, port=SERVER_PORT)
         site.bridge.stop()
         site.bridge = site.start_bridge(site.far)
 
-    for found in (report, own):
-        assert found["ok"]
+    for found in reports:
         note = next(each for each in found["complaints"] if "MPTCP" in each["sentence"])
         assert note["sentence"] == "192.168.35.31:8080 listens by MPTCP, so it is spliced"
         assert "net.mptcp.enabled=0, or GODEBUG=multipathtcp=0" in note["remedy"]
