@@ -10,7 +10,6 @@ there is one that nobody has had. A line that is wrong is left out.
 """
 
 import json
-import os
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -19,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from balancer.config import Backend, Config, Service
+from common import private_file
 from common.settings import ConfigError
 from common.settings.readers import ipv4
 
@@ -89,11 +89,7 @@ class BackendsFiles:
         directory = self._path.parent
         try:
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            draft = self._path.with_suffix(".new")
-            descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-            with open(descriptor, "w") as written:
-                json.dump(_plain(memories), written)
-            draft.replace(self._path)
+            private_file.replace(self._path, json.dumps(_plain(memories)))
         except OSError as error:
             raise ConfigError(file, "state_directory", str(directory),
                               f"a directory that can be written ({error.strerror})") from None

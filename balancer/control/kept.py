@@ -16,6 +16,7 @@ from balancer.config import Config, Service
 from balancer.pool.pool import Backend
 from balancer.pool.share import Operator, Standing
 from balancer.services import ServiceState
+from common import private_file
 from common.engine.lock import check_directory
 
 log = logging.getLogger(__name__)
@@ -61,17 +62,10 @@ class Kept:
             path.unlink(missing_ok=True)
             return
         check_directory(path.parent, 0o755)
-        draft = path.with_suffix(".new")
-        content = {"backends": [
+        private_file.replace(path, json.dumps({"backends": [
             {"service": name.service, "backend": name.backend,
              "operator": standing.operator.value, "weight": standing.weight}
-            for name, standing in self.standings.items()]}
-        descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(descriptor, "w") as file:
-            file.write(json.dumps(content, indent=2) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
+            for name, standing in self.standings.items()]}, indent=2) + "\n")
 
 
 def weighed(config: Config, standings: Mapping[Name, Standing]) -> Config:

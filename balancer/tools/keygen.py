@@ -1,10 +1,10 @@
 """The cluster's secret: made, and rotated, without a moment in which there is none."""
 
 import os
-import tempfile
 import time
 from pathlib import Path
 
+from common import private_file
 from common.cluster.secrets import KEEP_S, SecretFile, Secrets, new_key
 from common.settings import COMMAND_LINE, ConfigError, host
 
@@ -29,31 +29,9 @@ def rotate(path: Path, *, keep_s: int = KEEP_S, adds_seed: bool = False) -> Secr
         made = SecretFile(Secrets(new_key(), old.keys.current), int(time.time()) + keep_s, seed)
     try:
         path.parent.mkdir(mode=_DIRECTORY_MODE, parents=True, exist_ok=True)
-        _replace(path, made.emit())
+        private_file.replace(path, made.emit())
     except OSError as error:
         raise ConfigError(
             COMMAND_LINE, "FILE", str(path), f"a file that can be written ({error.strerror})"
         ) from None
     return made
-
-
-def _replace(path: Path, text: str) -> None:
-    """Replace `path` by a file with `text` that only its owner may read."""
-    descriptor, draft = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)  # mode 0600
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(descriptor)
-        if path.exists():
-            owner = path.stat()
-            os.chown(draft, owner.st_uid, owner.st_gid)
-        os.replace(draft, path)
-    except BaseException:
-        os.unlink(draft)
-        raise
-    directory = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(directory)
-    finally:
-        os.close(directory)

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from common import private_file
 from common.engine import lock, netns
 from common.engine.host import RUN
 
@@ -84,11 +85,7 @@ def _paths(owner: str) -> Sequence[Path]:
 
 def _write(path: Path, text: str) -> None:
     DIRECTORY.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_suffix(".new")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-    with open(descriptor, "w") as file:
-        file.write(text)
-    draft.replace(path)
+    private_file.replace(path, text)
 
 
 def _read(path: Path) -> dict[str, Any]:
