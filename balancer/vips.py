@@ -5,18 +5,17 @@ once: three within 0.1 s, and a host that is there answers at once. It runs whil
 prepares itself. An address that this host has already needs none, so a restart waits for nothing.
 """
 
-import ctypes
 import logging
 import socket
-import struct
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable
 from functools import partial
 from ipaddress import IPv4Address
 
-from common.engine import host
+from common.engine import host, socket_filter
 from common.engine.devices import Devices
+from common.engine.socket_filter import LOAD_WORD
 from common.engine.sources import Source
 from common.engine.worker import Worker
 from common.settings import ConfigError
@@ -29,9 +28,6 @@ _MOST_READ = 64  # frames, before others have their turn
 _BUFFER_LEN = 128
 _OUTGOING = 4  # linux/if_packet.h: PACKET_OUTGOING
 _MAC_LEN = 6
-_SO_ATTACH_FILTER = 26  # asm-generic/socket.h
-_LOAD_WORD, _EQUALS, _RETURN = 0x20, 0x15, 0x06  # linux/bpf_common.h
-_INSTRUCTION = struct.Struct("=HBBI")
 _MOST_VIPS = 250  # of which the kernel's filter knows; a jump has 8 bits
 log = logging.getLogger(__name__)
 
@@ -190,11 +186,5 @@ def _listen(made: socket.socket, vips: Collection[bytes]) -> None:
 
     One that is bound to an interface would hear no more when that has been made anew.
     """
-    steps = [
-        (_LOAD_WORD, 0, 0, arp.SENDER_OFF),
-        *((_EQUALS, len(vips) - place, 0, int.from_bytes(vip)) for place, vip in enumerate(vips)),
-        (_RETURN, 0, 0, 0), (_RETURN, 0, 0, _BUFFER_LEN),
-    ]
-    code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
-    made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
-                    struct.pack("@HP", len(steps), ctypes.addressof(code)))
+    socket_filter.attach(made, [
+        (LOAD_WORD, 0, 0, arp.SENDER_OFF), *socket_filter.one_of(vips, _BUFFER_LEN)])

@@ -5,10 +5,8 @@ a packet socket has seen it by then. What follows from results is reckoned elsew
 (balancer/reckoner.py).
 """
 
-import ctypes
 import logging
 import socket
-import struct
 import time
 from collections.abc import Iterable
 from random import Random
@@ -17,8 +15,9 @@ from balancer.datapath import Datapath
 from balancer.health.monitor import Monitor
 from balancer.reckoner import Reckoner
 from balancer.services import ServiceState
-from common.engine import clock
+from common.engine import clock, socket_filter
 from common.engine.loop import Sender
+from common.engine.socket_filter import EQUALS, LOAD_OCTET, LOAD_WORD
 from common.wire.packet import TCP
 
 _PAUSE_MS = 4  # so long, what becomes due waits for more: each turn of the loop has its price
@@ -26,10 +25,8 @@ _MOST_READ = 64  # packets, before others have their turn
 _PACKET_LEN = 1 << 16
 _BUFFER_OCTETS = 4 << 20
 _ETH_P_IP = 0x0800  # linux/if_ether.h
-_SO_ATTACH_FILTER, _SO_RCVBUFFORCE = 26, 33  # asm-generic/socket.h
-_LOAD_OCTET, _LOAD_WORD, _EQUALS, _RETURN = 0x30, 0x20, 0x15, 0x06  # linux/bpf_common.h
+_SO_RCVBUFFORCE = 33  # asm-generic/socket.h
 _PROTOCOL_OFF, _SOURCE_OFF = 9, 12
-_INSTRUCTION = struct.Struct("=HBBI")
 log = logging.getLogger(__name__)
 
 
@@ -118,16 +115,10 @@ def answers_from(vips: Iterable[bytes]) -> socket.socket:
 def _hear(made: socket.socket, vips: Iterable[bytes]) -> None:
     """Let a packet socket hear TCP from the VIPs, on all interfaces. Raises: OSError."""
     sources = sorted(set(vips))
-    steps = [
-        (_LOAD_OCTET, 0, 0, _PROTOCOL_OFF), (_EQUALS, 0, len(sources) + 1, TCP),
-        (_LOAD_WORD, 0, 0, _SOURCE_OFF),
-        *((_EQUALS, len(sources) - place, 0, int.from_bytes(vip))
-          for place, vip in enumerate(sources)),
-        (_RETURN, 0, 0, 0), (_RETURN, 0, 0, _PACKET_LEN),
-    ]
-    code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
-    made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
-                    struct.pack("@HP", len(steps), ctypes.addressof(code)))
+    socket_filter.attach(made, [
+        (LOAD_OCTET, 0, 0, _PROTOCOL_OFF), (EQUALS, 0, len(sources) + 1, TCP),
+        (LOAD_WORD, 0, 0, _SOURCE_OFF), *socket_filter.one_of(sources, _PACKET_LEN),
+    ])
     try:
         made.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER_OCTETS)
     except PermissionError:  # in a container

@@ -4,11 +4,9 @@ What comes beyond the budget of a tenth of a second is dropped in the kernel unt
 begins, so a flood of questions takes no time from packets.
 """
 
-import ctypes
 import logging
 import os
 import socket
-import struct
 import sys
 import time
 from collections.abc import Callable, Collection, Sequence
@@ -18,7 +16,9 @@ from ipaddress import IPv4Address
 from common import __version__
 from common.cluster.probe import QUESTION_LEN, Listener, Served, Sighting, Socket, Watch
 from common.cluster.secrets import Secrets
+from common.engine import socket_filter
 from common.engine.diag import Diag, Listening, is_opening
+from common.engine.socket_filter import EQUALS, LOAD_LEN, NOTHING, RETURN
 from common.engine.sources import Source
 from common.engine.worker import Worker
 from packetbridge.config import Config
@@ -31,14 +31,10 @@ _MOST_READ = 64  # in a slice
 _MOST_WAITING = 256  # for the thread
 _FRESH_S = 0.2  # for how long the list of listeners is good
 _IP_RECVTOS, _IP_RECVTTL = 13, 12  # linux/in.h
-_SO_ATTACH_FILTER = 26
 _BUFFER_OCTETS = 1 << 17
 _UDP_LEN = 8
-_LOAD_LEN, _EQUALS, _RETURN = 0x80, 0x15, 0x06
-_INSTRUCTION = struct.Struct("=HBBI")
-_ASKED = ((_LOAD_LEN, 0, 0, 0), (_EQUALS, 0, 1, _UDP_LEN + QUESTION_LEN),
-          (_RETURN, 0, 0, 0xFFFF), (_RETURN, 0, 0, 0))
-_NOTHING = ((_RETURN, 0, 0, 0),)
+_ASKED = ((LOAD_LEN, 0, 0, 0), (EQUALS, 0, 1, _UDP_LEN + QUESTION_LEN),
+          (RETURN, 0, 0, 0xFFFF), (RETURN, 0, 0, 0))
 log = logging.getLogger(__name__)
 
 
@@ -133,7 +129,7 @@ class ProbeSource:
         self._resumes_s: float | None = None
         self._expires_s: float | None = None
         self.deadline_s: float | None = None
-        self._take(_ASKED)
+        socket_filter.attach(self._socket, _ASKED)
 
     def open(self) -> None:
         """Listen. That it cannot be is no reason not to serve."""
@@ -164,7 +160,7 @@ class ProbeSource:
             self._left -= 1
             if not self._read_one():
                 return
-        self._take(_NOTHING)
+        socket_filter.attach(self._socket, NOTHING)
         self._drain()
         self._resumes_s = (number + 1) * _SLICE_S
         self._plan()
@@ -174,7 +170,7 @@ class ProbeSource:
         now_s = time.monotonic()
         if self._resumes_s is not None and self._resumes_s <= now_s:
             self._resumes_s = None
-            self._take(_ASKED)
+            socket_filter.attach(self._socket, _ASKED)
         if self._expires_s is not None and self._expires_s <= now_s:
             self._expires_s = None
             self._start(self._expire)
@@ -205,12 +201,6 @@ class ProbeSource:
                 self._socket.recv(1)
         except OSError:
             pass
-
-    def _take(self, steps: Sequence[tuple[int, int, int, int]]) -> None:
-        """Let a filter decide what comes in."""
-        code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
-        self._socket.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
-                                struct.pack("@HP", len(steps), ctypes.addressof(code)))
 
     # --- in the thread ---
 

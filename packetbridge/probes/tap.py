@@ -4,12 +4,12 @@ A packet socket that is there while something is watched for, which is seconds. 
 protocols: one for IPv4 alone would keep connections from being adopted (docs/operations.md).
 """
 
-import ctypes
 import socket
-import struct
 from typing import NamedTuple
 
 from common.cluster.probe import Sighting
+from common.engine import socket_filter
+from common.engine.socket_filter import EQUALS, LOAD_HALF, LOAD_OCTET, LOAD_WORD
 from common.wire.family import look, stated_len
 from common.wire.packet import TCP
 from common.wire.tcp import dport_of, sport_of
@@ -19,12 +19,10 @@ MOST = 16
 _MOST_SEEN = 255
 _MOST_READ = 64
 _ETH_P_ALL, _ETH_P_IP = 0x0003, 0x0800  # linux/if_ether.h
-_SO_ATTACH_FILTER, _SO_RCVBUF_OCTETS = 26, 1 << 18
+_SO_RCVBUF_OCTETS = 1 << 18
 _SNAP_LEN = 64
-_LOAD_OCTET, _LOAD_HALF, _LOAD_WORD, _EQUALS, _RETURN = 0x30, 0x28, 0x20, 0x15, 0x06
 _PROTOCOL_AD = 0xFFFFF000  # SKF_AD_OFF + SKF_AD_PROTOCOL, linux/filter.h
 _PROTOCOL_OFF, _SOURCE_OFF, _DESTINATION_OFF, _SPORT_OFF = 9, 12, 16, 20
-_INSTRUCTION = struct.Struct("=HBBI")
 
 
 class Ends(NamedTuple):
@@ -81,19 +79,13 @@ class Tap:
         made = self._socket or socket.socket(
             socket.AF_PACKET, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK, 0)
         sources = sorted({ends.address for ends in self._seen})
-        steps = [
-            (_LOAD_HALF, 0, 0, _PROTOCOL_AD), (_EQUALS, 0, len(sources) + 5, _ETH_P_IP),
-            (_LOAD_OCTET, 0, 0, _PROTOCOL_OFF), (_EQUALS, 0, len(sources) + 3, TCP),
-            (_LOAD_WORD, 0, 0, _DESTINATION_OFF),
-            (_EQUALS, 0, len(sources) + 1, int.from_bytes(self._own)),
-            (_LOAD_WORD, 0, 0, _SOURCE_OFF),
-            *((_EQUALS, len(sources) - place, 0, int.from_bytes(address))
-              for place, address in enumerate(sources)),
-            (_RETURN, 0, 0, 0), (_RETURN, 0, 0, _SNAP_LEN),
-        ]
-        code = ctypes.create_string_buffer(b"".join(_INSTRUCTION.pack(*step) for step in steps))
-        made.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER,
-                        struct.pack("@HP", len(steps), ctypes.addressof(code)))
+        socket_filter.attach(made, [
+            (LOAD_HALF, 0, 0, _PROTOCOL_AD), (EQUALS, 0, len(sources) + 5, _ETH_P_IP),
+            (LOAD_OCTET, 0, 0, _PROTOCOL_OFF), (EQUALS, 0, len(sources) + 3, TCP),
+            (LOAD_WORD, 0, 0, _DESTINATION_OFF),
+            (EQUALS, 0, len(sources) + 1, int.from_bytes(self._own)),
+            (LOAD_WORD, 0, 0, _SOURCE_OFF), *socket_filter.one_of(sources, _SNAP_LEN),
+        ])
         if self._socket is None:
             made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _SO_RCVBUF_OCTETS)
             made.bind((self._interface, _ETH_P_ALL))
