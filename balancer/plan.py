@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 from balancer.config import Backend, Config, Service
-from common.settings.plan import Change, Plan, compare, drained
+from common.settings.plan import Change, Plan, compare, drained, members
 
 
 def plan_of(old: Config, new: Config) -> Plan:
@@ -12,34 +12,31 @@ def plan_of(old: Config, new: Config) -> Plan:
 
 
 def _changes(old: Config, new: Config) -> Iterator[Change]:
+    gone = f"is removed; {drained(new.drain_timeout_ms)}"
+
+    def added(service: Service) -> Change:
+        backends = ", ".join(map(_named, service.backends))
+        return Change(f"service {service.name}", "", f"is added, with {backends}")
+
     yield from compare(old, new)
-    before = {service.endpoint: service for service in old.services}
-    after = {service.endpoint: service for service in new.services}
-    for endpoint, service in after.items():
-        if endpoint in before:
-            yield from _of_service(before[endpoint], service, new.drain_timeout_ms)
-        else:
-            backends = ", ".join(map(_named, service.backends))
-            yield Change(f"service {service.name}", "", f"is added, with {backends}")
-    for endpoint, service in before.items():
-        if endpoint not in after:
-            yield Change(f"service {service.name}", "",
-                         f"is removed; {drained(new.drain_timeout_ms)}")
+    yield from members(
+        {service.endpoint: service for service in old.services},
+        {service.endpoint: service for service in new.services},
+        changes=lambda before, after: _of_service(before, after, gone), added=added,
+        removed=lambda service: Change(f"service {service.name}", "", gone))
 
 
-def _of_service(old: Service, new: Service, drain_ms: int) -> Iterator[Change]:
+def _of_service(old: Service, new: Service, gone: str) -> Iterator[Change]:
+    """gone: how it is said of a backend that is removed."""
     where = f"service {new.name}"
     yield from compare(old, new, where)
-    before = {backend.id: backend for backend in old.backends}
-    after = {backend.id: backend for backend in new.backends}
-    for id, backend in after.items():
-        if id in before:
-            yield from compare(before[id], backend, f"{where}, backend {id}")
-        else:
-            yield Change(f"{where}, {_named(backend)}", "", f"is added, weight {backend.weight}")
-    for id, backend in before.items():
-        if id not in after:
-            yield Change(f"{where}, {_named(backend)}", "", f"is removed; {drained(drain_ms)}")
+    yield from members(
+        {backend.id: backend for backend in old.backends},
+        {backend.id: backend for backend in new.backends},
+        changes=lambda before, after: compare(before, after, f"{where}, backend {after.id}"),
+        added=lambda backend: Change(
+            f"{where}, {_named(backend)}", "", f"is added, weight {backend.weight}"),
+        removed=lambda backend: Change(f"{where}, {_named(backend)}", "", gone))
 
 
 def _named(backend: Backend) -> str:

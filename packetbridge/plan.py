@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from common.settings.plan import Change, Plan, compare, drained
-from packetbridge.config import Config
+from common.settings.plan import Change, Plan, compare, drained, members
+from packetbridge.config import Config, Service
 
 
 def plan_of(old: Config, new: Config) -> Plan:
@@ -12,17 +12,14 @@ def plan_of(old: Config, new: Config) -> Plan:
 
 
 def _changes(old: Config, new: Config) -> Iterator[Change]:
+    def added(service: Service) -> Change:
+        return Change(f"service {service.name}", "", f"is added, DSCP {service.dscp}, server "
+                      f"{service.server}:{service.server_port}")
+
     yield from compare(old, new)
-    before = {service.endpoint: service for service in old.services}
-    after = {service.endpoint: service for service in new.services}
-    for endpoint, service in after.items():
-        if endpoint in before:
-            yield from compare(before[endpoint], service, f"service {service.name}")
-        else:
-            server = f"{service.server}:{service.server_port}"
-            yield Change(f"service {service.name}", "",
-                         f"is added, DSCP {service.dscp}, server {server}")
-    for endpoint, service in before.items():
-        if endpoint not in after:
-            yield Change(f"service {service.name}", "",
-                         f"is removed; {drained(new.drain_timeout_ms)}")
+    yield from members(
+        {service.endpoint: service for service in old.services},
+        {service.endpoint: service for service in new.services},
+        changes=lambda before, after: compare(before, after, f"service {after.name}"), added=added,
+        removed=lambda service: Change(
+            f"service {service.name}", "", f"is removed; {drained(new.drain_timeout_ms)}"))

@@ -1,13 +1,15 @@
 """What another configuration would change, in words, and what of it takes a restart."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from common.settings.emit import shown
 from common.settings.schema import Entry, entries
 
 RESTART = "takes a restart"
+K = TypeVar("K")
+T = TypeVar("T")
 
 
 class Change(NamedTuple):
@@ -67,6 +69,21 @@ def compare(old: Any, new: Any, where: str = "", prefix: str = "") -> Iterator[C
         elif not each.is_array:
             yield from compare(getattr(old, each.name), getattr(new, each.name), where,
                                f"{prefix}{each.tables.key}.")
+
+
+def members(
+    old: Mapping[K, T], new: Mapping[K, T], *, changes: Callable[[T, T], Iterable[Change]],
+    added: Callable[[T], Change], removed: Callable[[T], Change],
+) -> Iterator[Change]:
+    """What becomes of the tables of an array, by what each is known by: of the new ones in order,
+    then of those that are gone.
+    """
+    for name, each in new.items():
+        if name in old:
+            yield from changes(old[name], each)
+        else:
+            yield added(each)
+    yield from (removed(each) for name, each in old.items() if name not in new)
 
 
 def drained(drain_ms: int) -> str:
