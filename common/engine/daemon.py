@@ -39,17 +39,9 @@ from common.settings import ConfigError
 log = logging.getLogger(__name__)
 
 
-class Config(secrets.Config, Protocol):
+class Config(secrets.Config, start.Config, Protocol):
     """What a daemon's life needs of a configuration."""
 
-    @property
-    def queue(self) -> int: ...
-    @property
-    def metrics(self) -> tuple[str, int] | None: ...
-    @property
-    def control(self) -> bool | str: ...
-    @property
-    def token_file(self) -> str | None: ...
     @property
     def lifetime_ms(self) -> int | None: ...
 
