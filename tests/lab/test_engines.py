@@ -5,10 +5,8 @@ import signal
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from traffic import download, large_file
+from traffic import download, large_file, need_programs
 
-from common.bpf import BpfError, build
-from common.bpf.objects import Object
 from lab.topology import BALANCER, VIP, Lab, program, wait_until
 
 URL = f"http://{VIP}"
@@ -17,12 +15,7 @@ PAIRS = [("fast", "fast"), ("fast", "portable"), ("portable", "fast")]
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs() -> None:
-    try:
-        with Object(build.object_of("balancer", "balancer")) as loaded:
-            loaded.set_max_entries("flows", 10)
-            loaded.load()
-    except (BpfError, build.BuildError) as error:
-        pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
+    need_programs()
 
 
 def start(lab: Lab, balancer: str, bridge: str):

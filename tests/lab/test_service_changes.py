@@ -10,10 +10,8 @@ from collections.abc import Iterator
 
 import pytest
 from netns import inside
-from traffic import PATIENCE_S, one_answer, request, requests
+from traffic import PATIENCE_S, need_programs, one_answer, request, requests
 
-from common.bpf import BpfError, build
-from common.bpf.objects import Object
 from lab.node import Process, wait_until
 from lab.topology import VIP, Lab
 
@@ -26,12 +24,7 @@ _ports = itertools.count(20_000)  # below those that the kernel gives
 
 @pytest.fixture(autouse=True, scope="module")
 def _programs() -> None:
-    try:
-        with Object(build.object_of("balancer", "balancer")) as loaded:
-            loaded.set_max_entries("flows", 10)
-            loaded.load()
-    except (BpfError, build.BuildError) as error:
-        pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
+    need_programs()
 
 
 @pytest.fixture

@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 from netns import inside
-from traffic import ALONE, PATIENCE_S, URL
+from traffic import ALONE, PATIENCE_S, URL, need_programs
 
-from common.bpf import BpfError, build
-from common.bpf.objects import Object
 from common.capture import pcap
 from common.wire import tcp
 from lab.node import Process
@@ -69,12 +67,7 @@ class Traced:
 @pytest.fixture(scope="module", params=["fast", "portable"])
 def traced(request: pytest.FixtureRequest) -> Iterator[Traced]:
     if request.param == "fast":
-        try:
-            with Object(build.object_of("balancer", "balancer")) as loaded:
-                loaded.set_max_entries("flows", 10)
-                loaded.load()
-        except (BpfError, build.BuildError) as error:
-            pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
+        need_programs()
     with Lab() as lab:
         yield Traced(lab, request.param)
 

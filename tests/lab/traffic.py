@@ -14,8 +14,11 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
 from netns import inside
 
+from common.bpf import BpfError, build
+from common.bpf.objects import Object
 from lab.node import Node, Process, wait_until
 from lab.topology import PAIRS, VIP, Backend, Lab
 
@@ -55,6 +58,16 @@ class Pair:
     def wait_until_empty(self) -> None:
         """Wait until no table has a flow."""
         wait_until(lambda: not any(self.flows()), PATIENCE_S, "the tables are empty")
+
+
+def need_programs() -> None:
+    """Skip what is tested where the balancer's program cannot be loaded."""
+    try:
+        with Object(build.object_of("balancer", "balancer")) as loaded:
+            loaded.set_max_entries("flows", 10)
+            loaded.load()
+    except (BpfError, build.BuildError) as error:
+        pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
 
 
 def quick(lab: Lab, program: str, more: str = "") -> tuple[str, str]:
