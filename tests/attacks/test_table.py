@@ -106,7 +106,7 @@ def test_real_flows_are_taken_over_through_a_flood_of_strangers(engine: Engine) 
     draw, now_ms = Random(1), START_MS
     reasons: list[list[Reason]] = []
     strangers = []
-    for step in range(12):
+    for step in range(30):
         reasons.append([])
         for number in range(1500):
             now_ms += number % 5 == 0
@@ -117,7 +117,7 @@ def test_real_flows_are_taken_over_through_a_flood_of_strangers(engine: Engine) 
     assert reasons[0].count(Event.TAKEOVER) < 750  # the limit holds for them, too, at first
     known = [each.count(Event.FORWARDED) for each in reasons]
     assert known[3] > 1200
-    assert known[-1] > 1490
+    assert known[-1] >= 1499
     passed = strangers.count(Event.TAKEOVER)
     assert passed <= RATE + RATE * (now_ms - START_MS) // 1000
     assert passed + strangers.count(DropReason.TAKEOVER_LIMITED) == len(strangers)
@@ -132,8 +132,8 @@ def test_one_network_of_strangers_leaves_room_for_all_others(engine: Engine) -> 
         for number in range(3 * RATE)]
 
     assert flood.count(Event.TAKEOVER) <= RATE // 8
-    assert [engine(packet_of(256 * number, 0, START_MS), START_MS) for number in range(100)] == (
-        [Event.TAKEOVER] * 100)
+    others = [engine(packet_of(256 * number, 0, START_MS), START_MS) for number in range(100)]
+    assert others.count(Event.TAKEOVER) >= 97  # now and then one shares the flood's place
 
 
 def handoff(number: int, now_ms: int) -> bytes:
