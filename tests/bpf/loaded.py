@@ -20,6 +20,7 @@ from common.bpf.libbpf import BatchOptions, check, libbpf, possible_cpus
 from common.bpf.maps import (
     ARRAY,
     HASH,
+    LPM_TRIE,
     LRU_HASH,
     LRU_PERCPU_HASH,
     PERCPU_ARRAY,
@@ -32,8 +33,8 @@ from common.bpf.objects import Object
 
 _LOADERS = ("balancer.offload.program", "balancer.offload.tracing", "packetbridge.offload.adopt",
             "packetbridge.offload.splice")
-_MOST = 8  # objects that are kept, of some 30 MB each
-_HASHES = (HASH, LRU_HASH, PERCPU_HASH, LRU_PERCPU_HASH)
+MOST = 8  # objects that are kept, of some 30 MB each
+_KEYED = (HASH, LRU_HASH, PERCPU_HASH, LRU_PERCPU_HASH, LPM_TRIE)  # empty when made
 _READ_ONLY, _SHARED_MEMORY = 1 << 7, 1 << 10  # BPF_F_RDONLY_PROG, BPF_F_MMAPABLE
 _kept: list["_Loaded"] = []  # by nobody used; the latest is the last
 
@@ -45,6 +46,13 @@ def shared() -> Iterator[None]:
         for module in _LOADERS:
             stack.enter_context(mock.patch(f"{module}.Object", Shared))
         yield
+
+
+def map_names(of: Object) -> Iterator[str]:
+    """All maps of an object, as they come in the file."""
+    handle = None
+    while handle := libbpf().bpf_object__next_map(of._handle, handle):
+        yield libbpf().bpf_map__name(handle).decode()
 
 
 class Shared(Object):
@@ -85,7 +93,7 @@ class Shared(Object):
         self._handle = None
         _kept.append(self._loaded)
         self._loaded = None
-        while len(_kept) > _MOST:
+        while len(_kept) > MOST:
             _kept.pop(0).close()
 
     def _wanted(self) -> "_Wanted":
@@ -95,7 +103,7 @@ class Shared(Object):
         programs = tuple(
             (name, library.bpf_program__autoload(self._program(name)),
              library.bpf_program__flags(self._program(name))) for name in self.program_names())
-        return _Wanted(self._file, programs, tuple(map(self._wanted_map, self._map_names())))
+        return _Wanted(self._file, programs, tuple(map(self._wanted_map, map_names(self))))
 
     def _wanted_map(self, name: str) -> "_WantedMap":
         library, handle, room = libbpf(), self._map(name), ctypes.c_size_t()
@@ -104,11 +112,6 @@ class Shared(Object):
             name, self.shape(name), library.bpf_map__autocreate(handle),
             ctypes.string_at(start, room.value) if start else b"",
             _map_number(library.bpf_map__fd(handle)))
-
-    def _map_names(self) -> Iterator[str]:
-        handle = None
-        while handle := libbpf().bpf_object__next_map(self._handle, handle):
-            yield libbpf().bpf_map__name(handle).decode()
 
 
 class _WantedMap(NamedTuple):
@@ -167,7 +170,7 @@ def _restorer(own: Map) -> Callable[[], None]:
         return _Memory(own).restore
     if own.shape.type == PERCPU_ARRAY:
         return _PerCpu(own).restore
-    if own.shape.type in _HASHES:
+    if own.shape.type in _KEYED:
         return lambda: _empty(own)
     assert own.shape.type == RINGBUF, f"a map of type {own.shape.type} cannot be made as new"
     return lambda: _drain(own)
