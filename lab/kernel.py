@@ -22,7 +22,8 @@ from lab.debian import CACHE, mirror
 from lab.node import REPOSITORY, run
 
 SUITES = {"6.1": "bookworm", "6.12": "trixie"}
-DEFAULT_TESTS = ("-q", "-n", "2", "tests/golden", "tests/bpf")  # its two processors
+# Its two processors are busy for long, so nobody shall wait for the end to see what fails.
+DEFAULT_TESTS = ("-q", "-rfEs", "--at-once", "-n", "2", "tests/golden", "tests/bpf")
 BOOT_TIMEOUT_S = 7200  # an emulated processor has a tenth of the speed
 _EXIT = "l3dsr-exit:"
 _KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"

@@ -28,6 +28,29 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                          "has a short form of seconds")
     group.addoption("--restarts", type=int, default=0,
                     help="restarts under load for so many seconds (default 3, --thorough: 60)")
+    parser.getgroup("terminal reporting").addoption(
+        "--at-once", action="store_true", help="show each failure when it comes, too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Failures at once, where they are asked for; by xdist's workers they come to be told here."""
+    if config.getoption("at_once") and not hasattr(config, "workerinput"):
+        config.pluginmanager.register(AtOnce(config))
+
+
+class AtOnce:
+    """Shows failures when they come."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        """By name, with the phase, and all that is known."""
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal:
+            terminal.write_line(f"\nFAILED in its {report.when}: {report.nodeid}")
+            terminal.write_line(report.longreprtext)
 
 
 @pytest.fixture(scope="session")

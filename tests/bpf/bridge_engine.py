@@ -20,6 +20,7 @@ from packetbridge import config as bridge_config
 from packetbridge.datapath import Datapath
 from packetbridge.offload.beside import Beside
 from packetbridge.offload.splice import Splice
+from tests.bpf.loaded import shared
 
 _ETHERNET = bytes(12) + b"\x08\x00"
 
@@ -40,7 +41,8 @@ class Spliced(Datapath):
             ipaddress.IPv4Address(server).packed for server in case.get("foreign_servers", ())
         )
         local = [service for service in config.services if service.server.packed not in foreign]
-        with mock.patch.object(guesses, "MAX_GUESSES", 1 << 30):  # they have another time
+        # they have another time
+        with shared(), mock.patch.object(guesses, "MAX_GUESSES", 1 << 30):
             self._programs = Splice(config, local, budgets=None)
         self._local_ends = {service.server.packed + service.server_port.to_bytes(2, "big")
                             for service in local}

@@ -28,6 +28,7 @@ from common.verdict import DropReason, Event
 from common.wire import checksum, options, tcp
 from common.wire.options import Options
 from lab.handshakes import Handshake
+from tests.bpf.loaded import shared
 
 VIP = IPv4Address("192.168.33.10")
 SECRETS = Secrets(bytes(range(16)), bytes(range(1, 17)))
@@ -56,7 +57,8 @@ class Twins:
         )
         configured = config.Config(services=services, max_flows=100_000)
         try:
-            self.loaded = Program(configured, SECRETS, for_tests=for_tests)
+            with shared():
+                self.loaded = Program(configured, SECRETS, for_tests=for_tests)
         except (BpfError, build.BuildError) as error:
             pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
         self.loaded.set_test_time(NOW_MS)
@@ -102,7 +104,9 @@ class Twins:
 def twins() -> Iterator[Twins]:
     with pytest.MonkeyPatch.context() as patch:  # time stands still, and half of them are guesses
         patch.setattr(guesses, "MAX_GUESSES", 1 << 30)
-        yield Twins()
+        made = Twins()
+        yield made
+        made.loaded.close()
 
 
 @pytest.fixture
@@ -299,6 +303,7 @@ def test_a_flood_of_unknown_packets_is_kept_from_the_portable_engine(
     assert (alone.retval, flood.retval) == (XDP_PASS, XDP_DROP)
     assert 50_000 < program.loaded.reasons.totals()[DropReason.LIMITED_UNKNOWN] < 100_000
     program.loaded.close()
+    program.loaded.close()
 
 
 def test_in_service_nothing_is_noted_for_tests(random: Random) -> None:
@@ -311,6 +316,8 @@ def test_in_service_nothing_is_noted_for_tests(random: Random) -> None:
 
     assert in_test.loaded.last_reason() is Event.SYN_ANSWERED
     assert in_service.loaded.last_reason() is Event.NOT_OURS
+    in_test.loaded.close()
+    in_service.loaded.close()
     assert in_service.loaded.object.variable("in_test")[0] == ".rodata"
     for each in (in_test, in_service):
         each.loaded.close()

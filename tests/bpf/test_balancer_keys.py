@@ -28,6 +28,7 @@ from common.cluster import cookie
 from common.cluster.cookie import Offer, Secrets
 from common.wire import tcp
 from tests.bpf.hellos import Hello, hello
+from tests.bpf.loaded import shared
 
 VIP = IPv4Address("192.168.33.10")
 FIRST_BACKEND = IPv4Address("192.168.33.20")
@@ -70,7 +71,8 @@ class Chooser:
         self.services = services
         configured = config.Config(services=tuple(services), max_flows=100_000)
         try:
-            self.loaded = program.Program(configured, SECRETS, for_tests=True)
+            with shared():
+                self.loaded = program.Program(configured, SECRETS, for_tests=True)
         except (BpfError, build.BuildError) as error:
             pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
         self.loaded.set_test_time(NOW_MS)

@@ -29,6 +29,7 @@ from packetbridge.config import Config, Service, Timeouts
 from packetbridge.datapath import Datapath
 from packetbridge.offload.beside import Beside
 from packetbridge.offload.splice import Entry, Splice, states
+from tests.bpf.loaded import shared
 
 VIP, BRIDGE, SERVER = (IPv4Address(f"192.168.33.{host}") for host in (10, 20, 30))
 SERVICE = Service(name="web", dscp=3, vip=VIP, port=80, server=SERVER, server_port=8080, wscale=9)
@@ -58,7 +59,8 @@ def lo() -> Iterator[socket.socket]:
 
 @pytest.fixture
 def programs(lo: socket.socket) -> Iterator[Splice]:
-    made = Splice(CONFIG, [SERVICE], budgets=None)
+    with shared():
+        made = Splice(CONFIG, [SERVICE], budgets=None)
     made.set_secrets(SECRETS)
     yield made
     made.close()
@@ -67,7 +69,8 @@ def programs(lo: socket.socket) -> Iterator[Splice]:
 @pytest.fixture
 def bounded(lo: socket.socket) -> Iterator[Splice]:
     """Programs that leave no more to the portable engine than on a host."""
-    made = Splice(CONFIG, [SERVICE])
+    with shared():
+        made = Splice(CONFIG, [SERVICE])
     made.set_secrets(SECRETS)
     yield made
     made.close()

@@ -21,6 +21,7 @@ from balancer.services import Services
 from common.bpf import BpfError, build
 from common.bpf.objects import Object
 from common.cluster.cookie import Secrets
+from tests.bpf.loaded import shared
 
 pytestmark = pytest.mark.root
 
@@ -73,7 +74,8 @@ class Table:
         )
         configured = config.Config(services=(service,), max_flows=max_flows)
         try:
-            self.program = Program(configured, Secrets(bytes(16)))
+            with shared():
+                self.program = Program(configured, Secrets(bytes(16)))
         except (BpfError, build.BuildError) as error:
             pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
         services = Services(configured, Random(1))

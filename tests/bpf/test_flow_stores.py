@@ -33,6 +33,7 @@ from common.flow.store import SEEN_MS, FlowStore
 from common.verdict import Event
 from common.wire import tcp
 from common.wire.tcp import ACK, PSH
+from tests.bpf.loaded import shared
 
 MAX_FLOWS = 50
 NOW_MS = 1_700_000_000_000
@@ -89,7 +90,8 @@ def in_map() -> Iterator[Kept]:
     from balancer.offload.program import Program
 
     try:
-        program = Program(CONFIG, SECRETS)
+        with shared():
+            program = Program(CONFIG, SECRETS)
     except (BpfError, build.BuildError) as error:
         pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
     datapath, offload = beside(program, CONFIG, SECRETS, random=Random(1))

@@ -30,6 +30,7 @@ from common.engine import clock
 from common.engine.pressure import Pressure
 from common.wire import tcp
 from common.wire.tcp import ACK, PSH
+from tests.bpf.loaded import shared
 
 pytestmark = pytest.mark.root
 
@@ -55,7 +56,8 @@ class Pair:
                                  key=KeySpec.parse("http.path"), backends=backends)
         configured = config.Config(services=(service,), max_flows=1000)
         try:
-            self.program = Program(configured, SECRETS)
+            with shared():
+                self.program = Program(configured, SECRETS)
         except (BpfError, build.BuildError) as error:
             pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
         self.datapath, self.offload = beside(self.program, configured, SECRETS, random=Random(1))

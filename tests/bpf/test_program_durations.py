@@ -18,6 +18,7 @@ from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH
 from lab.handshakes import Handshake
+from tests.bpf.loaded import shared
 
 pytestmark = pytest.mark.root
 
@@ -36,7 +37,8 @@ def test_both_engines_measure_the_same() -> None:
                              key=KeySpec.parse("http.path"), backends=backends)
     configured = config.Config(services=(service,), max_flows=1000)
     try:
-        program = Program(configured, SECRETS, for_tests=True)
+        with shared():
+            program = Program(configured, SECRETS, for_tests=True)
     except (BpfError, build.BuildError) as error:
         pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
     datapath, offload = beside(program, configured, SECRETS, random=Random(1))
@@ -86,3 +88,4 @@ def test_both_engines_measure_the_same() -> None:
 
     assert later.number == state.number
     assert sum(offload.handshakes(later).counts) == 0
+    program.close()

@@ -11,6 +11,7 @@ from balancer.offload.program import Program
 from common.bpf import BpfError, build
 from common.cluster.cookie import Secrets
 from common.cluster.service import Endpoint
+from tests.bpf.loaded import shared
 
 pytestmark = pytest.mark.root
 
@@ -22,7 +23,8 @@ ROOM = 64
 def numbers() -> Iterator[ServiceNumbers]:
     """Of a table in which nothing is known yet."""
     try:
-        program = Program(config.Config(services=(), max_flows=10), Secrets(bytes(16)))
+        with shared():
+            program = Program(config.Config(services=(), max_flows=1000), Secrets(bytes(16)))
     except (BpfError, build.BuildError) as error:
         pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
     yield ServiceNumbers(program.object.map("service_numbers"))

@@ -15,12 +15,13 @@ from balancer.offload.tracing import PROGRAM_NAME, TRACE_MAPS, Tracing
 from balancer.trace.client import Ring
 from balancer.trace.messages import REASONS, Decision
 from common.bpf import BpfError
-from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX
+from common.bpf.objects import XDP_DROP, XDP_PASS, XDP_TX, Object
 from common.verdict import DropReason, Event, Reason
 from common.wire import tcp
 from common.wire.family import stated_len
 from common.wire.tcp import ACK, PSH, SYN
 from lab.handshakes import Handshake
+from tests.bpf.loaded import shared
 from tests.bpf.test_balancer_differential import ETHERNET, NOW_MS, SECRETS, VIP, Twins
 from tests.golden import test_golden
 from tests.golden.test_golden import OF_BALANCER
@@ -30,12 +31,19 @@ CLIENT = IPv4Address("198.51.100.7")
 GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
+def tracing(original: Object, client: str = "0.0.0.0/0", reasons: frozenset[Reason] = ALL,
+            rate: int = 10_000) -> Tracing:
+    """The program once more, which tells."""
+    with shared():
+        return Tracing(original, IPv4Network(client), reasons, rate)
+
+
 class Traced:
     """Twins whose program tells."""
 
     def __init__(self, twins: Twins, client: str = "0.0.0.0/0",
                  reasons: frozenset[Reason] = ALL, rate: int = 10_000) -> None:
-        self.tracing = Tracing(twins.loaded.object, IPv4Network(client), reasons, rate)
+        self.tracing = tracing(twins.loaded.object, client, reasons, rate)
         self.tracing.allow_until(NOW_MS + 1)
         self.run = self.tracing.program.test_run
         ring, counts = self.tracing.descriptors
@@ -58,8 +66,10 @@ def _dup(descriptor: int) -> int:
 
 
 @pytest.fixture(scope="module")
-def twins() -> Twins:
-    return Twins()
+def twins() -> Iterator[Twins]:
+    made = Twins()
+    yield made
+    made.loaded.close()
 
 
 @pytest.fixture
@@ -173,9 +183,9 @@ def test_the_usual_program_knows_nothing_of_traces(twins: Twins) -> None:
         with pytest.raises(BpfError):
             twins.loaded.object.map(name)
     usual = twins.loaded.object.program(PROGRAM_NAME).info()
-    tracing = Tracing(twins.loaded.object, IPv4Network("0.0.0.0/0"), ALL, 1000)
-    telling = tracing.program.info()
-    tracing.close()
+    told = tracing(twins.loaded.object)
+    telling = told.program.info()
+    told.close()
 
     assert usual.xlated_len + 1000 < telling.xlated_len
 
@@ -209,7 +219,7 @@ class Telling:
     def __init__(self, balancer: test_golden.FastBalancer, told: list[Decision]) -> None:
         self._balancer = balancer
         self._told = told
-        self._tracing = Tracing(balancer._loaded.object, IPv4Network("0.0.0.0/0"), ALL, 100_000)
+        self._tracing = tracing(balancer._loaded.object, rate=100_000)
         self._tracing.allow_until(1 << 62)
         ring, counts = self._tracing.descriptors
         self._ring = Ring(_dup(ring), _dup(counts), self._tracing.reasons)

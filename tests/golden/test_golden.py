@@ -59,9 +59,11 @@ class FastBalancer:
         from balancer.offload.offload import beside
         from balancer.offload.program import PROGRAM_NAME, Program
         from common.bpf.objects import XDP_DROP, XDP_PASS
+        from tests.bpf.loaded import shared
 
         self._pass, self._drop = XDP_PASS, XDP_DROP
-        self._loaded = Program(config, secrets, for_tests=True)
+        with shared():
+            self._loaded = Program(config, secrets, for_tests=True)
         self._run = self._loaded.object.program(PROGRAM_NAME).test_run
         self.behind, self.offload = beside(self._loaded, config, secrets, random=Random(1))
         self.handled = 0
