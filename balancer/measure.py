@@ -14,7 +14,8 @@ import time
 from balancer.paths import Paths
 from common.engine import clock
 
-EVERY_S = 60
+EVERY_S, LEAST_EVERY_S = 60, 3  # of many paths, of some
+_PACE_S = 0.25  # between two datagrams, on average
 _CALM_S = 1  # between two rounds, where routes do not cease to change
 _DISCARD_PORT = 9
 _HEADERS_LEN = 28  # of IPv4 and UDP
@@ -56,8 +57,9 @@ class Measurement:
         """Send a round."""
         self.on_ready()  # an error that waits would be that of the next datagram
         self._last_s = time.monotonic()
-        self.deadline_s = self._last_s + EVERY_S
-        for address in self._paths:
+        addresses = list(self._paths)
+        self.deadline_s = self._last_s + min(EVERY_S, max(LEAST_EVERY_S, len(addresses) * _PACE_S))
+        for address in addresses:
             route = self._paths[address].route
             length = route.hop.mtu or route.mtu
             if length > _HEADERS_LEN:

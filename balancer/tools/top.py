@@ -21,6 +21,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from balancer.tools.words import found_by
 from common.control.client import Client
 from common.control.commands import counted, lasting
 
@@ -123,7 +124,7 @@ class View:
                 Text(each["state"], _STYLES.get(each["state"], "")), f"{each['share']:.1%}",
                 f"{each['flows']:,}", f"{new:.1f}", short(octets), f"{each['unanswered']:,}",
                 f"{check['seconds'] * 1000:.1f} ms" if check else "–",
-                Text(check["says"] if check else "is not checked"))
+                Text(found_by(check) if check else "is not checked"))
         return table
 
     def _order(self, backend: dict[str, Any], rates: dict[Key, tuple[float, float]]) -> Any:
