@@ -1,5 +1,6 @@
 """Looks at everything, all bridges at a time: from a configuration to findings."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,10 +23,11 @@ from common.encap import dscp
 from common.engine.queue import RawSender
 
 _AT_A_TIME = 16  # bridges
+_BEGINS_TRIES, _BEGINS_S = 4, 0.5
 
 
 class Member(NamedTuple):
-    """A service with one of its backends. is_quiet: no handoff is tried while the bridge answers."""
+    """A service with one of its backends. is_quiet: if its bridge answers, no handoff is tried."""
 
     service: ServiceState
     backend: Backend
@@ -101,7 +103,7 @@ class Examiner:
             services = tuple(self._of_service(member, way, asker, plain, dscps, client)
                              for member in members)
             if is_silent and any(each.handoff and each.handoff.is_taken for each in services) \
-                    and not isinstance(asker.ask(tries=1).reply, Silence):  # it has just begun
+                    and _begins_to_answer(asker):
                 return self.examine(address, way, members, client)
             return OfBridge(
                 name, self._probe_port, plain, answers is not None and answers.result(), served,
@@ -126,6 +128,15 @@ class Examiner:
         return found._replace(handoff=try_handoff(
             service, backend, self._secrets, way.own, client, self._sender,
             asker if answers else None))
+
+
+def _begins_to_answer(asker: Asker) -> bool:
+    """Whether it has just been started: connections are taken before questions are."""
+    for _ in range(_BEGINS_TRIES):
+        time.sleep(_BEGINS_S)
+        if not isinstance(asker.ask(tries=1).reply, Silence):
+            return True
+    return False
 
 
 def _is_intact(found: OfService) -> bool:

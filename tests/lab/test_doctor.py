@@ -1,4 +1,5 @@
-"""The doctor names the fault that is made, with a remedy, and blames nothing else.
+"""The doctor names the fault that is made, with a remedy, and blames nothing else, and so does the
+balancer's log.
 
 One network for all: each fault is made and undone. The health checks, which take the same way, find
 the backend down for the same reason, as far as they can tell it.
@@ -12,11 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 from faults import (
     MPTCP,
-    PATIENCE_S,
     SERVER_PORT,
     Site,
     bleached,
+    causes,
     clock_ahead,
+    clock_drifts,
     doctor,
     host_down,
     listen,
@@ -30,6 +32,7 @@ from faults import (
     policed,
     rule,
     server_down,
+    server_hangs,
     servers_port_only,
     stateful_router,
     strict_sources,
@@ -44,6 +47,7 @@ from lab.node import wait_until
 from lab.topology import DSCP, FAR_CLIENT, PAIRS, VIP, Lab, program
 
 SETTLED_S = 30.0  # until a fault that was undone is forgotten
+SAID_S = 30.0  # until the log says what is wrong; usually that takes two or three seconds
 
 
 def complaints(report: dict[str, Any], notes: bool = False) -> list[str]:
@@ -61,18 +65,24 @@ def site() -> Iterator[Site]:
 
 
 class Case(NamedTuple):
-    """A fault, what the doctor says, and what the health checks' log does."""
+    """A fault, what the doctor and the log say, and what the health checks' log does.
+
+    meanwhile: what the log says of the moment in which it was made.
+    """
 
     fault: Callable[[Site], AbstractContextManager[None]]
     sentence: str
     remedy: str
     log: str = ""
+    meanwhile: str = ""
 
 
 REMARKED = "backend 2: the bridge saw DSCP 0, not 3: a device on the way changes it"
 NOT_ACCEPTED = "opened, never accepted: the host of backend 2 lets no handoff in"
 SILENT = "backend 2 of web .* is down: it is silent"
 TO_FAR = r"192\.168\.35\.21"
+NO_BRIDGE = rf"no bridge at {TO_FAR} \(backend 2; the host answers ping\)"
+REFUSES = r"192\.168\.35\.31:8080 refuses \(backend 2\)"
 CASES = {
     "DSCP is bleached": Case(bleached, REMARKED, "trust DSCP", SILENT),
     "DSCP of TCP is bleached": Case(tcp_bleached, REMARKED, "trust DSCP", SILENT),
@@ -81,24 +91,31 @@ CASES = {
         "drops them", "another one", SILENT),
     "the bridge has another DSCP": Case(
         other_dscp, rf"the bridge of backend 2 has no service for DSCP 3; it has {VIP}:80 "
-        r"\(DSCP 7\)", "dscp = 3 in packetbridge.toml", "backend 2 of web .* is down"),
+        r"\(DSCP 7\)", "dscp = 3 in packetbridge.toml", "backend 2 of web .* is down", NO_BRIDGE),
     "the bridge does not run": Case(
-        no_bridge, rf"no bridge at {TO_FAR} \(backend 2; the host answers ping\)",
-        "start the packetbridge", SILENT),
+        no_bridge, NO_BRIDGE, "start the packetbridge", SILENT),
     "the host is down": Case(
         host_down, rf"no bridge at {TO_FAR} \(backend 2; the host does not answer ping\)",
         "is the host on", SILENT),
     "the secret is another one": Case(
         other_secret, "the secret of backend 2's bridge is another one: its keys are [0-9a-f]{8}, "
-        "this host's [0-9a-f]{8}", "copy the secret's file", f"{SILENT}.* another secret"),
+        "this host's [0-9a-f]{8}", "copy the secret's file", f"{SILENT}.* another secret",
+        NO_BRIDGE),
     "the clocks are apart": Case(
-        clock_ahead, "the clock of backend 2 is 200 s ahead; the bound is 64 s", "NTP", SILENT),
+        clock_ahead, "the clock of backend 2 is 200 s ahead; the bound is 64 s", "NTP", SILENT,
+        NO_BRIDGE),
+    "the clocks drift": Case(
+        clock_drifts, "the clock of backend 2 is 20 s ahead", "NTP", "", NO_BRIDGE),
     "the server is down": Case(
-        server_down, r"192\.168\.35\.31:8080 refuses \(backend 2\)", "start the server",
+        server_down, REFUSES, "start the server",
         "backend 2 of web .* is down: it refuses the connection"),
     "the server listens elsewhere": Case(
         listens_elsewhere, r"192\.168\.35\.31:8080 refuses \(backend 2\); 127\.0\.0\.1:8080 is "
-        "listened at", "listen where", "backend 2 of web .* is down: it refuses the connection"),
+        "listened at", "listen where", "backend 2 of web .* is down: it refuses the connection",
+        REFUSES),
+    "the server hangs": Case(
+        server_hangs, r"192\.168\.35\.31:8080 accepts nothing \(backend 2\): 2 connections wait "
+        "for it, and there is room for 1", "its backlog is too small", SILENT, REFUSES),
     "the host lets the server's port in alone": Case(
         servers_port_only, NOT_ACCEPTED, f"let {VIP}:80 in without connection tracking", SILENT),
     "the host lets SYNs in alone": Case(syn_only, NOT_ACCEPTED, f"let {VIP}:80 in", SILENT),
@@ -126,11 +143,16 @@ def test_a_fault_is_named_and_nothing_else_is_blamed(site: Site, case: Case) -> 
     wait_until(site.is_well, SETTLED_S, "all was well before")
     said_before = len(site.balancer.log())
 
+    def log() -> str:
+        return site.balancer.log()[said_before:]
+
     with case.fault(site):
         report = site.examine("--client", FAR_CLIENT)
-        if case.log:
-            wait_until(lambda: bool(re.search(case.log, site.balancer.log()[said_before:])),
-                       PATIENCE_S, case.log)
+        wait_until(lambda: bool(re.search(case.log, log())), SAID_S, case.log)
+        if case.fault is not vip_elsewhere:  # which tests/lab/test_guard.py is about
+            wait_until(lambda: any(re.fullmatch(case.sentence, said) for said, _ in causes(log())),
+                       SAID_S, f"{case.sentence} in the log")
+        said_meanwhile = causes(log())
 
     sentences = complaints(report)
     assert sentences
@@ -138,6 +160,10 @@ def test_a_fault_is_named_and_nothing_else_is_blamed(site: Site, case: Case) -> 
         assert re.fullmatch(case.sentence, sentence)
     remedies = [each["remedy"] for each in report["complaints"] if each["severity"] != "note"]
     assert all(case.remedy in remedy for remedy in remedies)
+    for sentence, remedy in said_meanwhile:
+        if not re.fullmatch(case.meanwhile, sentence):
+            assert re.fullmatch(case.sentence, sentence)
+            assert case.remedy in remedy
 
 
 def test_nothing_is_blamed_where_all_is_well(site: Site) -> None:
