@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import select
 import subprocess
 import sys
 import termios
@@ -322,7 +323,11 @@ def test_commands_say_what_the_daemon_does(
         "drain", "1", "--wait", "--timeout", "0", code=1)
 
 
-def test_top_is_live_until_q_is_pressed(socket_path: str) -> None:
+def test_top_is_live_until_q_is_pressed(
+    socket_path: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("common.control.api._LOOP_S", PATIENCE_S)  # the machine may be busy
+    monkeypatch.setattr("common.control.server.MAX_TIME_S", PATIENCE_S)
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(ours, (40, 150))
     running = subprocess.Popen(
@@ -331,9 +336,9 @@ def test_top_is_live_until_q_is_pressed(socket_path: str) -> None:
         env={**os.environ, "TERM": "xterm"})
     os.close(theirs)
     screen = b""
-    until_s = time.monotonic() + PATIENCE_S
+    until_s = time.monotonic() + 2 * PATIENCE_S
     while b"192.168.33.23" not in screen or screen.count(b"quit") < 3:
-        assert time.monotonic() < until_s, screen
+        assert select.select([ours], [], [], max(until_s - time.monotonic(), 0))[0], screen
         screen += os.read(ours, 1 << 16)
 
     os.write(ours, b"fq")
