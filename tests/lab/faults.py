@@ -170,6 +170,14 @@ def other_dscp(site: Site) -> AbstractContextManager[None]:
     return bridge(site, dscp=7)
 
 
+def other_vip(site: Site) -> AbstractContextManager[None]:
+    return bridge(site, vip=f"{VIP}:81")
+
+
+def other_wscale(site: Site) -> AbstractContextManager[None]:
+    return bridge(site, wscale=5)
+
+
 def other_secret(site: Site) -> AbstractContextManager[None]:
     path = site.lab.directory / "other"
     if not path.exists():

@@ -28,6 +28,8 @@ from faults import (
     nothing,
     other_dscp,
     other_secret,
+    other_vip,
+    other_wscale,
     packet_socket,
     policed,
     rule,
@@ -92,6 +94,12 @@ CASES = {
     "the bridge has another DSCP": Case(
         other_dscp, rf"the bridge of backend 2 has no service for DSCP 3; it has {VIP}:80 "
         r"\(DSCP 7\)", "dscp = 3 in packetbridge.toml", "backend 2 of web .* is down", NO_BRIDGE),
+    "the bridge has another VIP": Case(
+        other_vip, rf"the bridge of backend 2 has vip {VIP}:81 for DSCP 3, not {VIP}:80",
+        "has to be the same", SILENT, NO_BRIDGE),
+    "the bridge has another window scale": Case(
+        other_wscale, "the bridge of backend 2 has wscale 5 for DSCP 3, not 7",
+        "has to be the same", "", NO_BRIDGE),
     "the bridge does not run": Case(
         no_bridge, NO_BRIDGE, "start the packetbridge", SILENT),
     "the host is down": Case(
@@ -131,7 +139,8 @@ CASES = {
         f"answer from {VIP}:80 does not come back: source checks on the way back",
         "packets from the VIP", SILENT),
     "the VIP is on another host": Case(
-        vip_elsewhere, rf"{VIP} is also at ([0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}", "on no other host"),
+        vip_elsewhere, rf"{VIP} is also at ([0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}", "on no other host",
+        rf"VIP on another host: {VIP} is also at ([0-9a-f]{{2}}:){{5}}"),
     "there is no route": Case(
         no_route, rf"there is no way to backend 2, {TO_FAR}: No route to host \(EHOSTUNREACH\)",
         "ip route get", "backend 2 of web .* is down: it cannot be reached|" + SILENT),
@@ -149,7 +158,7 @@ def test_a_fault_is_named_and_nothing_else_is_blamed(site: Site, case: Case) -> 
     with case.fault(site):
         report = site.examine("--client", FAR_CLIENT)
         wait_until(lambda: bool(re.search(case.log, log())), SAID_S, case.log)
-        if case.fault is not vip_elsewhere:  # which tests/lab/test_guard.py is about
+        if case.fault is not vip_elsewhere:  # whose line is not the doctor's
             wait_until(lambda: any(re.fullmatch(case.sentence, said) for said, _ in causes(log())),
                        SAID_S, f"{case.sentence} in the log")
         said_meanwhile = causes(log())
@@ -174,20 +183,26 @@ def test_nothing_is_blamed_where_all_is_well(site: Site) -> None:
     assert report["ok"]
     assert complaints(report) == []
     wait_until(lambda: not site.far.run(["ss", "-0", "-H"]), SETTLED_S, "the bridge looks no more")
-    assert "the program runs at generic XDP on eth1: it is a veth" in complaints(report, True)
+    generic = "the program runs at generic XDP on eth1: it is a veth"
+    assert generic in complaints(report, True)
+    site.balancer.wait_for(f"INFO doctor: {generic}; remedy: each packet", SAID_S)
 
 
 def test_a_narrow_path_is_noted_with_what_it_means_for_clients(site: Site) -> None:
     site.lab.router.run(["ip", "link", "set", "eth3", "mtu", "1400"])
+    sentences = [f"the path to backend {number} carries 1400 octets; MSS is 1360 now"
+                 for number in (1, 2)]
     try:
         report = site.examine()
+        for sentence in sentences:
+            site.balancer.wait_for(f"INFO doctor: {sentence}; remedy: ", SAID_S)
     finally:
         site.lab.router.run(["ip", "link", "set", "eth3", "mtu", "1500"])
 
     assert report["ok"]
-    for number in (1, 2):
-        assert f"the path to backend {number} carries 1400 octets; MSS is 1360 now" in complaints(
-            report, True)
+    assert set(sentences) <= set(complaints(report, True))
+    for sentence in sentences:
+        site.balancer.wait_for(f"doctor: no longer so: {sentence}", SETTLED_S)
 
 
 @pytest.mark.parametrize("old, new, sentence", [
@@ -219,6 +234,8 @@ def test_a_listener_by_mptcp_is_noted_with_what_ends_that(site: Site) -> None:
     try:
         site.bridge = site.start_bridge(site.far)
         wait_until(are_well, SETTLED_S, "nothing is wrong")
+        site.balancer.wait_for("INFO doctor: .* listens by MPTCP, so it is spliced; remedy: sysctl",
+                               SAID_S)
     finally:
         other.stop()
         site.server = site.lab.start_nginx(site.far, port=SERVER_PORT)
