@@ -122,6 +122,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
             views=views, guarded=Guarded(config.interface, repairs, hooks, on_rename),
             observation=observation)
     finally:
+        doctor.close()
         traces.close()
 
 

@@ -45,8 +45,9 @@ class Way(NamedTuple):
 
 
 def way_of(path: Path) -> Way:
-    """What is known of it now."""
-    return Way(path.own_address, path.route.mtu, path.mtu if path.route.mtu else 0)
+    """What is known of it now. The kernel's route has the path's MTU once a router has told it."""
+    route = path.route
+    return Way(path.own_address, route.hop.mtu or route.mtu, path.mtu if route.mtu else 0)
 
 
 def examine(config: Config, secrets: Secrets, client: bytes) -> Findings:

@@ -88,6 +88,7 @@ class DoctorWatch:
         self._is_suspected: set[bytes] = set()
         self._looks = self._at_work = 0
         self._sync_s = 0.0
+        self._is_closed = False
         self._worker: Worker[Looked] = Worker("asking bridges", self._on_looked, AT_A_TIME)
         monitor.on_doubt = self.doubt
 
@@ -95,6 +96,11 @@ class DoctorWatch:
     def sources(self) -> list[Source]:
         """What the loop has to wait for."""
         return [self, self._worker]
+
+    def close(self) -> None:
+        """Look no more. Those looks that go on end with the program."""
+        self._is_closed = True
+        self._worker.close()
 
     def doubt(self, backend: Backend, is_suspect: bool) -> None:
         """A check has found something else than before, or clients hear nothing (is_suspect)."""
@@ -130,7 +136,7 @@ class DoctorWatch:
             if address is None:
                 break
             self._at_work += 1
-            self._worker.start(partial(_done, address, self._look(address)))
+            self._worker.start(partial(self._done, address, self._look(address)))
 
     def _sync(self, now_s: float) -> None:
         """Follow what has changed."""
@@ -222,20 +228,19 @@ class DoctorWatch:
             log.info("doctor: no longer so: %s", each.sentence,
                      extra=fields(event="cause_ended", sentence=each.sentence))
 
+    # --- in a thread ---
 
-# --- in a thread ---
-
-
-def _done(
-    address: bytes, look: Callable[[], Mapping[Hashable, tuple[Complaint, ...]]]
-) -> Looked:
-    try:
-        return Looked(address, look())
-    except OSError as error:  # the interface has gone, or there are no descriptors
-        log.debug("the doctor cannot look: %s", error)
-    except Exception:
-        log.exception("the doctor cannot look")
-    return Looked(address, {})
+    def _done(
+        self, address: bytes, look: Callable[[], Mapping[Hashable, tuple[Complaint, ...]]]
+    ) -> Looked:
+        try:
+            return Looked(address, look())
+        except OSError as error:  # the interface has gone, or there are no descriptors
+            log.debug("the doctor cannot look: %s", error)
+        except Exception:
+            if not self._is_closed:  # an interpreter that ends has no threads to give
+                log.exception("the doctor cannot look")
+        return Looked(address, {})
 
 
 def _look_at_host(
