@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from itertools import count
 from random import Random
 
-EVERY_S, PACE_S = 3.0, 0.05  # for each bridge, and for each of very many
+EVERY_S, PACE_S = 3.0, 0.1  # for each bridge, and for each of very many
 AGAIN_S, LONG_S = 1.0, 15.0  # between two looks at one, at least; at one that stays ill, at most
 
 

@@ -328,17 +328,20 @@ def test_top_is_live_until_q_is_pressed(
 ) -> None:
     monkeypatch.setattr("common.control.api._LOOP_S", PATIENCE_S)  # the machine may be busy
     monkeypatch.setattr("common.control.server.MAX_TIME_S", PATIENCE_S)
+    environment = {name: value for name, value in os.environ.items()
+                   if name not in ("COLUMNS", "LINES")} | {"TERM": "xterm"}
     ours, theirs = pty.openpty()
     termios.tcsetwinsize(ours, (40, 150))
     running = subprocess.Popen(
         [sys.executable, "-m", "balancer", "top", "--socket", socket_path, "--interval", "0.2"],
         stdin=theirs, stdout=theirs, stderr=theirs, close_fds=True,
-        env={**os.environ, "TERM": "xterm"})
+        env=environment)
     os.close(theirs)
     screen = b""
     until_s = time.monotonic() + 2 * PATIENCE_S
     while b"192.168.33.23" not in screen or screen.count(b"quit") < 3:
-        assert select.select([ours], [], [], max(until_s - time.monotonic(), 0))[0], screen
+        if not select.select([ours], [], [], max(until_s - time.monotonic(), 0))[0]:
+            pytest.fail(f"{len(screen)} octets, {running.poll()}: {screen[-4000:].decode()}")
         screen += os.read(ours, 1 << 16)
 
     os.write(ours, b"fq")
