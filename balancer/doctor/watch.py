@@ -28,6 +28,7 @@ from balancer.pool.pool import Backend, State
 from common.cluster import probe
 from common.cluster.secrets import Secrets
 from common.doctor.ask import Silence
+from common.doctor.host import may_be_killed
 from common.doctor.report import Complaint, Severity
 from common.doctor.said import Said
 from common.engine.log import fields
@@ -247,7 +248,7 @@ def _look_at_host(
     config: Config, secrets: Secrets, why_portable: str
 ) -> Mapping[Hashable, tuple[Complaint, ...]]:
     """Raises: OSError."""
-    found = local.of_running(config, secrets, why_portable)
+    found = local.of_running(config, secrets, why_portable, asks_clock=not may_be_killed())
     if why_portable:
         found = found._replace(xdp="")  # it is another's
     elif not found.xdp:

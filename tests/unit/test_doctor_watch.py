@@ -5,6 +5,7 @@ import select
 import threading
 from collections import Counter
 from itertools import pairwise
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,6 +18,7 @@ from balancer.doctor.agenda import AGAIN_S, EVERY_S, LONG_S, PACE_S, Agenda
 from balancer.doctor.watch import AT_A_TIME, DoctorWatch
 from balancer.health.monitor import Monitor
 from balancer.health.settings import Check
+from common.doctor.host import may_be_killed
 from common.doctor.report import Complaint, Severity
 from common.doctor.said import Said
 from common.engine.log import FIELDS
@@ -272,3 +274,15 @@ def test_whoever_sets_probe_port_to_0_has_no_bridge_asked(bridges: Bridges) -> N
     made.on_deadline()
 
     assert not bridges.looks
+
+
+@pytest.mark.parametrize("line, may", [
+    ("Seccomp:\t0\n", False), ("Seccomp:\t2\n", True), ("", True)])
+def test_where_system_calls_are_filtered_the_clock_is_not_asked(
+    line: str, may: bool, tmp_path: Path
+) -> None:
+    """A call that a unit does not allow ends the program."""
+    path = tmp_path / "status"
+    path.write_text(f"Name:\tbalancer\n{line}Seccomp_filters:\t3\n")
+
+    assert may_be_killed(path) is may
