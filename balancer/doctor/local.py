@@ -38,7 +38,9 @@ def look(config: Config, secrets: Secrets, client: bytes) -> OfHost:
 def of_running(
     config: Config, secrets: Secrets, why_portable: str, asks_clock: bool
 ) -> OfHost:
-    """What there is to be seen at once, where the balancer runs. asks_clock: else it counts as right.
+    """What there is to be seen at once, where the balancer runs.
+
+    asks_clock: whether to ask what keeps the clock right; else something does.
 
     Raises: OSError.
     """
@@ -46,7 +48,8 @@ def of_running(
     return OfHost(
         config.interface, True, config.engine, xdp, why_portable,
         _why_generic(config.interface) if xdp == "generic" else "",
-        joins_packets(config.interface), not asks_clock or clock_is_synchronised(), (), probe.key_ids(secrets), "")
+        joins_packets(config.interface), not asks_clock or clock_is_synchronised(), (),
+        probe.key_ids(secrets), "")
 
 
 def xdp_mode(interface: str) -> str:
