@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-from lab.node import Node
+from lab.node import Node, wait_until
 from lab.topology import DSCP, VIP, Backend, Lab, program
 
 pytestmark = pytest.mark.kernels
+PATIENCE_S = 300.0  # emulated
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def lab() -> Iterator[Lab]:
 
 def doctor(node: Node, name: str, *flags: str) -> list[dict[str, str]]:
     done = node.popen([*program(name), "doctor", "--json", *flags], stdout=-1, text=True)
-    out, _ = done.communicate(timeout=300)  # emulated
+    out, _ = done.communicate(timeout=PATIENCE_S)
     complaints: list[dict[str, str]] = json.loads(out)["complaints"]
     return complaints
 
@@ -37,10 +38,16 @@ def test_a_kernel_that_cannot_adopt_is_named_with_what_that_costs(lab: Lab) -> N
     backend.start("listen", ["python3", "-c", "import socket, sys, time\n"
                              f"made = socket.create_server(({backend.server!r}, 8080))\n"
                              "time.sleep(3600)"]).wait_for_listener(backend.server, 8080)
-    lab.start_bridge(backend, "--vip", f"{DSCP}={VIP}:80", "--server", server, defaults=False)
+    service = ["--vip", f"{DSCP}={VIP}:80", "--server", server]
+    lab.start_bridge(backend, *service, defaults=False, ready=False).wait_for("ready", PATIENCE_S)
+    found: list[dict[str, str]] = []
 
-    found = doctor(backend, "packetbridge", "--interface", "eth1", "--secret-file",
-                   str(lab.secret_file), "--vip", f"{DSCP}={VIP}:80", "--server", server)
+    def has_answered() -> bool:  # an emulated one may take longer than a doctor waits
+        found[:] = doctor(backend, "packetbridge", "--interface", "eth1", "--secret-file",
+                          str(lab.secret_file), *service)
+        return not any("does not answer" in each["sentence"] for each in found)
+
+    wait_until(has_answered, PATIENCE_S, "the bridge answers")
 
     named = [each for each in found if "is spliced" in each["sentence"]]
     assert bool(named) is not adopts(backend)
