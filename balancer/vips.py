@@ -187,14 +187,19 @@ def _defend(interface: str, heard: arp.Arp) -> bool:
 
 
 def _ask(interface: str, vips: Collection[bytes]) -> None:
-    """Ask whether another host has one; the watch hears the answers."""
+    """Ask whether another host has one that is here; the watch hears the answers.
+
+    A host that asks for a VIP which it has not is about to take it (RFC 5227 §2.1.1).
+    """
     try:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
             link.bind((interface, 0))
             mac = link.getsockname()[4]
             if len(mac) == _MAC_LEN and any(mac):  # Ethernet
+                here = host.addresses_of(interface)
                 for vip in vips:
-                    link.send(arp.probe(mac, vip))
+                    if socket.inet_ntoa(vip) in here:
+                        link.send(arp.probe(mac, vip))
     except OSError as error:  # down, or gone
         log.debug("cannot ask on %s whether another host has a VIP: %s", interface, error)
 
