@@ -122,10 +122,9 @@ class VipWatch:
             socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK,
             socket.htons(arp.ETHERTYPE))
         self._known: list[bytes] | None = None
-        self._is_asking = False
         self.deadline_s: float | None = None
         self.follow(vips)
-        self._worker: Worker[bool | None] = Worker("defending VIPs", self._on_done)
+        self._worker: Worker[bool] = Worker("defending VIPs", self._on_done)
 
     def follow(self, vips: Iterable[IPv4Address]) -> None:
         """Defend these from now on. Raises: OSError."""
@@ -157,17 +156,12 @@ class VipWatch:
                 self._worker.start(partial(_defend, interface, heard))
 
     def on_deadline(self) -> None:
-        """Ask, unless that is still being done."""
-        if not self._is_asking:
-            self._is_asking = True
-            self._worker.start(partial(_ask, self.interface, self._known or ()))
+        """Ask who has them."""
+        self._worker.start(partial(_ask, self.interface, self._known or ()))
         self._plan()
 
-    def _on_done(self, was_defended: bool | None) -> None:
-        """None: it was asked."""
-        if was_defended is None:
-            self._is_asking = False
-        elif was_defended:
+    def _on_done(self, was_defended: bool) -> None:
+        if was_defended:
             self._count()
 
     def _plan(self) -> None:
@@ -186,10 +180,11 @@ def _defend(interface: str, heard: arp.Arp) -> bool:
     return True
 
 
-def _ask(interface: str, vips: Collection[bytes]) -> None:
+def _ask(interface: str, vips: Collection[bytes]) -> bool:
     """Ask whether another host has one that is here; the watch hears the answers.
 
-    A host that asks for a VIP which it has not is about to take it (RFC 5227 §2.1.1).
+    A host that asks for a VIP which it has not is about to take it (RFC 5227 §2.1.1). Returns:
+    False, since nothing has been defended.
     """
     try:
         with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
@@ -202,6 +197,7 @@ def _ask(interface: str, vips: Collection[bytes]) -> None:
                         link.send(arp.probe(mac, vip))
     except OSError as error:  # down, or gone
         log.debug("cannot ask on %s whether another host has a VIP: %s", interface, error)
+    return False
 
 
 def _own_macs() -> set[bytes]:
