@@ -14,6 +14,7 @@ from balancer.control.orders import Orders
 from balancer.control.page import pages
 from balancer.control.views import Shown, gets
 from balancer.datapath import Datapath
+from balancer.doctor.watch import DoctorWatch
 from balancer.health.monitor import Monitor
 from balancer.health.watch import HealthWatch
 from balancer.live import LiveBalancer, claim_of
@@ -83,7 +84,7 @@ def run(config: Config, load: Callable[[], Config]) -> int:
         config.interface, () if config.vip_shared else vips, lambda: repairs.count(CONFLICT))
 
     def on_rename(name: str) -> None:
-        conflicts.interface = name
+        conflicts.interface = doctor.interface = name
         watch.follow(name)
 
     def change(host: Host) -> str:
@@ -108,6 +109,8 @@ def run(config: Config, load: Callable[[], Config]) -> int:
     hooks = [program.hooks] if program and program.hooks else []
     live = LiveBalancer(config, configured, load, files, datapath, watch, health, conflicts,
                         lambda backends: stand(backends, kept.standings))
+    doctor = DoctorWatch(datapath, health.monitor, SystemRandom(), lambda: live.running,
+                         "" if offload else reason)
     live.say(faults)
     probe.check(config.file)
     try:
@@ -115,10 +118,11 @@ def run(config: Config, load: Callable[[], Config]) -> int:
             PROGRAM, config, datapath, sender, [claim_of(str(vip)) for vip in vips], change, live,
             lasting=instance.Lasting(config) if program else None,
             sources=[*watch.sources, measurement, reckoner, health, *traces.sources,
-                     *conflicts.sources],
+                     *conflicts.sources, *doctor.sources],
             views=views, guarded=Guarded(config.interface, repairs, hooks, on_rename),
             observation=observation)
     finally:
+        doctor.close()
         traces.close()
 
 

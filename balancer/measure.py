@@ -14,7 +14,9 @@ import time
 from balancer.paths import Paths
 from common.engine import clock
 
-EVERY_S = 60
+EVERY_S, LEAST_EVERY_S = 60, 3  # of many paths, of some
+WHOLE_S = 60  # that a path is whole is concluded as seldom: another measure may say otherwise
+_PACE_S = 0.25  # between two datagrams, on average
 _CALM_S = 1  # between two rounds, where routes do not cease to change
 _DISCARD_PORT = 9
 _HEADERS_LEN = 28  # of IPv4 and UDP
@@ -34,11 +36,13 @@ class Measurement:
         self._socket.setsockopt(socket.IPPROTO_IP, _IP_MTU_DISCOVER, _IP_PMTUDISC_PROBE)
         self._socket.setsockopt(socket.IPPROTO_IP, _IP_RECVERR, 1)
         self._sent: dict[bytes, int] = {}  # address → octets of the packet
-        self._last_s = float("-inf")
+        self._last_s = self._concluded_s = float("-inf")
+        self._concludes = True  # this round, of what arrives
         self.deadline_s: float | None = time.monotonic()
 
     def soon(self) -> None:
         """Routes have changed: measure without waiting for the next round."""
+        self._concluded_s = float("-inf")
         self.deadline_s = max(time.monotonic(), self._last_s + _CALM_S)
 
     # --- as sources.Source ---
@@ -56,8 +60,12 @@ class Measurement:
         """Send a round."""
         self.on_ready()  # an error that waits would be that of the next datagram
         self._last_s = time.monotonic()
-        self.deadline_s = self._last_s + EVERY_S
-        for address in self._paths:
+        self._concludes = self._last_s - self._concluded_s >= WHOLE_S
+        if self._concludes:
+            self._concluded_s = self._last_s
+        addresses = list(self._paths)
+        self.deadline_s = self._last_s + min(EVERY_S, max(LEAST_EVERY_S, len(addresses) * _PACE_S))
+        for address in addresses:
             route = self._paths[address].route
             length = route.hop.mtu or route.mtu
             if length > _HEADERS_LEN:
@@ -94,6 +102,6 @@ class Measurement:
                 number, _, _, _, info, _ = _ERROR.unpack_from(octets)
                 if number == errno.EMSGSIZE and 0 < info < length:
                     self._paths.learn(address, info, clock.now_ms())
-                elif number == errno.ECONNREFUSED:
+                elif number == errno.ECONNREFUSED and self._concludes:
                     self._paths.is_whole(address)
         return True

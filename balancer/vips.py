@@ -1,4 +1,4 @@
-"""A VIP is on one host: asked before it is taken, and watched afterwards (RFC 5227).
+"""A VIP is on one host: asked before it is taken, and asked and watched afterwards (RFC 5227).
 
 The probe is quicker than the RFC's, which is for networks full of hosts that are switched on at
 once: three within 0.1 s, and a host that is there answers at once. It runs while the program
@@ -23,6 +23,7 @@ from common.wire import arp
 
 CONFLICT = "vip_conflict"  # a kind of repair
 DEFEND_S = 10.0  # RFC 5227 §1.1, DEFEND_INTERVAL
+ASK_S, ASK_PACE_S = 3.0, 0.1  # between two rounds of questions who has the VIPs, and of many
 _PROBES, _BETWEEN_S, _WAIT_S = 3, 0.05, 0.2  # for answers, from the first probe on
 _MOST_READ = 64  # frames, before others have their turn
 _BUFFER_LEN = 128
@@ -111,8 +112,6 @@ class VipWatch:
     interface: where they are. count: called for each defence.
     """
 
-    deadline_s: float | None = None
-
     def __init__(
         self, interface: str, vips: Collection[IPv4Address], count: Callable[[], None]
     ) -> None:
@@ -123,6 +122,7 @@ class VipWatch:
             socket.AF_PACKET, socket.SOCK_RAW | socket.SOCK_NONBLOCK,
             socket.htons(arp.ETHERTYPE))
         self._known: list[bytes] | None = None
+        self.deadline_s: float | None = None
         self.follow(vips)
         self._worker: Worker[bool] = Worker("defending VIPs", self._on_done)
 
@@ -132,6 +132,7 @@ class VipWatch:
         if known != self._known:
             self._known, self._conflicts = known, Conflicts(known)
             _listen(self._socket, known)
+            self._plan()
 
     @property
     def sources(self) -> list[Source]:
@@ -155,11 +156,17 @@ class VipWatch:
                 self._worker.start(partial(_defend, interface, heard))
 
     def on_deadline(self) -> None:
-        """As sources.Source; there is none."""
+        """Ask who has them."""
+        self._worker.start(partial(_ask, self.interface, self._known or ()))
+        self._plan()
 
     def _on_done(self, was_defended: bool) -> None:
         if was_defended:
             self._count()
+
+    def _plan(self) -> None:
+        count = len(self._known or ())
+        self.deadline_s = time.monotonic() + max(ASK_S, count * ASK_PACE_S) if count else None
 
 
 def _defend(interface: str, heard: arp.Arp) -> bool:
@@ -171,6 +178,26 @@ def _defend(interface: str, heard: arp.Arp) -> bool:
                 "them has to give it up", vip, heard.mac.hex(":"), DEFEND_S)
     host.announce(interface, vip)
     return True
+
+
+def _ask(interface: str, vips: Collection[bytes]) -> bool:
+    """Ask whether another host has one that is here; the watch hears the answers.
+
+    A host that asks for a VIP which it has not is about to take it (RFC 5227 §2.1.1). Returns:
+    False, since nothing has been defended.
+    """
+    try:
+        with socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
+            link.bind((interface, 0))
+            mac = link.getsockname()[4]
+            if len(mac) == _MAC_LEN and any(mac):  # Ethernet
+                here = host.addresses_of(interface)
+                for vip in vips:
+                    if socket.inet_ntoa(vip) in here:
+                        link.send(arp.probe(mac, vip))
+    except OSError as error:  # down, or gone
+        log.debug("cannot ask on %s whether another host has a VIP: %s", interface, error)
+    return False
 
 
 def _own_macs() -> set[bytes]:

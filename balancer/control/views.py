@@ -97,9 +97,10 @@ class Shown:
         target = self._monitor.target_of(backend) if self._monitor else None
         if target is None:
             return None
-        since_ms = target.health.since_ms
+        since_ms, cause = target.health.since_ms, target.cause
         return {
             "up": target.health.is_up, "says": target.words,
+            "cause": cause and cause.sentence, "remedy": cause and cause.remedy,
             "since_seconds": None if since_ms is None
             else round(time.monotonic() - since_ms / 1000, 1),
             "seconds": round(target.duration_ms / 1000, 6),

@@ -8,7 +8,7 @@ blamed: what comes after it cannot be well.
 from collections.abc import Iterator
 from itertools import chain
 
-from balancer.doctor.findings import Findings, Handoff, OfBridge, OfHost, OfService
+from balancer.doctor.findings import Asker, Findings, Handoff, OfBridge, OfHost, OfService
 from common.cluster.probe import Answer, Listener, OtherSecret, OtherTime, Served, Socket
 from common.doctor import server
 from common.doctor.ask import Silence
@@ -22,14 +22,16 @@ _CLOCKS = "let both hosts take the time from the same NTP servers (chronyc track
 
 def diagnose(findings: Findings) -> list[Complaint]:
     """The causes of all that is not well."""
-    return [*_of_host(findings.host),
-            *chain.from_iterable(_of_bridge(bridge, findings.host) for bridge in findings.bridges)]
+    return [*of_host(findings.host),
+            *chain.from_iterable(of_bridge(bridge, findings.host.asker)
+                                 for bridge in findings.bridges)]
 
 
 # --- this host ---
 
 
-def _of_host(host: OfHost) -> Iterator[Complaint]:
+def of_host(host: OfHost) -> Iterator[Complaint]:
+    """The causes that are on this host."""
     for vip, mac in host.others:
         yield Complaint(ERROR, f"{vip} is also at {mac}",
                         "the VIP must be on no other host of this network: find the one with that "
@@ -59,7 +61,8 @@ def _of_host(host: OfHost) -> Iterator[Complaint]:
 # --- a bridge ---
 
 
-def _of_bridge(bridge: OfBridge, host: OfHost) -> Iterator[Complaint]:
+def of_bridge(bridge: OfBridge, asker: Asker) -> Iterator[Complaint]:
+    """The causes that are at a bridge, or on the way there."""
     reply = bridge.plain.reply
     if isinstance(reply, Silence):
         yield from _silent(bridge, reply)
@@ -67,7 +70,7 @@ def _of_bridge(bridge: OfBridge, host: OfHost) -> Iterator[Complaint]:
     if isinstance(reply, OtherSecret):
         yield Complaint(
             ERROR, f"the secret of {_possessive(bridge)} is another one: its keys are "
-            f"{_shown(reply.keys)}, this host's {_shown(host.keys)}",
+            f"{_shown(reply.keys)}, this host's {_shown(asker.keys)}",
             "copy the secret's file to every bridge, then to every balancer, and reload them: "
             "kill -HUP, or systemctl reload")
         return
@@ -90,7 +93,7 @@ def _of_bridge(bridge: OfBridge, host: OfHost) -> Iterator[Complaint]:
                         "service another one here and at its bridges")
     for service in bridge.services:
         if service not in lost:
-            yield from _of_service(service, bridge, host)
+            yield from _of_service(service, bridge, asker)
 
 
 def _silent(bridge: OfBridge, silence: Silence) -> Iterator[Complaint]:
@@ -119,21 +122,21 @@ def _silent(bridge: OfBridge, silence: Silence) -> Iterator[Complaint]:
 
 def _clock(bridge: OfBridge) -> Complaint | None:
     ahead_s = bridge.plain.ahead_ms / 1000
+    apart = (f"the clock of {bridge.name} is {abs(ahead_s):.0f} s "
+             f"{'ahead' if ahead_s > 0 else 'behind'}")
     if isinstance(bridge.plain.reply, OtherTime) or not -BEHIND_S <= ahead_s <= AHEAD_S:
         bound_s = AHEAD_S if ahead_s > 0 else BEHIND_S
-        return Complaint(ERROR, f"the clock of {bridge.name} is {abs(ahead_s):.0f} s "
-                         f"{'ahead' if ahead_s > 0 else 'behind'}; the bound is {bound_s} s",
-                         _CLOCKS)
+        return Complaint(ERROR, f"{apart}; the bound is {bound_s} s", _CLOCKS,
+                         f"{bridge.name}'s clock, beyond the bound")
     if abs(ahead_s) > DRIFT_S:
-        return Complaint(WARNING, f"the clock of {bridge.name} is {abs(ahead_s):.0f} s "
-                         f"{'ahead' if ahead_s > 0 else 'behind'}", _CLOCKS)
+        return Complaint(WARNING, apart, _CLOCKS, f"{bridge.name}'s clock")
     return None
 
 
 # --- a service there ---
 
 
-def _of_service(service: OfService, bridge: OfBridge, host: OfHost) -> Iterator[Complaint]:
+def _of_service(service: OfService, bridge: OfBridge, asker: Asker) -> Iterator[Complaint]:
     reply = service.tagged.reply
     seen = dscp.of_tos(reply.tos) if isinstance(reply, Answer) else service.dscp
     if seen != service.dscp:
@@ -155,7 +158,7 @@ def _of_service(service: OfService, bridge: OfBridge, host: OfHost) -> Iterator[
                             f"{key} has to be the same at the balancers and in the bridge's "
                             "packetbridge.toml")
             return
-    broken = _handoff(service, served, bridge, host)
+    broken = _handoff(service, served, bridge, asker)
     if broken:
         yield broken
     else:
@@ -170,7 +173,7 @@ def _remarked(service: OfService, bridge: OfBridge, seen: int) -> Complaint:
 
 
 def _handoff(
-    service: OfService, served: Served, bridge: OfBridge, host: OfHost
+    service: OfService, served: Served, bridge: OfBridge, asker: Asker
 ) -> Complaint | None:
     """Why handoffs do not become connections; None: they do."""
     handoff = service.handoff
@@ -183,7 +186,7 @@ def _handoff(
     if handoff.is_taken:
         if handoff.client is not None and not handoff.client.packets:
             return Complaint(
-                ERROR, f"handoffs with a client's address ({host.client}) do not arrive at "
+                ERROR, f"handoffs with a client's address ({asker.client}) do not arrive at "
                 f"{bridge.name}, probes with the balancer's do: source checks on the way",
                 "turn source checks off where the balancer's packets come in (rp_filter = 0 or 2, "
                 "uRPF loose, a cloud's source/destination check); --client tries another address")

@@ -1,5 +1,6 @@
 """Looks at everything, all bridges at a time: from a configuration to findings."""
 
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -12,23 +13,41 @@ from balancer.doctor import local
 from balancer.doctor.findings import Findings, OfBridge, OfService
 from balancer.doctor.handoffs import try_handoff
 from balancer.doctor.path import measured, pings
-from balancer.paths import HEADERS_LEN, LEAST_MTU, Paths
+from balancer.paths import HEADERS_LEN, LEAST_MTU, Path
 from balancer.pool.pool import Backend
 from balancer.services import Services, ServiceState
 from common.cluster.probe import Answer
 from common.cluster.secrets import Secrets
-from common.doctor.ask import Asker, Silence
+from common.doctor.ask import Asker, Replied, Silence
 from common.encap import dscp
 from common.engine.queue import RawSender
 
 _AT_A_TIME = 16  # bridges
+_BEGINS_TRIES, _BEGINS_S = 4, 0.5
 
 
 class Member(NamedTuple):
-    """A service with one of its backends."""
+    """A service with one of its backends. is_quiet: if its bridge answers, no handoff is tried."""
 
     service: ServiceState
     backend: Backend
+    is_quiet: bool = False
+
+
+class Way(NamedTuple):
+    """The way to a bridge. own: this host's address on it, empty: there is none. mtu: of the first
+    link, 0: not known; path_mtu: of the whole path, as measured.
+    """
+
+    own: bytes
+    mtu: int
+    path_mtu: int
+
+
+def way_of(path: Path) -> Way:
+    """What is known of it now. The kernel's route has the path's MTU once a router has told it."""
+    route = path.route
+    return Way(path.own_address, route.hop.mtu or route.mtu, path.mtu if route.mtu else 0)
 
 
 def examine(config: Config, secrets: Secrets, client: bytes) -> Findings:
@@ -42,9 +61,10 @@ def examine(config: Config, secrets: Secrets, client: bytes) -> Findings:
         with ThreadPoolExecutor(_AT_A_TIME) as pool:
             host = pool.submit(local.look, config, secrets, client)
             paths = measured(by_address, config.interface)
+            examiner = Examiner(config.probe_port, secrets, sender)
             bridges = pool.map(
-                lambda address: _Bridge(config, secrets, client, sender, paths).examine(
-                    address, by_address[address]), by_address)
+                lambda address: examiner.examine(
+                    address, way_of(paths[address]), by_address[address], client), by_address)
             return Findings(host.result(), tuple(bridges))
     finally:
         sender.close()
@@ -57,49 +77,67 @@ def _without_tables(config: Config) -> Config:
         for service in config.services))
 
 
-class _Bridge:
-    """Looks at one bridge."""
+class Examiner:
+    """Looks at bridges, one in each call, in any thread."""
 
-    def __init__(
-        self, config: Config, secrets: Secrets, client: bytes, sender: RawSender, paths: Paths
-    ) -> None:
-        self._config = config
+    def __init__(self, probe_port: int, secrets: Secrets, sender: RawSender) -> None:
+        self._probe_port = probe_port
         self._secrets = secrets
-        self._client = client
         self._sender = sender
-        self._paths = paths
 
-    def examine(self, address: bytes, members: Sequence[Member]) -> OfBridge:
-        """Raises: OSError."""
-        path = self._paths[address]
-        own = path.own_address
+    def examine(
+        self, address: bytes, way: Way, members: Sequence[Member], client: bytes | None
+    ) -> OfBridge:
+        """Look at a bridge. client: an address for handoffs to come from; None: that is not tried.
+
+        Raises: OSError.
+        """
         name = str(IPv4Address(address))
-        asker = Asker(name, self._config.probe_port, self._secrets.current,
-                      str(IPv4Address(own)) if own else "")
+        asker = Asker(name, self._probe_port, self._secrets.current,
+                      str(IPv4Address(way.own)) if way.own else "")
         plain = asker.ask()
-        reply = plain.reply
-        served = asker.services(reply) if isinstance(reply, Answer) else ()
-        dscps = {service.dscp for service in served}
-        services = []
-        for service, backend in members:
-            configured = service.config
-            tagged = asker.ask(configured.dscp << 2) if isinstance(reply, Answer) else plain
-            found = OfService(
-                configured.name, backend.id, f"{configured.vip}:{configured.port}",
-                configured.dscp, configured.wscale, tagged)
-            if own and (isinstance(reply, Silence) or (configured.dscp in dscps
-                        and _is_intact(found))):
-                found = found._replace(handoff=try_handoff(
-                    service, backend, self._secrets, own, self._client, self._sender,
-                    asker if isinstance(reply, Answer) else None))
-            services.append(found)
-        is_silent = isinstance(reply, Silence)
-        mtu = path.mtu if path.route.mtu else 0
-        return OfBridge(
-            name, self._config.probe_port, plain, is_silent and pings(name), served,
-            tuple(services), path.route.mtu, mtu,
-            min(min(member.service.config.mss for member in members),
-                max(mtu, LEAST_MTU) - HEADERS_LEN))
+        is_silent = isinstance(plain.reply, Silence)
+        with ThreadPoolExecutor(1) as pool:
+            answers = pool.submit(pings, name) if is_silent else None
+            served = asker.services(plain.reply) if isinstance(plain.reply, Answer) else ()
+            dscps = {service.dscp for service in served}
+            services = tuple(self._of_service(member, way, asker, plain, dscps, client)
+                             for member in members)
+            if is_silent and any(each.handoff and each.handoff.is_taken for each in services) \
+                    and _begins_to_answer(asker):
+                return self.examine(address, way, members, client)
+            return OfBridge(
+                name, self._probe_port, plain, answers is not None and answers.result(), served,
+                services, way.mtu, way.path_mtu,
+                min(min(member.service.config.mss for member in members),
+                    max(way.path_mtu, LEAST_MTU) - HEADERS_LEN))
+
+    def _of_service(
+        self, member: Member, way: Way, asker: Asker, plain: Replied, dscps: set[int],
+        client: bytes | None,
+    ) -> OfService:
+        """dscps: those of which the bridge has services."""
+        service, backend, is_quiet = member
+        config, answers = service.config, isinstance(plain.reply, Answer)
+        tagged = asker.ask(config.dscp << 2) if answers else plain
+        found = OfService(config.name, backend.id, f"{config.vip}:{config.port}", config.dscp,
+                          config.wscale, tagged)
+        is_silent = isinstance(plain.reply, Silence)
+        may_be_taken = config.dscp in dscps and _is_intact(found) and not is_quiet
+        if not way.own or not (is_silent or may_be_taken):
+            return found
+        return found._replace(handoff=try_handoff(
+            service, backend, self._secrets, way.own, client, self._sender,
+            asker if answers else None))
+
+
+def _begins_to_answer(asker: Asker) -> bool:
+    """Whether it has just been started: connections are taken before questions are."""
+    for _ in range(_BEGINS_TRIES):
+        time.sleep(_BEGINS_S)
+        if not isinstance(asker.ask(tries=1).reply, Silence):
+            return True
+    return False
 
 
 def _is_intact(found: OfService) -> bool:

@@ -59,12 +59,20 @@ class OfBridge(NamedTuple):
         return f"backend {ids.pop()}" if len(ids) == 1 else f"the bridge at {self.address}"
 
 
+class Asker(NamedTuple):
+    """Who asks the bridges. keys: fingerprints. client: the address that handoffs with a client's
+    address were tried with, as text.
+    """
+
+    keys: tuple[bytes, ...]
+    client: str
+
+
 class OfHost(NamedTuple):
     """This host. xdp: `native`, `generic`, or empty where no program is there.
 
     is_running: whether the balancer runs. why_portable: what speaks against the fast engine.
-    others: VIPs that another host has, each with its Ethernet address. keys: fingerprints.
-    client: the address that handoffs with a client's address were tried with.
+    others: VIPs that another host has, each with its Ethernet address. keys, client: as of Asker.
     """
 
     interface: str
@@ -78,6 +86,11 @@ class OfHost(NamedTuple):
     others: tuple[tuple[str, str], ...]
     keys: tuple[bytes, ...]
     client: str
+
+    @property
+    def asker(self) -> Asker:
+        """What of it matters to bridges."""
+        return Asker(self.keys, self.client)
 
 
 class Findings(NamedTuple):

@@ -30,10 +30,11 @@ _random = SystemRandom()
 
 
 def try_handoff(
-    service: ServiceState, backend: Backend, secrets: Secrets, own: bytes, client: bytes,
+    service: ServiceState, backend: Backend, secrets: Secrets, own: bytes, client: bytes | None,
     sender: RawSender, asker: Asker | None,
 ) -> Handoff:
-    """own, client: addresses. asker: of the bridge; None: it does not answer probes.
+    """own, client: addresses; no client: that is not tried. asker: of the bridge; None: it does not
+    answer probes.
 
     Raises: OSError.
     """
@@ -45,7 +46,7 @@ def try_handoff(
     if asker and not handoff.is_taken and not handoff.is_refused:
         handoff = handoff._replace(own=_look(asker, watch))
     sender.send(exchange.reset())
-    if asker and handoff.is_taken:
+    if asker and client and handoff.is_taken:
         handoff = handoff._replace(client=_try_client(service, backend, client, sender, asker))
     return handoff
 

@@ -25,16 +25,31 @@ _MODES = {1: "native", 2: "generic", 3: "native", 4: "native"}
 def look(config: Config, secrets: Secrets, client: bytes) -> OfHost:
     """See it. client: as in OfHost. Raises: OSError."""
     vips = dict.fromkeys(service.vip for service in config.services)
-    xdp = xdp_mode(config.interface)
-    is_running = any(lock.is_taken(f"vip/{vip}") for vip in vips)
+    found = of_running(config, secrets, "", asks_clock=True)
     others = others_with(config.interface, [vip.packed for vip in vips])
+    is_running = any(lock.is_taken(f"vip/{vip}") for vip in vips)
+    return found._replace(
+        is_running=is_running,
+        why_portable="" if found.xdp or not is_running else _why_portable(config),
+        others=tuple((str(IPv4Address(vip)), mac.hex(":")) for vip, mac in others),
+        client=str(IPv4Address(client)))
+
+
+def of_running(
+    config: Config, secrets: Secrets, why_portable: str, asks_clock: bool
+) -> OfHost:
+    """What there is to be seen at once, where the balancer runs.
+
+    asks_clock: whether to ask what keeps the clock right; else something does.
+
+    Raises: OSError.
+    """
+    xdp = xdp_mode(config.interface)
     return OfHost(
-        config.interface, is_running, config.engine, xdp,
-        "" if xdp or not is_running else _why_portable(config),
+        config.interface, True, config.engine, xdp, why_portable,
         _why_generic(config.interface) if xdp == "generic" else "",
-        joins_packets(config.interface), clock_is_synchronised(),
-        tuple((str(IPv4Address(vip)), mac.hex(":")) for vip, mac in others),
-        probe.key_ids(secrets), str(IPv4Address(client)))
+        joins_packets(config.interface), not asks_clock or clock_is_synchronised(), (),
+        probe.key_ids(secrets), "")
 
 
 def xdp_mode(interface: str) -> str:

@@ -23,6 +23,7 @@ from balancer.pool.share import RAMP_STEPS, state_of
 from balancer.services import ServiceState
 from common.cluster.cookie import Secrets
 from common.counters import Sample
+from common.doctor.report import Complaint
 from common.engine.log import fields
 from common.histogram import Histogram
 from common.wire import Malformed
@@ -43,12 +44,13 @@ class Target:
     """A backend that is checked.
 
     address: where it was when that began. due_ms: when something is to be done for it.
-    passed, failed: how many checks. said_ms: when it was last said that it is suspect.
+    passed, failed: how many checks; is_passing: the latest. said_ms: when it was last said that it
+    is suspect. cause: what a doctor has found there.
     """
 
-    __slots__ = ("address", "backend", "due_ms", "duration_ms", "durations", "exchange",
-                 "expires_ms", "failed", "health", "passed", "request", "said_ms", "service",
-                 "started_ms", "suspicion", "words")
+    __slots__ = ("address", "backend", "cause", "due_ms", "duration_ms", "durations", "exchange",
+                 "expires_ms", "failed", "health", "is_passing", "passed", "request", "said_ms",
+                 "service", "started_ms", "suspicion", "words")
 
     def __init__(self, service: ServiceState, backend: Backend, request: Request) -> None:
         self.service = service
@@ -62,7 +64,9 @@ class Target:
         self.due_ms = self.started_ms = self.expires_ms = self.duration_ms = 0.0
         self.durations = Histogram()
         self.passed = self.failed = 0
+        self.is_passing = True
         self.words = ""
+        self.cause: Complaint | None = None
 
     def __str__(self) -> str:
         return (f"backend {self.backend.id} of {self.service.config.name} "
@@ -73,6 +77,8 @@ class Monitor:
     """Checks backends. Times are monotonic, in ms, besides `unix_ms`.
 
     changed: services whose backends' standing is another one; whoever acts on it clears it.
+    on_doubt: told of a backend of which a check says something else than before, or, if the second
+              argument is true, whose clients hear nothing.
     """
 
     def __init__(
@@ -81,6 +87,7 @@ class Monitor:
     ) -> None:
         """clock_ms: the time as paths have it."""
         self.changed: set[ServiceState] = set()
+        self.on_doubt: Callable[[Backend, bool], None] = lambda *_: None
         self._secrets = secrets
         self._paths = paths
         self._padded = PaddedChecks(paths, clock_ms, self._exchange)
@@ -231,6 +238,7 @@ class Monitor:
             target.said_ms = now_ms
             log.warning("%s is suspect: most clients repeat their first payload, without an answer "
                         "to it; it is checked at once", target)
+        self.on_doubt(target.backend, True)
         self._check_now(target, now_ms)
 
     def _check_now(self, target: Target, now_ms: float) -> None:
@@ -279,7 +287,9 @@ class Monitor:
     def _end(self, target: Target, outcome: Outcome, now_ms: float) -> None:
         """A check has ended; plan the next one."""
         self._forget(target)
-        target.words = outcome.words
+        is_news = outcome.is_passed is not target.is_passing or (
+            not outcome.is_passed and outcome.words != target.words)
+        target.is_passing, target.words = outcome
         if outcome.is_passed:
             target.passed += 1
             target.duration_ms = now_ms - target.started_ms
@@ -290,6 +300,8 @@ class Monitor:
         if health.note(outcome.is_passed, now_ms):
             self._say(target, outcome, now_ms, since_ms)
             self._stand(target, now_ms)
+        if is_news:
+            self.on_doubt(target.backend, False)
         self._padded.note_short(target, outcome.is_passed, now_ms)
         interval_ms = target.service.config.check.interval_ms / (2 if health.in_doubt else 1)
         due_ms = target.started_ms + interval_ms * (1 + _JITTER * (self._random.random() - 0.5))

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from balancer import config
+from balancer.tools.words import found_by
 from common.control.client import FAILED, Client, NoAnswer
 from common.control.commands import Act, Commands, counted, lasting, show
 from common.settings import cli
@@ -118,7 +119,7 @@ def _row(backend: dict[str, Any]) -> Sequence[object]:
     check = backend["check"]
     return (backend["service"], backend["id"], backend["address"], backend["state"], weight,
             f"{backend['share']:.1%}", backend["flows"], backend["handoffs"], backend["bytes"],
-            check["says"] or "not checked yet" if check else "none")
+            found_by(check) if check else "none")
 
 
 def _health(client: Client, namespace: argparse.Namespace) -> int:
@@ -129,7 +130,8 @@ def _health(client: Client, namespace: argparse.Namespace) -> int:
         [(each["service"], each["id"], each["address"], each["state"],
           "yes" if each["up"] else "no",
           "start" if each["since_seconds"] is None else lasting(each["since_seconds"]),
-          f"{each['seconds'] * 1000:.1f} ms", each["passed"], each["failed"], each["says"])
+          f"{each['seconds'] * 1000:.1f} ms", each["passed"], each["failed"],
+          found_by(each))
          for each in found["backends"]])
 
 

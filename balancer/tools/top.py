@@ -21,7 +21,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from common.control.client import Client
+from balancer.tools.words import found_by
+from common.control.client import Client, NoAnswer
 from common.control.commands import counted, lasting
 
 _WIDE = 160  # columns, where nobody sees them
@@ -51,10 +52,11 @@ def look(client: Client) -> Look:
 
 
 class View:
-    """Two looks, and what lies between them."""
+    """Two looks, and what lies between them. missed: why there was no later one; else empty."""
 
     def __init__(self, now: Look) -> None:
         self._before = self._now = now
+        self.missed = ""
         self.sort = "n"
         self.reverse = False
 
@@ -62,7 +64,7 @@ class View:
         """Another look; the daemon may not have counted since."""
         if now.seconds > self._now.seconds:
             self._before = self._now
-        self._now = now
+        self._now, self.missed = now, ""
 
     def press(self, key: str) -> None:
         """Sort by something else, or the other way round."""
@@ -96,6 +98,8 @@ class View:
             ("balancer ", "bold"), f"{status['state']} for {lasting(status['uptime_seconds'])}, "
             f"{status['flows']:,} of {status['max_flows']:,} flows, "
             f"backends: {counted(status['backends'])}")
+        if self.missed:
+            head.append(f"\nthese figures are old: {self.missed}", "bold red")
         return Group(head, Text(), self._services(backends), Text(), self._backends(backends),
                      Text(), _reasons(reasons))
 
@@ -123,7 +127,7 @@ class View:
                 Text(each["state"], _STYLES.get(each["state"], "")), f"{each['share']:.1%}",
                 f"{each['flows']:,}", f"{new:.1f}", short(octets), f"{each['unanswered']:,}",
                 f"{check['seconds'] * 1000:.1f} ms" if check else "–",
-                Text(check["says"] if check else "is not checked"))
+                Text(found_by(check) if check else "is not checked"))
         return table
 
     def _order(self, backend: dict[str, Any], rates: dict[Key, tuple[float, float]]) -> Any:
@@ -188,7 +192,10 @@ def run(client: Client, namespace: argparse.Namespace) -> int:
                     return 0
                 view.press(key.decode(errors="replace"))
             else:
-                view.add(look(client))
+                try:
+                    view.add(look(client))
+                except NoAnswer as error:  # it is being restarted, or has much to do
+                    view.missed = str(error)
                 next_s = time.monotonic() + interval_s
 
 

@@ -65,8 +65,12 @@ async def in_loop(inbox: Inbox, function: Callable[[], R]) -> R:
 class Common:
     """What either program says of itself."""
 
-    def __init__(self, program: str, engine: Engine, views: Views) -> None:
+    def __init__(
+        self, program: str, engine: Engine, views: Views, has_token: bool = False
+    ) -> None:
+        """has_token: whether orders are taken at the metrics' address."""
         self._program = program
+        self._has_token = has_token
         self._engine = engine
         self._views = views
         self._started_s = time.monotonic()
@@ -90,7 +94,8 @@ class Common:
         return {
             "program": self._program, "version": __version__, "pid": os.getpid(),
             "state": self._engine.state, "ready": self._engine.line,
-            "uptime_seconds": round(time.monotonic() - self._started_s, 1), **facts,
+            "uptime_seconds": round(time.monotonic() - self._started_s, 1),
+            "has_token": self._has_token, **facts,
         }
 
     async def reasons(self, _: Asked) -> Mapping[str, int]:

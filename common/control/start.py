@@ -33,7 +33,7 @@ class Answers:
 
     def __init__(self, program: str, config: Config, engine: Engine, views: Views) -> None:
         """Raises: ConfigError."""
-        common = Common(program, engine, views)
+        common = Common(program, engine, views, config.token_file is not None)
         gets, posts = common.gets(), common.posts()
         self._path: Path | None = None
         listeners: list[socket.socket] = []

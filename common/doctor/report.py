@@ -15,11 +15,20 @@ class Severity(IntEnum):
 
 
 class Complaint(NamedTuple):
-    """A cause, in a sentence, and what to do about it."""
+    """A cause, in a sentence, and what to do about it.
+
+    figures: what it is called by where figures in its sentence change all the time.
+    """
 
     severity: Severity
     sentence: str
     remedy: str
+    figures: str = ""
+
+    @property
+    def name(self) -> str:
+        """What is the same while the cause is."""
+        return self.figures or self.sentence
 
 
 def is_well(complaints: Sequence[Complaint]) -> bool:

@@ -24,7 +24,8 @@ def hangs(served: Served, where: str = "") -> Complaint | None:
         return None
     return Complaint(Severity.ERROR, f"{served.server_end} accepts nothing{_in_brackets(where)}: "
                      f"{served.queue} connections wait for it, and there is room for "
-                     f"{served.room}", "the server hangs, or its backlog is too small")
+                     f"{served.room}", "the server hangs, or its backlog is too small",
+                     f"{served.server_end} accepts nothing{_in_brackets(where)}")
 
 
 def not_adopted(served: Served, where: str = "") -> Iterator[Complaint]:

@@ -19,28 +19,34 @@ class Worker(Generic[R]):
     """A thread that does one job after the other; a source of the loop (common/engine/sources.py).
 
     on_done: called in the loop with what a job returned. A job that raises is logged.
+    threads: where jobs wait for the network, more of them, each with a job of its own.
     """
 
-    def __init__(self, name: str, on_done: Callable[[R], None]) -> None:
+    def __init__(self, name: str, on_done: Callable[[R], None], threads: int = 1) -> None:
         self._on_done = on_done
         self._jobs: SimpleQueue[Callable[[], R] | None] = SimpleQueue()
         self._results: SimpleQueue[R] = SimpleQueue()
         self._wake = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
-        self._thread.start()
+        self._name = name
+        self._threads = [threading.Thread(target=self._work, name=name, daemon=True)
+                         for _ in range(threads)]
+        for thread in self._threads:
+            thread.start()
 
     def start(self, job: Callable[[], R]) -> None:
         """Have `job` done when those before it are."""
         self._jobs.put(job)
 
     def close(self) -> None:
-        """Take no more jobs. The one that is being done is not waited for."""
-        self._jobs.put(None)
+        """Take no more jobs. Those that are being done are not waited for."""
+        for _ in self._threads:
+            self._jobs.put(None)
 
     def finish(self) -> None:
         """Take no more jobs, and wait for those that there are."""
         self.close()
-        self._thread.join()
+        for thread in self._threads:
+            thread.join()
 
     # --- as sources.Source ---
 
@@ -68,6 +74,6 @@ class Worker(Generic[R]):
             try:
                 self._results.put(job())
             except Exception:
-                log.exception("%s failed", self._thread.name)
+                log.exception("%s failed", self._name)
             else:
                 os.eventfd_write(self._wake, 1)

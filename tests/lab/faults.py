@@ -1,6 +1,7 @@
 """A pair at work in a lab, and what may be wrong with it: each fault is made and undone."""
 
 import json
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,15 @@ while True:
     client.recv(1000)
     client.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\nConnection: close\\r\\n\\r\\n")
     client.close()
+"""
+HANG = """
+import socket, sys, time
+server = socket.create_server((sys.argv[1], int(sys.argv[2])), backlog=1)
+clients = [socket.socket() for _ in range(4)]
+for client in clients:
+    client.setblocking(False)
+    client.connect_ex(server.getsockname())
+time.sleep(3600)
 """
 MPTCP = 262  # linux/in.h
 
@@ -80,10 +90,24 @@ class Site:
                       str(self.lab.secret_file))
 
     def is_well(self) -> bool:
-        """Whether both backends pass their checks."""
+        """Whether both backends pass their checks, and the balancer knows of nothing wrong."""
         up = [value for name, value in self.balancer.metrics().items()
               if name.startswith("l3dsr_balancer_backend_up{")]
-        return up == [1, 1]
+        return up == [1, 1] and not standing(self.balancer.log())
+
+
+def causes(log: str) -> list[tuple[str, str]]:
+    """What a balancer's log says to be wrong: sentences, each with its remedy."""
+    return re.findall(r"WARNING doctor: (.*); remedy: (.*)", log)
+
+
+def standing(log: str) -> set[str]:
+    """Those causes that are not said to be over."""
+    found: set[str] = set()
+    for begun, ended in re.findall(
+            r"WARNING doctor: (.*); remedy: |doctor: no longer so: (.*)", log):
+        found = (found | {begun}) - {"", ended}
+    return found
 
 
 def doctor(node: Node, name: str, *flags: str) -> dict[str, Any]:
@@ -146,6 +170,14 @@ def other_dscp(site: Site) -> AbstractContextManager[None]:
     return bridge(site, dscp=7)
 
 
+def other_vip(site: Site) -> AbstractContextManager[None]:
+    return bridge(site, vip=f"{VIP}:81")
+
+
+def other_wscale(site: Site) -> AbstractContextManager[None]:
+    return bridge(site, wscale=5)
+
+
 def other_secret(site: Site) -> AbstractContextManager[None]:
     path = site.lab.directory / "other"
     if not path.exists():
@@ -153,11 +185,19 @@ def other_secret(site: Site) -> AbstractContextManager[None]:
     return bridge(site, "--secret-file", str(path))
 
 
+def clock_ahead(site: Site) -> AbstractContextManager[None]:
+    return _ahead(site, 200)
+
+
+def clock_drifts(site: Site) -> AbstractContextManager[None]:
+    return _ahead(site, 20)
+
+
 @contextmanager
-def clock_ahead(site: Site) -> Iterator[None]:
+def _ahead(site: Site, by_s: int) -> Iterator[None]:
     site.bridge.stop()
     other = site.far.start("ahead", [
-        sys.executable, "-c", AHEAD, "200", "--interface", "eth1", "--secret-file",
+        sys.executable, "-c", AHEAD, str(by_s), "--interface", "eth1", "--secret-file",
         str(site.lab.secret_file), "--config", str(site.lab.directory / "bridge2.toml"),
     ]).wait_for("ready")
     try:
@@ -205,6 +245,19 @@ def listens_elsewhere(site: Site) -> Iterator[None]:
             other.stop()
 
 
+@contextmanager
+def server_hangs(site: Site) -> Iterator[None]:
+    """It listens, and never accepts what waits for it."""
+    with server_down(site):
+        other = site.far.start("hang", [
+            sys.executable, "-c", HANG, site.far.server, str(SERVER_PORT)])
+        other.wait_for_listener(site.far.server, SERVER_PORT)
+        try:
+            yield
+        finally:
+            other.stop()
+
+
 def listen(backend: Backend, protocol: int, address: str) -> Process:
     words = [sys.executable, "-c", LISTEN, str(protocol), address, str(SERVER_PORT)]
     return backend.start("listen", words).wait_for_listener(address, SERVER_PORT)
@@ -241,9 +294,22 @@ def tracked(site: Site) -> AbstractContextManager[None]:
 def strict_sources(site: Site) -> Iterator[None]:
     site.lab.router.run(["sysctl", "-qw", "net.ipv4.conf.eth1.rp_filter=1"])
     try:
-        yield
+        with clients(site):
+            yield
     finally:
         site.lab.router.run(["sysctl", "-qw", "net.ipv4.conf.eth1.rp_filter=0"])
+
+
+@contextmanager
+def clients(site: Site) -> Iterator[None]:
+    """Some that ask again and again, each for another URL."""
+    running = site.lab.client.start("clients", [
+        "sh", "-c", "number=0; while true; do number=$((number + 1)); "
+        f"curl -s -m 2 -o /dev/null http://{VIP}/$number & sleep 0.1; done"])
+    try:
+        yield
+    finally:
+        running.stop()
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-"""The doctor names the fault that is made, with a remedy, and blames nothing else.
+"""The doctor names the fault that is made, with a remedy, and blames nothing else, and so does the
+balancer's log.
 
 One network for all: each fault is made and undone. The health checks, which take the same way, find
 the backend down for the same reason, as far as they can tell it.
@@ -12,11 +13,12 @@ from typing import Any, NamedTuple
 import pytest
 from faults import (
     MPTCP,
-    PATIENCE_S,
     SERVER_PORT,
     Site,
     bleached,
+    causes,
     clock_ahead,
+    clock_drifts,
     doctor,
     host_down,
     listen,
@@ -26,10 +28,13 @@ from faults import (
     nothing,
     other_dscp,
     other_secret,
+    other_vip,
+    other_wscale,
     packet_socket,
     policed,
     rule,
     server_down,
+    server_hangs,
     servers_port_only,
     stateful_router,
     strict_sources,
@@ -44,6 +49,7 @@ from lab.node import wait_until
 from lab.topology import DSCP, FAR_CLIENT, PAIRS, VIP, Lab, program
 
 SETTLED_S = 30.0  # until a fault that was undone is forgotten
+SAID_S = 30.0  # until the log says what is wrong; usually that takes two or three seconds
 
 
 def complaints(report: dict[str, Any], notes: bool = False) -> list[str]:
@@ -61,18 +67,24 @@ def site() -> Iterator[Site]:
 
 
 class Case(NamedTuple):
-    """A fault, what the doctor says, and what the health checks' log does."""
+    """A fault, what the doctor and the log say, and what the health checks' log does.
+
+    meanwhile: what the log says of the moment in which it was made.
+    """
 
     fault: Callable[[Site], AbstractContextManager[None]]
     sentence: str
     remedy: str
     log: str = ""
+    meanwhile: str = ""
 
 
 REMARKED = "backend 2: the bridge saw DSCP 0, not 3: a device on the way changes it"
 NOT_ACCEPTED = "opened, never accepted: the host of backend 2 lets no handoff in"
 SILENT = "backend 2 of web .* is down: it is silent"
 TO_FAR = r"192\.168\.35\.21"
+NO_BRIDGE = rf"no bridge at {TO_FAR} \(backend 2; the host answers ping\)"
+REFUSES = r"192\.168\.35\.31:8080 refuses \(backend 2\)"
 CASES = {
     "DSCP is bleached": Case(bleached, REMARKED, "trust DSCP", SILENT),
     "DSCP of TCP is bleached": Case(tcp_bleached, REMARKED, "trust DSCP", SILENT),
@@ -81,24 +93,37 @@ CASES = {
         "drops them", "another one", SILENT),
     "the bridge has another DSCP": Case(
         other_dscp, rf"the bridge of backend 2 has no service for DSCP 3; it has {VIP}:80 "
-        r"\(DSCP 7\)", "dscp = 3 in packetbridge.toml", "backend 2 of web .* is down"),
+        r"\(DSCP 7\)", "dscp = 3 in packetbridge.toml", "backend 2 of web .* is down", NO_BRIDGE),
+    "the bridge has another VIP": Case(
+        other_vip, rf"the bridge of backend 2 has vip {VIP}:81 for DSCP 3, not {VIP}:80",
+        "has to be the same", SILENT, NO_BRIDGE),
+    "the bridge has another window scale": Case(
+        other_wscale, "the bridge of backend 2 has wscale 5 for DSCP 3, not 7",
+        "has to be the same", "", NO_BRIDGE),
     "the bridge does not run": Case(
-        no_bridge, rf"no bridge at {TO_FAR} \(backend 2; the host answers ping\)",
-        "start the packetbridge", SILENT),
+        no_bridge, NO_BRIDGE, "start the packetbridge", SILENT),
     "the host is down": Case(
         host_down, rf"no bridge at {TO_FAR} \(backend 2; the host does not answer ping\)",
         "is the host on", SILENT),
     "the secret is another one": Case(
         other_secret, "the secret of backend 2's bridge is another one: its keys are [0-9a-f]{8}, "
-        "this host's [0-9a-f]{8}", "copy the secret's file", f"{SILENT}.* another secret"),
+        "this host's [0-9a-f]{8}", "copy the secret's file", f"{SILENT}.* another secret",
+        NO_BRIDGE),
     "the clocks are apart": Case(
-        clock_ahead, "the clock of backend 2 is 200 s ahead; the bound is 64 s", "NTP", SILENT),
+        clock_ahead, "the clock of backend 2 is 200 s ahead; the bound is 64 s", "NTP", SILENT,
+        NO_BRIDGE),
+    "the clocks drift": Case(
+        clock_drifts, "the clock of backend 2 is 20 s ahead", "NTP", "", NO_BRIDGE),
     "the server is down": Case(
-        server_down, r"192\.168\.35\.31:8080 refuses \(backend 2\)", "start the server",
+        server_down, REFUSES, "start the server",
         "backend 2 of web .* is down: it refuses the connection"),
     "the server listens elsewhere": Case(
         listens_elsewhere, r"192\.168\.35\.31:8080 refuses \(backend 2\); 127\.0\.0\.1:8080 is "
-        "listened at", "listen where", "backend 2 of web .* is down: it refuses the connection"),
+        "listened at", "listen where", "backend 2 of web .* is down: it refuses the connection",
+        REFUSES),
+    "the server hangs": Case(
+        server_hangs, r"192\.168\.35\.31:8080 accepts nothing \(backend 2\): 2 connections wait "
+        "for it, and there is room for 1", "its backlog is too small", SILENT, REFUSES),
     "the host lets the server's port in alone": Case(
         servers_port_only, NOT_ACCEPTED, f"let {VIP}:80 in without connection tracking", SILENT),
     "the host lets SYNs in alone": Case(syn_only, NOT_ACCEPTED, f"let {VIP}:80 in", SILENT),
@@ -114,7 +139,8 @@ CASES = {
         f"answer from {VIP}:80 does not come back: source checks on the way back",
         "packets from the VIP", SILENT),
     "the VIP is on another host": Case(
-        vip_elsewhere, rf"{VIP} is also at ([0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}", "on no other host"),
+        vip_elsewhere, rf"{VIP} is also at ([0-9a-f]{{2}}:){{5}}[0-9a-f]{{2}}", "on no other host",
+        rf"VIP on another host: {VIP} is also at ([0-9a-f]{{2}}:){{5}}"),
     "there is no route": Case(
         no_route, rf"there is no way to backend 2, {TO_FAR}: No route to host \(EHOSTUNREACH\)",
         "ip route get", "backend 2 of web .* is down: it cannot be reached|" + SILENT),
@@ -126,11 +152,16 @@ def test_a_fault_is_named_and_nothing_else_is_blamed(site: Site, case: Case) -> 
     wait_until(site.is_well, SETTLED_S, "all was well before")
     said_before = len(site.balancer.log())
 
+    def log() -> str:
+        return site.balancer.log()[said_before:]
+
     with case.fault(site):
         report = site.examine("--client", FAR_CLIENT)
-        if case.log:
-            wait_until(lambda: bool(re.search(case.log, site.balancer.log()[said_before:])),
-                       PATIENCE_S, case.log)
+        wait_until(lambda: bool(re.search(case.log, log())), SAID_S, case.log)
+        if case.fault is not vip_elsewhere:  # whose line is not the doctor's
+            wait_until(lambda: any(re.fullmatch(case.sentence, said) for said, _ in causes(log())),
+                       SAID_S, f"{case.sentence} in the log")
+        said_meanwhile = causes(log())
 
     sentences = complaints(report)
     assert sentences
@@ -138,6 +169,10 @@ def test_a_fault_is_named_and_nothing_else_is_blamed(site: Site, case: Case) -> 
         assert re.fullmatch(case.sentence, sentence)
     remedies = [each["remedy"] for each in report["complaints"] if each["severity"] != "note"]
     assert all(case.remedy in remedy for remedy in remedies)
+    for sentence, remedy in said_meanwhile:
+        if not re.fullmatch(case.meanwhile, sentence):
+            assert re.fullmatch(case.sentence, sentence)
+            assert case.remedy in remedy
 
 
 def test_nothing_is_blamed_where_all_is_well(site: Site) -> None:
@@ -148,20 +183,24 @@ def test_nothing_is_blamed_where_all_is_well(site: Site) -> None:
     assert report["ok"]
     assert complaints(report) == []
     wait_until(lambda: not site.far.run(["ss", "-0", "-H"]), SETTLED_S, "the bridge looks no more")
-    assert "the program runs at generic XDP on eth1: it is a veth" in complaints(report, True)
+    generic = "the program runs at generic XDP on eth1: it is a veth"
+    assert generic in complaints(report, True)
+    site.balancer.wait_for(f"INFO doctor: {generic}; remedy: each packet", SAID_S)
 
 
 def test_a_narrow_path_is_noted_with_what_it_means_for_clients(site: Site) -> None:
     site.lab.router.run(["ip", "link", "set", "eth3", "mtu", "1400"])
+    sentences = [f"the path to backend {number} carries 1400 octets; MSS is 1360 now"
+                 for number in (1, 2)]
     try:
         report = site.examine()
+        for sentence in sentences:
+            site.balancer.wait_for(f"INFO doctor: {sentence}; remedy: ", SAID_S)
     finally:
         site.lab.router.run(["ip", "link", "set", "eth3", "mtu", "1500"])
 
     assert report["ok"]
-    for number in (1, 2):
-        assert f"the path to backend {number} carries 1400 octets; MSS is 1360 now" in complaints(
-            report, True)
+    assert set(sentences) <= set(complaints(report, True))
 
 
 @pytest.mark.parametrize("old, new, sentence", [
@@ -193,6 +232,8 @@ def test_a_listener_by_mptcp_is_noted_with_what_ends_that(site: Site) -> None:
     try:
         site.bridge = site.start_bridge(site.far)
         wait_until(are_well, SETTLED_S, "nothing is wrong")
+        site.balancer.wait_for("INFO doctor: .* listens by MPTCP, so it is spliced; remedy: sysctl",
+                               SAID_S)
     finally:
         other.stop()
         site.server = site.lab.start_nginx(site.far, port=SERVER_PORT)

@@ -76,6 +76,19 @@ def test_orders_need_the_token_and_are_carried_out(page: Browser) -> None:
     assert page.ask("document.querySelector('#said').textContent").endswith("enable is done.")
 
 
+def test_where_there_is_no_token_nobody_is_asked_for_one(lab: Lab, page: Browser) -> None:
+    form = "getComputedStyle(document.querySelector('#operate')).display"
+    assert page.ask(form) == "flex"
+
+    lab.balancer.processes[-1].stop()
+    lab.start_balancer()
+    page.wait(f"{form} === 'none'")
+
+    lab.balancer.processes[-1].stop()
+    lab.start_balancer("--token-file", str(lab.directory / "token"))
+    page.wait(f"{form} === 'flex'")
+
+
 def test_a_keyboard_is_enough(page: Browser) -> None:
     page.ask("document.querySelector('#backends [data-column=id] button').focus()")
 

@@ -445,3 +445,16 @@ def test_metrics_are_read_while_services_come(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(network.monitor, "_requests", {})  # as before the newest came
 
     assert network.monitor.samples()
+
+
+def test_whoever_looks_for_causes_hears_when_a_check_says_something_else() -> None:
+    network = Network(b1=lambda net, seg: [])
+    heard: list[tuple[int, bool]] = []
+    network.monitor.on_doubt = lambda backend, is_suspect: heard.append((backend.id, is_suspect))
+
+    network.run(5000)
+    assert heard == [(1, False)]  # the first that fails; all others fail alike
+    network.answers.pop(1)
+    network.run(5000)
+
+    assert heard == [(1, False), (1, False)]

@@ -1,8 +1,10 @@
 """`top`: rates of what was counted, and an order of rows."""
 
 import pytest
+from rich.console import Console
 
 from balancer.tools import top
+from balancer.tools.words import found_by
 
 
 def seen(seconds: float, *counts: tuple[int, int]) -> top.Look:
@@ -44,6 +46,32 @@ def test_top_sorts_by_keys() -> None:
     assert orders == {"n": [1, 2, 3], "f": [1, 2, 3], "h": [2, 3, 1],
                       "u": [3, 2, 1]}
     assert order() == [1, 2, 3]
+
+
+def shown(view: top.View) -> str:
+    console = Console(width=200)
+    with console.capture() as captured:
+        console.print(view.render())
+    return captured.get()
+
+
+def test_top_says_why_there_is_no_later_look_until_there_is_one() -> None:
+    view = top.View(seen(10, (0, 0)))
+
+    view.missed = "nothing answers"
+    assert "these figures are old: nothing answers" in shown(view)
+    view.add(seen(11, (0, 0)))
+
+    assert "old" not in shown(view)
+
+
+def test_the_cause_stands_beside_what_a_check_has_found() -> None:
+    look = seen(10, (0, 0))
+    look.backends[0]["check"] = {"seconds": 0.1, "says": "is silent", "cause": "no bridge at X"}
+
+    assert "is silent; no bridge at X" in shown(top.View(look))
+    assert found_by({"says": "answers", "cause": None}) == "answers"
+    assert found_by({"says": "", "cause": None}) == "not checked yet"
 
 
 @pytest.mark.parametrize("number, text", [
