@@ -303,7 +303,6 @@ def test_a_flood_of_unknown_packets_is_kept_from_the_portable_engine(
     assert (alone.retval, flood.retval) == (XDP_PASS, XDP_DROP)
     assert 50_000 < program.loaded.reasons.totals()[DropReason.LIMITED_UNKNOWN] < 100_000
     program.loaded.close()
-    program.loaded.close()
 
 
 def test_in_service_nothing_is_noted_for_tests(random: Random) -> None:
@@ -316,8 +315,6 @@ def test_in_service_nothing_is_noted_for_tests(random: Random) -> None:
 
     assert in_test.loaded.last_reason() is Event.SYN_ANSWERED
     assert in_service.loaded.last_reason() is Event.NOT_OURS
-    in_test.loaded.close()
-    in_service.loaded.close()
     assert in_service.loaded.object.variable("in_test")[0] == ".rodata"
     for each in (in_test, in_service):
         each.loaded.close()
