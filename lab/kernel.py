@@ -183,6 +183,8 @@ def _run_machine(command: Sequence[str], timeout_s: float) -> int:
 
 def _command(kernel: Kernel, words: Sequence[str]) -> str:
     variables = {name: value for name, value in os.environ.items() if name.startswith("L3DSR_")}
+    if _accelerator() == "tcg":
+        variables.setdefault("L3DSR_PATIENCE", "20")  # of lab/node.py
     if not sys.stdout.isatty():
         variables["NO_COLOR"] = "1"  # its console is a terminal, whatever ours is
     return _COMMAND.format(

@@ -12,6 +12,8 @@ from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 READY_S = 20
+# All bounds of waiting are so many times as long, where a processor is emulated.
+PATIENCE = float(os.environ.get("L3DSR_PATIENCE", "1"))
 _NETNS = Path("/run/netns")
 
 
@@ -23,7 +25,8 @@ def run(command: Sequence[str], *, check: bool = True, timeout_s: float | None =
     Raises: RuntimeError with what it complains of; subprocess.TimeoutExpired.
     """
     done = subprocess.run(
-        list(command), capture_output=True, text=True, check=False, timeout=timeout_s, input=stdin,
+        list(command), capture_output=True, text=True, check=False, input=stdin,
+        timeout=None if timeout_s is None else PATIENCE * timeout_s,
         stdin=subprocess.DEVNULL if stdin is None else None, cwd=REPOSITORY,
     )
     if check and done.returncode:
@@ -34,7 +37,7 @@ def run(command: Sequence[str], *, check: bool = True, timeout_s: float | None =
 
 def wait_until(holds: Callable[[], bool], timeout_s: float, what: str) -> None:
     """Wait for a condition. Raises: TimeoutError naming `what`."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + PATIENCE * timeout_s
     while not holds():
         if time.monotonic() > deadline:
             raise TimeoutError(f"not within {timeout_s:g} s: {what}")
@@ -105,7 +108,7 @@ class Process:
         if self.running:
             self.popen.send_signal(number)
             try:
-                self.popen.wait(timeout_s)
+                self.popen.wait(PATIENCE * timeout_s)
             except subprocess.TimeoutExpired:
                 self.popen.kill()
                 self.popen.wait()
@@ -153,7 +156,7 @@ class Node:
 
     def curl(self, url: str, *flags: str, timeout_s: float = 30) -> str:
         """Fetch a URL with curl. Raises: RuntimeError with curl's complaint."""
-        return self.run(["curl", "-sS", "--max-time", f"{timeout_s:g}", *flags, url],
+        return self.run(["curl", "-sS", "--max-time", f"{PATIENCE * timeout_s:g}", *flags, url],
                         timeout_s=timeout_s + 5)
 
     @contextmanager

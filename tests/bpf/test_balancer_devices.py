@@ -11,7 +11,7 @@ from common.bpf import links
 from common.bpf.links import Link, Mode
 from common.bpf.objects import Object
 from common.engine.devices import Devices, strips_tags
-from lab.node import Process
+from lab.node import PATIENCE, Process
 from lab.topology import Lab
 from tests.bpf.test_balancer_frames import add_vlan, queued, serve, start_digests, upload
 from tests.lab.netns import inside
@@ -103,7 +103,7 @@ def test_native_is_refused_where_what_is_sent_back_is_lost() -> None:
         _needs_a_kernel_that_tells(network)
         process = network.start_balancer("--engine", "fast", "--xdp", "native", ready=False)
 
-        assert process.popen.wait(20) == 2
+        assert process.popen.wait(PATIENCE * 20) == 2
         assert "auto or generic: what a program sends by eth1 is lost" in process.log()
 
 
@@ -112,7 +112,7 @@ def test_tags_that_are_taken_off_before_a_program_sees_them_refuse_it() -> None:
         add_vlan(network)
         network.balancer.run(["ethtool", "-K", "eth1", "rxvlan", "on"])
         refused = network.start_balancer("--engine", "fast", ready=False)
-        code = refused.popen.wait(20)
+        code = refused.popen.wait(PATIENCE * 20)
         portable = network.start_balancer("--engine", "auto")
         portable.stop()
         network.balancer.run(["ethtool", "-K", "eth1", "rxvlan", "off"])

@@ -17,7 +17,9 @@ from balancer import config
 from balancer.datapath import Datapath
 from balancer.flows import BackendFlow
 from balancer.keys.request import KeySpec
+from balancer.modes.split import takeover
 from balancer.offload.flow_map import Entry
+from balancer.offload.maps import CANDIDATES
 from balancer.offload.program import PROGRAM_NAME, Program
 from balancer.paths import NextHop
 from common.bpf import BpfError, build
@@ -101,12 +103,26 @@ class Twins:
 
 
 @pytest.fixture(scope="module")
-def twins() -> Iterator[Twins]:
-    with pytest.MonkeyPatch.context() as patch:  # time stands still, and half of them are guesses
+def many_guesses() -> Iterator[None]:
+    """Time stands still, and half of what comes are guesses."""
+    with pytest.MonkeyPatch.context() as patch:
         patch.setattr(guesses, "MAX_GUESSES", 1 << 30)
-        made = Twins()
-        yield made
-        made.loaded.close()
+        yield
+
+
+@pytest.fixture(scope="module")
+def twins(many_guesses: None) -> Iterator[Twins]:
+    made = Twins()
+    yield made
+    made.loaded.close()
+
+
+@pytest.fixture
+def fresh(many_guesses: None) -> Iterator[Twins]:
+    """Twins that no other test has given anything."""
+    made = Twins()
+    yield made
+    made.loaded.close()
 
 
 @pytest.fixture
@@ -303,7 +319,6 @@ def test_a_flood_of_unknown_packets_is_kept_from_the_portable_engine(
     assert (alone.retval, flood.retval) == (XDP_PASS, XDP_DROP)
     assert 50_000 < program.loaded.reasons.totals()[DropReason.LIMITED_UNKNOWN] < 100_000
     program.loaded.close()
-    program.loaded.close()
 
 
 def test_in_service_nothing_is_noted_for_tests(random: Random) -> None:
@@ -316,16 +331,14 @@ def test_in_service_nothing_is_noted_for_tests(random: Random) -> None:
 
     assert in_test.loaded.last_reason() is Event.SYN_ANSWERED
     assert in_service.loaded.last_reason() is Event.NOT_OURS
-    in_test.loaded.close()
-    in_service.loaded.close()
     assert in_service.loaded.object.variable("in_test")[0] == ".rodata"
     for each in (in_test, in_service):
         each.loaded.close()
 
 
-def test_whole_lives_of_flows_are_alike(twins: Twins, random: Random, times: int) -> None:
+def test_whole_lives_of_flows_are_alike(fresh: Twins, random: Random, times: int) -> None:
     """Few clients, so that ports are used again, echoes go stale and resets meet flows."""
-    ends = [five_tuple(random) for _ in range(40)]
+    twins, ends = fresh, apart(fresh, random, 40)
     differences = []
     for _ in range(30_000 * times):
         one, isn = random.choice(ends), random.choice([7, 2**32 - 3])
@@ -350,6 +363,24 @@ def test_whole_lives_of_flows_are_alike(twins: Twins, random: Random, times: int
     assert twins.datapath.counters[Event.FORWARDED] > 500
     assert twins.datapath.counters[Event.TAKEOVER] > 100
     assert twins.datapath.counters[DropReason.HANDSHAKE_ACK] > 100
+
+
+def apart(twins: Twins, random: Random, count: int) -> list[bytes]:
+    """Five-tuples that share no place where takeovers are noted.
+
+    Each engine's places are its own, by chance: flows that meet in one would not in the other.
+    """
+    found: list[bytes] = []
+    by_program, by_python = set(), set()
+    while len(found) < count:
+        ends = five_tuple(random)
+        places = twins.loaded.flows._hash(ends) % (CANDIDATES // 2), hash(
+            ends) % takeover._CANDIDATES >> 1
+        if places[0] not in by_program and places[1] not in by_python:
+            found.append(ends)
+            by_program.add(places[0])
+            by_python.add(places[1])
+    return found
 
 
 def _agree(twins: Twins, key: bytes) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from common.bpf import BpfError, links, pins
 from common.bpf.hooks import Hooks
-from common.bpf.links import Direction, Link
+from common.bpf.links import Direction, Link, TcFilter
 from common.bpf.objects import Object
 from common.bpf.pins import Kept, Pins
 from lab.node import Node, wait_until
@@ -56,6 +56,14 @@ def replace(attached: Attached) -> None:
     link.close()
 
 
+def detach_tc(attached: Attached) -> None:
+    """The link, or the filter where the kernel has none."""
+    if any(name.startswith("tcx") for name in attached.pins.links()):
+        attached.link("tcx").detach()
+    else:
+        TcFilter(attached.index, Direction.INGRESS, attached.pins.handle).detach()
+
+
 def is_attached(attached: Attached) -> bool:
     """Whether it could be attached again; a link without a pin is freed a little later."""
     try:
@@ -69,7 +77,7 @@ def is_attached(attached: Attached) -> bool:
 
 FAULTS: dict[str, Callable[[Attached], object]] = {
     "XDP detached": lambda attached: attached.link("xdp").detach(),
-    "tc detached": lambda attached: attached.link("tcx").detach(),
+    "tc detached": detach_tc,
     "another program": replace,
     "pins removed": lambda attached: shutil.rmtree(attached.pins.path),
 }
