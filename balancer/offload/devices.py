@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from balancer.config import Config
 from balancer.paths import Route
 from common.bpf.links import Mode
-from common.engine.devices import Devices, strips_tags
+from common.engine.devices import Device, Devices, strips_tags
 from common.settings import ConfigError
 
 log = logging.getLogger(__name__)
@@ -30,11 +30,13 @@ def refusal(config: Config) -> str:
     finally:
         devices.close()
     own = next(device for device in found if device.name == name)
-    if config.xdp == "native" and own.kind == "veth" and own.is_told and not own.takes_frames:
+    lossy = [device.name for device in _senders(own, found)
+             if device.kind == "veth" and device.is_told and not device.takes_frames]
+    if config.xdp == "native" and lossy:
         raise ConfigError(
             config.file, "xdp", "native",
-            f"auto or generic: what a program sends by {name} is lost, since its peer has neither "
-            "a program nor GRO",
+            f"auto or generic: what a program sends by {lossy[0]} is lost, since its peer has "
+            "neither a program nor GRO",
         )
     vlans = [device.name for device in found
              if device.kind == "vlan" and device.link == own.ifindex]
@@ -54,9 +56,10 @@ def wanted_mode(xdp: str, interface: str, routes: Iterable[Route]) -> Mode | Non
     devices = Devices()
     try:
         own = devices.get(socket.if_nametoindex(interface))
+        senders = _senders(own, devices.all())
     finally:
         devices.close()
-    if own.kind == "veth":
+    if any(device.kind == "veth" for device in senders):
         return Mode.GENERIC  # in the driver, what it sends needs its peer's consent
     lossy = sorted({route.device for route in routes if loses_frames(route)})
     if lossy:
@@ -64,6 +67,11 @@ def wanted_mode(xdp: str, interface: str, routes: Iterable[Route]) -> Mode | Non
                  " and ".join(lossy))
         return Mode.GENERIC
     return None
+
+
+def _senders(own: Device, found: Iterable[Device]) -> list[Device]:
+    """What frames leave by that a program sends back: the interface, or a bond's slaves."""
+    return [own, *(device for device in found if device.master == own.ifindex)]
 
 
 def loses_frames(route: Route) -> bool:

@@ -21,6 +21,7 @@ from common.engine.loop import Engine
 from common.verdict import Event
 from common.wire import tcp
 from common.wire.tcp import ACK, PSH, SYN
+from tests.bpf.loaded import shared
 from tests.fuzz.datapaths import REQUEST, SECRETS, VIP, balancer, bridge, cookie_of, ends
 
 SET_S = [901, -901, 1_000_000]  # more than any idle time-out, and back
@@ -113,7 +114,8 @@ def test_a_clock_that_is_set_empties_no_table_of_the_program(
                              backends=(config.Backend(1, VIP + 11),))
     configured = config.Config(services=(service,), max_flows=1000)
     try:
-        program = Program(configured, SECRETS)
+        with shared():
+            program = Program(configured, SECRETS)
     except (BpfError, build.BuildError) as error:
         pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
     datapath, offload = beside(program, configured, SECRETS, random=Random(1))

@@ -18,6 +18,7 @@ from common.verdict import DropReason, Event, Reason
 from common.wire import options, tcp
 from common.wire.options import Options
 from common.wire.tcp import ACK, PSH
+from tests.bpf.loaded import shared
 
 VIP = IPv4Address("192.168.33.10")
 SECRETS = Secrets(bytes(16))
@@ -45,7 +46,8 @@ def fast() -> Iterator[Engine]:
     from common.bpf.objects import XDP_PASS
 
     try:
-        program = Program(CONFIG, SECRETS, for_tests=True)
+        with shared():
+            program = Program(CONFIG, SECRETS, for_tests=True)
     except (BpfError, build.BuildError) as error:
         pytest.skip(f"no eBPF here: {str(error).splitlines()[0]}")
     datapath, offload = beside(program, CONFIG, SECRETS, random=Random(1))
