@@ -63,6 +63,7 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 ln -sfn {modules} /lib/modules/{release}
 ip link set lo up
 hostname lab
+ulimit -n $(ulimit -Hn)
 cd {directory}
 {environment} {words}
 echo "{exit} $?"

@@ -62,9 +62,10 @@ def wire(own_bpffs: None) -> Iterator[Lab]:
 
 
 @pytest.fixture
-def tiny(compiled: Callable[[str], Path]) -> Object:
+def tiny(compiled: Callable[[str], Path]) -> Iterator[Object]:
     """The tiny object, opened."""
-    return Object(compiled(TINY))
+    with Object(compiled(TINY)) as made:
+        yield made
 
 
 @pytest.fixture

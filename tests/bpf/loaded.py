@@ -79,7 +79,7 @@ class Shared(Object):
                 if each.shape.type == ARRAY and each.name not in reused:
                     self.set_map_flags(each.name, each.shape.flags | _SHARED_MEMORY)
             super().load()
-            own = [self.map(each.name) for each in wanted.maps
+            own = [Map(libbpf().bpf_map__fd(self._map(each.name))) for each in wanted.maps
                    if each.is_created and each.name not in reused]
             found = _Loaded(wanted, self._handle, own)
         self._loaded = found
@@ -137,7 +137,6 @@ class _Loaded:
 
     def __init__(self, wanted: _Wanted, handle: Any, own: list[Map]) -> None:
         self.wanted, self.handle = wanted, handle
-        self._own = own
         self._restorers = [_restorer(each) for each in own]
 
     def restore(self) -> None:
@@ -145,8 +144,6 @@ class _Loaded:
             restorer()
 
     def close(self) -> None:
-        for each in self._own:
-            each.close()
         libbpf().bpf_object__close(self.handle)
 
 

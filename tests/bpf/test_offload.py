@@ -319,9 +319,9 @@ def test_the_program_is_told_when_the_engine_is_busy() -> None:
     pair.offload.is_live = True
     told = pair.program.object.shared_variable("is_busy")
 
-    said, begun_ms = [], clock.now_ms()
+    said, start_ms = [], clock.now_ms()
     for after_ms in (0, 100, 200, 1100, 1200):
-        pair.datapath.on_tick(begun_ms + after_ms)
+        pair.datapath.on_tick(start_ms + after_ms)
         said.append(bool(int.from_bytes(told, sys.byteorder)))
 
     assert said == [False, True, True, False, False]
