@@ -206,6 +206,12 @@ class Watched:
         for each in self.backends:
             self.watch.doubt(each, False)
 
+    def doubt_often(self) -> None:
+        """Again and again, with time to begin looks in between."""
+        for _ in range(10):
+            self.doubt()
+            self.watch.on_deadline()
+
     def turn(self) -> None:
         """Hear of a look that has ended, and begin others."""
         worker = self.watch.sources[1]
@@ -217,9 +223,7 @@ class Watched:
 def test_when_all_checks_fail_at_once_some_bridges_are_asked_at_a_time(bridges: Bridges) -> None:
     watched = Watched(127)
 
-    for _ in range(10):
-        watched.doubt()
-        watched.watch.on_deadline()
+    watched.doubt_often()
     bridges.may_end.set()
     while len(bridges.looks) < 127:
         watched.turn()
@@ -230,9 +234,7 @@ def test_when_all_checks_fail_at_once_some_bridges_are_asked_at_a_time(bridges: 
 def test_a_bridge_is_asked_once_at_a_time(bridges: Bridges) -> None:
     watched = Watched(1)
 
-    for _ in range(10):
-        watched.doubt()
-        watched.watch.on_deadline()
+    watched.doubt_often()
     bridges.may_end.set()
     watched.turn()
 

@@ -30,7 +30,6 @@ WRAP_SLACK_MS = 2000
 VOUCHED_COUNT = 3  # packets, after which a flow is limited no more
 REACH = 1 << 24  # how far its numbers may move from one packet to the next
 _CANDIDATES = 1 << 15  # flows that are watched; a program, which sees more of them, watches more
-_MIX = 0x9E3779B1  # 2**32 divided by the golden ratio: its multiples have well-spread top bits
 KEPT_MS = 2000  # for how long one that has gone on gives way to no other
 PREFIXES = 4096  # limits of prefixes; some share one
 PREFIX_LEN = 3  # octets
@@ -183,7 +182,7 @@ class Takeovers:
 
 def _takes_the_younger(packet: Candidate) -> bool:
     """One time in four, by numbers that differ from one packet of a flow to the next."""
-    mixed = (packet.seq + packet.ack + packet.tsecr + packet.seen_ms) * _MIX & MASK
+    mixed = (packet.seq + packet.ack + packet.tsecr + packet.seen_ms) * stamps.SPREAD & MASK
     return mixed >> 30 == 0
 
 

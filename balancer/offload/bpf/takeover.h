@@ -117,8 +117,9 @@ static __always_inline bool is_kept(const struct candidate *last, __u64 now_ms)
  */
 static __always_inline bool takes_the_younger(const struct segment *segment, __u64 now_ms)
 {
-	return (segment->seq + segment->ack + segment->tsecr + (__u32)now_ms) * 0x9e3779b1U >> 30 ==
-	       0;
+	__u32 sum = segment->seq + segment->ack + segment->tsecr + (__u32)now_ms;
+
+	return sum * (__u32)SPREAD >> 30 == 0;
 }
 
 /* Where a flow is, or of its two places the one that can be had, if any can. */
